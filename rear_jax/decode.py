@@ -1,0 +1,119 @@
+"""Sampling of code sequences from any generator: one compiled program, prefill and scan over an explicit cache."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PRNGKeyArray
+
+from rear_jax import guidance
+from rear_jax.models import Decoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """How codes are drawn; hashable, so that it can be a static argument.
+
+    Attributes:
+      guidance: name of the schedule in `guidance.SCHEDULES`.
+      guidance_scale: full strength; 0 and 1 both mean the conditional model alone.
+      guidance_power: exponent of the power-cosine schedule.
+      temperature: divides guided logits; 0 takes the most probable code.
+      top_k: keep the k most probable codes; 0 keeps all.
+      top_p: keep the most probable codes up to this probability; 1 keeps all.
+      segments: into how many stretches the scan is cut; each attends over no more of the cache than it can need.
+    """
+
+    guidance: str = "power_cosine"
+    guidance_scale: float = 1.0
+    guidance_power: float = 1.0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    segments: int = 4
+
+    @property
+    def guided(self) -> bool:
+        """Whether the unconditional half of the batch is run at all."""
+        return self.guidance_scale not in (0.0, 1.0)
+
+
+def generate(
+    decoder: Decoder,
+    params: Any,
+    classes: Int[Array, " U"],
+    rows: Int[Array, " B"],
+    keys: PRNGKeyArray,
+    sampler: Sampler,
+    *,
+    return_logits: bool = False,
+) -> Any:
+    """Draws one code sequence per row.
+
+    The draw of code n of a sequence uses `fold_in(its key, n)` and nothing of its neighbours, so a sequence does not
+    depend on the batch it is in.
+
+    Args:
+      decoder: the generator's cached form.
+      params: its parameters.
+      classes: the distinct labels of the batch (repeats allowed): what depends on the class is computed once each.
+      rows: index into `classes` for each sequence.
+      keys: one random key per sequence.
+      sampler: guidance and filters.
+      return_logits: also return the guided logits that each code was drawn from.
+
+    Returns:
+      codes [B, N] int32, or (codes, logits [B, N, K] float32).
+    """
+    weights = decoder.prepare(params)
+    batch, num_codes = rows.shape[0], decoder.num_codes
+    if sampler.guided:
+        rows = jnp.concatenate([rows, jnp.full_like(rows, classes.shape[0])])
+        classes = jnp.append(classes, decoder.null_label)
+
+    def draw(logits, n):
+        """Logits of all halves -> (code n of each sequence, guided logits)."""
+        if sampler.guided:
+            weight = guidance.guidance_weight(
+                sampler.guidance, sampler.guidance_scale, n, num_codes, power=sampler.guidance_power
+            )
+            logits = guidance.guide(logits[:batch], logits[batch:], weight)
+        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, n)
+        codes = guidance.draw(
+            step_keys, logits, temperature=sampler.temperature, top_k=sampler.top_k, top_p=sampler.top_p
+        )
+        return codes, logits
+
+    def step(carry, inputs):
+        """Reads code n - 1, draws code n."""
+        codes, cache = carry
+        n, conditioning = inputs
+        position = decoder.prefix_length + n - 1
+        read = jnp.concatenate([codes, codes]) if sampler.guided else codes
+        logits, cache = decoder.step(weights, conditioning, rows, read, position, cache)
+        codes, logits = draw(logits, n)
+        return (codes, cache), (codes, logits if return_logits else None)
+
+    bounds = segment_bounds(num_codes, sampler.segments)
+    cache = decoder.new_cache(rows.shape[0], decoder.prefix_length)
+    logits, cache = decoder.prefill(weights, classes, rows, cache)
+    codes, logits = draw(logits, jnp.int32(0))
+    outputs = [(codes[None], logits[None] if return_logits else None)]
+    for start, stop in bounds:
+        numbers = jnp.arange(start, stop)
+        positions = decoder.prefix_length + numbers - 1
+        conditioning = decoder.condition(weights, classes, positions)
+        cache = decoder.grow_cache(cache, decoder.prefix_length + stop - 1)
+        (codes, cache), output = jax.lax.scan(step, (codes, cache), (numbers, conditioning))
+        outputs.append(output)
+    codes, logits = jax.tree.map(lambda *parts: jnp.concatenate(parts).swapaxes(0, 1), *outputs)
+    return (codes, logits) if return_logits else codes
+
+
+def segment_bounds(num_codes: int, segments: int) -> list[tuple[int, int]]:
+    """Cuts codes 1 .. N-1 (code 0 comes from the prefill) into at most `segments` stretches [start, stop)."""
+    size = -(-num_codes // segments)
+    starts = [1, *range(size, num_codes, size)]
+    stops = [*starts[1:], num_codes]
+    return [(a, b) for a, b in zip(starts, stops, strict=True) if a < b]

@@ -1,0 +1,84 @@
+"""Classifier-free guidance and the filters of a sampler. Nothing here but jax."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+SCHEDULES = {
+    "constant": lambda s, power: jnp.ones_like(s),
+    "linear": lambda s, power: s,
+    "power_cosine": lambda s, power: 0.5 * (1.0 - jnp.cos(jnp.pi * s**power)),
+}
+
+
+def guidance_weight(
+    schedule: str, scale: float, step: Int[Array, ""] | int, num_steps: int, *, power: float = 1.0
+) -> Float[Array, ""]:
+    """Guidance weight w of one decoding step: 1 is the conditional model alone, `scale` the full strength.
+
+    Args:
+      schedule: how w grows from 1 to `scale`, with s = step / num_steps:
+        'power_cosine'  1 + (scale - 1)·½(1 - cos(π s^power)) (RAR and reAR; power 0 is constant);
+        'linear'        1 + (scale - 1)·s;
+        'constant'      scale.
+      scale: full strength.
+      step: 0-based index of the code that is about to be drawn.
+      num_steps: number of codes in a sequence.
+      power: exponent of 'power_cosine'.
+
+    Raises:
+      ValueError: the schedule has no such name.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"unknown guidance schedule {schedule!r}: use one of {', '.join(SCHEDULES)}")
+    share = SCHEDULES[schedule](jnp.asarray(step, jnp.float32) / num_steps, power)
+    return 1.0 + (scale - 1.0) * share
+
+
+def guide(
+    conditional: Float[Array, "B K"], unconditional: Float[Array, "B K"], weight: Float[Array, ""] | float
+) -> Float[Array, "B K"]:
+    """Guided logits u + w·(c - u), in float32."""
+    conditional, unconditional = conditional.astype(jnp.float32), unconditional.astype(jnp.float32)
+    return unconditional + weight * (conditional - unconditional)
+
+
+def keep_top_k(logits: Float[Array, "*B K"], k: int) -> Float[Array, "*B K"]:
+    """Removes (-inf) all but the k largest logits of each row; values tied with the k-th stay. k = 0 keeps all."""
+    if k <= 0 or k >= logits.shape[-1]:
+        return logits
+    threshold = jax.lax.top_k(logits, k)[0][..., -1:]
+    return jnp.where(logits < threshold, -jnp.inf, logits)
+
+
+def keep_top_p(logits: Float[Array, "*B K"], p: float) -> Float[Array, "*B K"]:
+    """Keeps the smallest set of most probable codes whose probability exceeds p (nucleus sampling). p = 1 keeps all.
+
+    The code that carries the sum across p stays, so at least one does.
+    """
+    if p >= 1.0:
+        return logits
+    order = jnp.argsort(-logits, axis=-1)
+    probabilities = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities  # probability of all more likely codes
+    rank = jnp.argsort(order, axis=-1)
+    return jnp.where(jnp.take_along_axis(before > p, rank, axis=-1), -jnp.inf, logits)
+
+
+def draw(
+    keys: PRNGKeyArray, logits: Float[Array, "B K"], *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+) -> Int[Array, " B"]:
+    """Draws one code per row, each row with its own key; temperature 0 takes the most probable code.
+
+    Temperature divides the logits first, then top-k and top-p filter what is left.
+    """
+    if temperature == 0.0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    filtered = keep_top_p(keep_top_k(logits / temperature, top_k), top_p)
+    return jax.vmap(jax.random.categorical)(keys, filtered).astype(jnp.int32)

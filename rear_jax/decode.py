@@ -22,7 +22,6 @@ class Sampler:
       temperature: divides guided logits; 0 takes the most probable code.
       top_k: keep the k most probable codes; 0 keeps all.
       top_p: keep the most probable codes up to this probability; 1 keeps all.
-      segments: into how many stretches the scan is cut; each attends over no more of the cache than it can need.
     """
 
     guidance: str = "power_cosine"
@@ -31,7 +30,6 @@ class Sampler:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
-    segments: int = 4
 
     @property
     def guided(self) -> bool:
@@ -47,6 +45,7 @@ def generate(
     keys: PRNGKeyArray,
     sampler: Sampler,
     *,
+    segments: int = 4,
     return_logits: bool = False,
 ) -> Any:
     """Draws one code sequence per row.
@@ -61,6 +60,7 @@ def generate(
       rows: index into `classes` for each sequence.
       keys: one random key per sequence.
       sampler: guidance and filters.
+      segments: into how many stretches the scan is cut; each attends over no more of the cache than it can need.
       return_logits: also return the guided logits that each code was drawn from.
 
     Returns:
@@ -95,7 +95,7 @@ def generate(
         codes, logits = draw(logits, n)
         return (codes, cache), (codes, logits if return_logits else None)
 
-    bounds = segment_bounds(num_codes, sampler.segments)
+    bounds = segment_bounds(num_codes, segments)
     cache = decoder.new_cache(rows.shape[0], decoder.prefix_length)
     logits, cache = decoder.prefill(weights, classes, rows, cache)
     codes, logits = draw(logits, jnp.int32(0))

@@ -1,0 +1,11 @@
+"""Jobs: one file each, a `run(config, workdir)` that reads top to bottom."""
+
+from rear_jax.jobs import evaluate, sample, tokenize, tokenizer, train
+
+JOBS = {
+    "tokenizer": tokenizer.run,
+    "tokenize": tokenize.run,
+    "train": train.run,
+    "sample": sample.run,
+    "evaluate": evaluate.run,
+}

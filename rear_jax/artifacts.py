@@ -1,0 +1,157 @@
+"""What jobs leave for one another in the workdir, and how the next one opens it."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from rear_jax import models, tokenizers
+from rear_jax.atomic import atomic_file
+from rear_jax.config import refuse_changes
+from rear_jax.convert import layout, maskgit_vqgan
+from rear_jax.convert.torch_files import read_tensors
+from rear_jax.errors import RearError
+from rear_jax.training import mesh
+from rear_jax.training.checkpoints import Checkpoints, abstract
+
+
+def tokenizer_folder(workdir: Path) -> Path:
+    """Checkpoints of `--job=tokenizer`."""
+    return workdir / "tokenizer"
+
+
+def generator_folder(workdir: Path) -> Path:
+    """Checkpoints of `--job=train`."""
+    return workdir / "generator"
+
+
+def codes_folder(config: ConfigDict, workdir: Path) -> Path:
+    """Code files of `--job=tokenize`."""
+    return Path(config.codes_from) if config.codes_from else workdir / "codes"
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """A frozen tokenizer.
+
+    Attributes:
+      module: see `tokenizers.Tokenizer`.
+      params: its parameters.
+      fingerprint: a hash of parameters and sizes; two tokenizers with one fingerprint give the same codes.
+      origin: where it was loaded from, for people.
+    """
+
+    module: Any
+    params: Any
+    fingerprint: str
+    origin: str
+
+    @property
+    def num_codes(self) -> int:
+        """N, codes per image."""
+        return self.module.codes_per_image
+
+    def codebook(self) -> jax.Array:
+        """Vectors of all codes, [K, D] float32."""
+        every = jnp.arange(self.module.codebook_size)[None]
+        return self.module.apply({"params": self.params}, every, method="embed")[0].astype(jnp.float32)
+
+    def require(self, fingerprint: str, whose: str) -> None:
+        """Raises RearError unless this is the tokenizer that something else was made with."""
+        if fingerprint != self.fingerprint:
+            raise RearError(
+                f"{whose} was made with tokenizer {fingerprint}, but {self.origin} is {self.fingerprint}: "
+                "point config.tokenizer_from at the right one, or use another --workdir."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+    """A trained generator: module, parameters, the step they are from, and their hash."""
+
+    module: Any
+    params: Any
+    step: int
+    fingerprint: str
+
+
+def load_tokenizer(config: ConfigDict, workdir: Path) -> Tokenizer:
+    """The tokenizer of this experiment: trained here, in another workdir, or by somebody else.
+
+    Raises:
+      RearError: it is missing, damaged, or not of the config's sizes.
+    """
+    module = tokenizers.build(config.tokenizer, config.data.image_size)
+    image = jax.ShapeDtypeStruct((1, config.data.image_size, config.data.image_size, 3), jnp.float32)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), image)["params"]
+    place = Path(config.tokenizer_from) if config.tokenizer_from else tokenizer_folder(workdir)
+    if place.is_file():
+        params = layout.from_torch(read_tensors(place), shapes, maskgit_vqgan.torch_name, source=str(place))
+    else:
+        _require_checkpoints(place, "tokenizer")
+        checkpoints = Checkpoints(place, keep=1)
+        refuse_changes(checkpoints.record(), config, ("tokenizer.", "data.image_size"), str(place))
+        _, params = checkpoints.restore_params({"tokenizer": _on_all_devices(shapes)})
+        params = params["tokenizer"]
+    sizes = {k: v for k, v in config.tokenizer.to_dict().items() if k != "dtype"}
+    return Tokenizer(module, params, fingerprint(params, sizes), str(place))
+
+
+def load_generator(config: ConfigDict, workdir: Path, tokenizer: Tokenizer) -> Generator:
+    """The generator that `--job=train` has made so far.
+
+    Raises:
+      RearError: it is missing, damaged, of other sizes, or made with another tokenizer.
+    """
+    module = models.build(config, num_codes=tokenizer.num_codes, embedding_dim=tokenizer.module.embedding_dim)
+    example = jnp.zeros((1, module.num_codes), jnp.int32), jnp.zeros(1, jnp.int32)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *example)["params"]
+    place = generator_folder(workdir)
+    _require_checkpoints(place, "train")
+    checkpoints = Checkpoints(place, keep=1)
+    record = checkpoints.record()
+    refuse_changes(record, config, ("data.num_classes", "tokenizer.", "model."), str(place))
+    tokenizer.require(record["tokenizer_fingerprint"], f"the generator in {place}")
+    if config.sample.use_ema and not record["train"]["ema_decay"]:
+        raise RearError(f"config.sample.use_ema: {place} holds no moving average; train with config.train.ema_decay.")
+    step, params = checkpoints.restore_params(_on_all_devices(shapes), ema=config.sample.use_ema)
+    return Generator(module, params, step, fingerprint(params, {}))
+
+
+def fingerprint(params: Any, sizes: dict) -> str:
+    """Sixteen hexadecimal digits that name these parameters with these sizes."""
+    digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode())
+    for path, leaf in sorted(traverse_util.flatten_dict(jax.device_get(params), sep="/").items()):
+        digest.update(path.encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _require_checkpoints(place: Path, job: str) -> None:
+    if not place.exists():
+        raise RearError(f"{place} does not exist: run --job={job} first, or mend the path.")
+
+
+def _on_all_devices(shapes: Any) -> Any:
+    return abstract(shapes, mesh.replicated(mesh.make_mesh()))
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Writes JSON under a temporary name and renames it."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def is_done(path: Path, recipe: dict) -> bool:
+    """Whether the JSON file at `path` exists and says that its job ran by this very recipe."""
+    if not path.exists():
+        return False
+    done = json.loads(path.read_text())
+    return all(done.get(key) == value for key, value in json.loads(json.dumps(recipe)).items())

@@ -1,0 +1,32 @@
+"""Files that appear whole or not at all."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, *, writer: int = 0) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; what was written there is flushed to disk and renamed on a clean exit.
+
+    A killed process leaves only the temporary file, which the next attempt overwrites.
+
+    Args:
+      path: the file to make or replace.
+      writer: tells processes apart that may write the same `path` at the same time.
+    """
+    temporary = path.with_name(f"{path.name}.tmp{writer}")
+    temporary.unlink(missing_ok=True)
+    yield temporary
+    _flush(temporary)
+    os.replace(temporary, path)
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

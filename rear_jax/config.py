@@ -1,0 +1,176 @@
+"""Every setting there is, with its default. `configs/*.py` start from `default()` and change what they need.
+
+The result is locked: a key that is not here is an error that names the nearest one that is. Sizes that follow from
+one another (codes per image from the image size and the tokenizer, embedding width from the tokenizer) are not
+settings; they are derived where they are used.
+"""
+
+from ml_collections import ConfigDict
+
+from rear_jax.errors import RearError
+
+FREE = ("dtype", "remat", "unroll")  # settings of a network that its parameters do not depend on
+
+
+def default() -> ConfigDict:
+    """The default experiment: reAR on ImageNet-1k at 256 pixels with the MaskGIT-VQGAN tokenizer."""
+    config = ConfigDict()
+    config.jobs = ("train",)  # what runs, in turn, when --job is not given
+    config.seed = 0
+    config.tokenizer_from = (
+        ""  # '' = <workdir>/tokenizer; else another such folder, or a published .bin/.pt/.safetensors
+    )
+    config.codes_from = ""  # '' = <workdir>/codes; else another such folder
+
+    config.data = data = ConfigDict()
+    data.source = "tfds"  # see rear_jax/data/images.py: 'fashion_mnist', 'folder', 'tfds', 'arrays'
+    data.path = "imagenet2012"  # what the source opens
+    data.train_split = "train"
+    data.eval_split = "validation"
+    data.image_size = 256  # pixels, both sides
+    data.num_classes = 1000
+
+    config.tokenizer = tokenizer = ConfigDict()
+    tokenizer.name = "maskgit_vqgan"
+    tokenizer.codebook_size = 1024
+    tokenizer.z_channels = 256  # width of a codebook vector
+    tokenizer.hidden_channels = 128
+    tokenizer.channel_mult = (1, 1, 2, 2, 4)  # one entry per resolution; each but the first halves it
+    tokenizer.num_res_blocks = 2
+    tokenizer.l2_normalize = False  # unit-length codes and latents
+    tokenizer.dtype = "float32"
+
+    config.tokenizer_training = vq = ConfigDict()
+    vq.mse_weight = 1.0
+    vq.perceptual_weight = 1.0
+    vq.perceptual_network = "lite0"  # EfficientNet-Lite member: 'lite0' or 'lite2'
+    vq.commitment_weight = 0.25
+    vq.codebook_update = "gradient"  # or 'ema'
+    vq.codebook_decay = 0.99  # of the EMA sums and of the usage statistics
+    vq.revive_below = 0.01  # a code used less than this share of its fair share is re-set; 0 = never
+    vq.augmentation = "crop_flip"  # 'none', 'flip' or 'crop_flip'
+    vq.discriminator_weight = 0.0  # 0 = no discriminator
+    vq.discriminator_start = 0  # first step at which it plays a part
+    vq.discriminator_adaptive = True  # scale by the ratio of last-layer gradients (VQGAN)
+    vq.discriminator_channels = 64
+    vq.discriminator_layers = 3
+    vq.loop = loop_settings()
+    vq.loop.steps = 300_000
+    vq.loop.batch_size = 256
+    vq.optimizer = optimizer_settings()
+    vq.optimizer.learning_rate = 1e-4
+    vq.optimizer.warmup_steps = 5_000
+    vq.optimizer.b2 = 0.99
+    vq.optimizer.weight_decay = 1e-4
+
+    config.codes = codes = ConfigDict()
+    codes.augmentation = "ten_crop"  # 'center', 'flip' or 'ten_crop'
+    codes.num_shards = 256
+    codes.batch_size = 128  # images encoded at once
+    codes.in_memory = False  # load all code files at the start (6.6 GB for ImageNet in ten crops); faster random reads
+    codes.on_the_fly = False  # train from images, encoding each batch, instead of from code files
+
+    config.model = model = ConfigDict()
+    model.name = "rar"
+    model.width = 768
+    model.depth = 24
+    model.heads = 16
+    model.mlp_width = 3072
+    model.dropout = 0.1
+    model.dtype = "bfloat16"  # of the matrix products; parameters are float32
+    model.remat = False  # recompute activations in the backward pass
+    model.unroll = 1  # blocks compiled side by side in the layer scan
+
+    config.method = method = ConfigDict()
+    method.name = "rear"  # 'ar' or 'rear'
+    method.label_drop = 0.1  # share of labels replaced by the null label
+    method.noise_schedule = "annealed"  # see rear_jax/noise.py
+    method.noise_rate = 0.5  # the constant of schedules 'uniform' and 'fixed'
+    method.embedding_weight = 1.0  # λ
+    method.embedding_reading = "released"  # or 'paper': are replaced positions part of the shallow term?
+    method.projector = "released"  # or 'paper': three layers with SiLU, or two with GELU
+    method.projector_width = 2048
+    method.shallow_layer = 0  # 0-based block whose output predicts the current code's embedding
+    method.deep_layer = 18  # ... and the next code's
+
+    config.train = train = ConfigDict()
+    train.ema_decay = 0.0  # of an exponential moving average of the parameters; 0 = none
+    train.accumulation = 1  # microbatches per step
+    train.loop = loop_settings()
+    train.optimizer = optimizer_settings()
+
+    config.sample = sample = ConfigDict()
+    sample.num_images = 50_000
+    sample.batch_size = 128
+    sample.guidance = "power_cosine"  # see rear_jax/guidance.py
+    sample.guidance_scale = 1.0
+    sample.guidance_power = 1.0
+    sample.temperature = 1.0
+    sample.top_k = 0  # 0 = off
+    sample.top_p = 1.0  # 1 = off
+    sample.use_ema = False
+
+    config.evaluate = evaluate = ConfigDict()
+    evaluate.network = "lite2"  # EfficientNet-Lite member whose features are compared
+    evaluate.feature_size = 224  # pixels, both sides, at which that network looks
+    evaluate.batch_size = 64
+    evaluate.num_reference = 50_000  # training images that the score is taken against
+    evaluate.neighbours = 3  # k of precision and recall
+    return config.lock()
+
+
+def loop_settings() -> ConfigDict:
+    """How long one training job runs and how often it speaks and saves."""
+    loop = ConfigDict()
+    loop.steps = 250_000
+    loop.batch_size = 2048  # over all devices and microbatches
+    loop.log_every = 100
+    loop.picture_every = 5_000  # 0 = never
+    loop.checkpoint_every = 5_000
+    loop.keep_checkpoints = 2
+    return loop
+
+
+def optimizer_settings() -> ConfigDict:
+    """AdamW with warm-up and cosine decay; the defaults are reAR's."""
+    optimizer = ConfigDict()
+    optimizer.learning_rate = 4e-4
+    optimizer.final_learning_rate = 1e-5
+    optimizer.warmup_steps = 62_500
+    optimizer.b1 = 0.9
+    optimizer.b2 = 0.96
+    optimizer.weight_decay = 0.03
+    optimizer.clip_norm = 1.0  # of the global gradient norm; 0 = off
+    return optimizer
+
+
+def refuse_changes(saved: dict, now: ConfigDict, sections: tuple[str, ...], place: str) -> None:
+    """Refuses to go on with a checkpoint whose model another config describes.
+
+    Args:
+      saved: the whole config as the checkpoint holds it.
+      now: the config of this run.
+      sections: dotted names of the settings that must agree.
+      place: what holds the checkpoint, for the message.
+
+    Raises:
+      RearError: some differ; each is named with both values.
+    """
+    old, new = flatten(saved), flatten(now.to_dict())
+    keys = [k for k in sorted(old.keys() | new.keys()) if k.startswith(sections) and k.split(".")[-1] not in FREE]
+    differing = [f"{k} (was {old.get(k)!r}, now {new.get(k)!r})" for k in keys if old.get(k) != new.get(k)]
+    if differing:
+        raise RearError(
+            f"{place} belongs to another config: {', '.join(differing)}. Use another --workdir or the old values."
+        )
+
+
+def flatten(config: dict, prefix: str = "") -> dict[str, object]:
+    """Nested settings as 'a.b.c' -> value, tuples as lists (as JSON returns them)."""
+    flat: dict[str, object] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat

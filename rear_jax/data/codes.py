@@ -1,0 +1,350 @@
+"""Code files: what a tokenizer made of an image set, written once and read in random order ever after.
+
+A folder holds `header.json` and shards `codes-00000-of-00008.array_record`. Shard s of S covers the images
+[s n/S, (s + 1) n/S), each in all its views. A record is little-endian uint16 [2 + N]: label, index of the view, the
+N codes in raster order. Records are stored one by one and uncompressed, because random codes hardly compress and
+a training step reads records from all over the set.
+
+The folder is local or mounted. `header.json` appears, under that name, when the last shard is complete.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from rear_jax.atomic import atomic_file
+from rear_jax.errors import RearError
+
+FORMAT_VERSION = 1
+HEADER = "header.json"
+UNFINISHED_HEADER = "header.json.partial"
+RECORD_DTYPE = np.dtype("<u2")
+RECORD_PREFIX = 2  # label and view, before the codes
+LIMIT = 2**16  # what a uint16 counts
+WRITER_OPTIONS = "group_size:1,uncompressed"
+READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # random access
+
+
+@dataclasses.dataclass(frozen=True)
+class CodesHeader:
+    """What a folder of codes holds.
+
+    Attributes:
+      num_images: n, before augmentation.
+      num_augmentations: A, views per image.
+      augmentation: their name, a key of `crops.AUGMENTATIONS`.
+      codes_per_image: N.
+      codebook_size: K; codes are in [0, K).
+      image_size: side in pixels of the square views that were encoded.
+      num_classes: labels are in [0, num_classes).
+      fingerprint: identifies the tokenizer and its weights.
+      source: name of the image source.
+      split: which split of it.
+      num_shards: S.
+
+    Raises:
+      RearError: a number is out of its range.
+    """
+
+    num_images: int
+    num_augmentations: int
+    augmentation: str
+    codes_per_image: int
+    codebook_size: int
+    image_size: int
+    num_classes: int
+    fingerprint: str
+    source: str
+    split: str
+    num_shards: int
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if isinstance(value, int) and value < 1:
+                raise RearError(f"codes header: {name} is {value}; it must be at least 1")
+            if name in ("codebook_size", "num_classes", "num_augmentations") and value > LIMIT:
+                raise RearError(f"codes header: {name} {value} does not fit the uint16 format; at most {LIMIT} does")
+        if self.num_shards > self.num_images:
+            raise RearError(f"codes header: {self.num_shards} shards for {self.num_images} images; use fewer shards")
+
+    @property
+    def num_records(self) -> int:
+        return self.num_images * self.num_augmentations
+
+    @property
+    def image_ranges(self) -> list[tuple[int, int]]:
+        """Images [start, stop) of each shard."""
+        bounds = [shard * self.num_images // self.num_shards for shard in range(self.num_shards + 1)]
+        return list(itertools.pairwise(bounds))
+
+    @property
+    def shard_sizes(self) -> list[int]:
+        """Records of each shard."""
+        return [(stop - start) * self.num_augmentations for start, stop in self.image_ranges]
+
+    def shard_path(self, directory: Path, shard: int) -> Path:
+        return directory / f"codes-{shard:05d}-of-{self.num_shards:05d}.array_record"
+
+
+def write_codes(
+    directory: os.PathLike[str],
+    header: CodesHeader,
+    encode_range: Callable[[int, int], tuple[np.ndarray, np.ndarray, np.ndarray]],
+    *,
+    progress: Callable[[int, int], None],
+    process_index: int = 0,
+    process_count: int = 1,
+) -> None:
+    """Writes a folder of codes, or what is still missing from it.
+
+    A killed run is continued by calling this again: complete shards are kept, anything else is written afresh.
+    Several processes on one file system share the work when each takes every `process_count`-th shard.
+
+    Args:
+      directory: made if it does not exist.
+      header: the plan.
+      encode_range: (start, stop) -> codes [m, N], labels [m] and view indices [m] of the images [start, stop), where
+        m = (stop - start) A and the views of one image are neighbours. Called once per shard.
+      progress: called after each shard with the images done so far and in all, of this process's share.
+      process_index: this process.
+      process_count: how many there are.
+
+    Raises:
+      RearError: the folder was begun with another plan, or `encode_range` returned something out of range.
+    """
+    directory = _local(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    _claim(directory, header, process_index)
+    mine = range(process_index, header.num_shards, process_count)
+    total = sum(stop - start for start, stop in (header.image_ranges[shard] for shard in mine))
+    done = 0
+    for shard in mine:
+        path = header.shard_path(directory, shard)
+        start, stop = header.image_ranges[shard]
+        if not _is_complete(path, header.shard_sizes[shard]):
+            codes, labels, views = encode_range(start, stop)
+            if len(codes) != header.shard_sizes[shard]:
+                raise RearError(f"{path}: images {start} to {stop} gave {len(codes)} rows of codes; check num_images")
+            write_shard(path, header, codes, labels, views)
+        done += stop - start
+        progress(done, total)
+    if all(_is_complete(header.shard_path(directory, s), size) for s, size in enumerate(header.shard_sizes)):
+        _finish(directory)
+
+
+def write_shard(path: Path, header: CodesHeader, codes: np.ndarray, labels: np.ndarray, views: np.ndarray) -> None:
+    """Writes one shard whole or not at all.
+
+    Args:
+      path: the file.
+      header: gives N, K, A and the number of classes.
+      codes: integers [m, N].
+      labels: integers [m].
+      views: integers [m], index of the augmentation's view: 0 to A - 1, again and again.
+
+    Raises:
+      RearError: shapes disagree, a code or label is outside its range, or the views are out of order.
+    """
+    rows = len(codes)
+    if codes.shape != (rows, header.codes_per_image) or labels.shape != (rows,) or views.shape != (rows,):
+        raise RearError(
+            f"{path}: codes {codes.shape}, labels {labels.shape}, views {views.shape}; "
+            f"wanted [m, {header.codes_per_image}], [m], [m]"
+        )
+    for name, values, limit in (("code", codes, header.codebook_size), ("label", labels, header.num_classes)):
+        if values.size and not (values.min() >= 0 and values.max() < limit):
+            raise RearError(f"{path}: a {name} is outside [0, {limit}): found {values.min()} to {values.max()}")
+    if not np.array_equal(views, np.arange(rows) % header.num_augmentations):
+        raise RearError(f"{path}: views do not run 0 to {header.num_augmentations - 1} for each image in turn")
+    records = np.concatenate([labels[:, None], views[:, None], codes], axis=1).astype(RECORD_DTYPE)
+    with atomic_file(path) as temporary:
+        writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
+        for record in records:
+            writer.write(record.tobytes())
+        writer.close()
+
+
+class Codes:
+    """A complete folder of codes, read by record number. Made by `open_codes`."""
+
+    def __init__(self, directory: Path, header: CodesHeader, *, in_memory: bool):
+        self.header = header
+        self._paths = [header.shard_path(directory, shard) for shard in range(header.num_shards)]
+        self._bounds = np.cumsum([0, *header.shard_sizes])
+        largest = [header.num_classes, header.num_augmentations] + [header.codebook_size] * header.codes_per_image
+        self._largest = (np.array(largest) - 1).astype(RECORD_DTYPE)
+        self._readers = [_open_shard(p, n) for p, n in zip(self._paths, header.shard_sizes, strict=True)]
+        self._records = self._load() if in_memory else None
+
+    def __len__(self) -> int:
+        return self.header.num_records
+
+    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Records by number, in the order asked for.
+
+        Args:
+          indices: integers [m] in [0, len(self)). Record i is view i % A of image i // A.
+
+        Returns:
+          {'codes': int32 [m, N], 'label': int32 [m], 'augmentation': int32 [m]}.
+
+        Raises:
+          RearError: a record is damaged; names the shard and the record in it.
+        """
+        records = self._fetch(indices) if self._records is None else self._records[indices]
+        records = records.astype(np.int32)
+        return {"codes": records[:, RECORD_PREFIX:], "label": records[:, 0], "augmentation": records[:, 1]}
+
+    def _fetch(self, indices: np.ndarray) -> np.ndarray:
+        """Records from the disk, uint16 [m, 2 + N], by one bulk read per shard."""
+        shards = np.searchsorted(self._bounds, indices, side="right") - 1
+        records = np.empty((len(indices), len(self._largest)), RECORD_DTYPE)
+        for shard in np.unique(shards):
+            rows = np.flatnonzero(shards == shard)
+            records[rows] = self._fetch_from(shard, (indices[rows] - self._bounds[shard]).tolist())
+        return records
+
+    def _fetch_from(self, shard: int, positions: list[int]) -> np.ndarray:
+        """The records of one shard at `positions`, uint16 [m, 2 + N]."""
+        try:
+            return self._parse(self._readers[shard].read(positions))
+        except (RuntimeError, ValueError) as error:
+            if len(positions) > 1:  # read singly, the damaged one names itself
+                return np.concatenate([self._fetch_from(shard, [position]) for position in positions])
+            reason = f"{error}; delete this shard and tokenize again"
+            raise RearError(f"{self._paths[shard]}, record {positions[0]}: {reason}") from None
+
+    def _load(self) -> np.ndarray:
+        """All records, uint16 [num_records, 2 + N], by sequential reads."""
+        records = np.empty((len(self), len(self._largest)), RECORD_DTYPE)
+        for shard, path in enumerate(self._paths):
+            start, stop = self._bounds[shard : shard + 2]
+            try:
+                records[start:stop] = self._parse(ArrayRecordReader(str(path)).read_all())
+            except (RuntimeError, ValueError):
+                records[start:stop] = self._fetch_from(shard, list(range(stop - start)))
+        return records
+
+    def _parse(self, raw: list[bytes]) -> np.ndarray:
+        """Bytes of m records as uint16 [m, 2 + N]; ValueError where one of them cannot be right."""
+        if any(len(record) != self._largest.nbytes for record in raw):
+            raise ValueError(f"not {self._largest.nbytes} bytes long")
+        records = np.frombuffer(b"".join(raw), RECORD_DTYPE).reshape(len(raw), -1)
+        if (records > self._largest).any():
+            raise ValueError("a label, view or code is out of range")
+        return records
+
+
+def open_codes(directory: os.PathLike[str], *, in_memory: bool = False) -> Codes:
+    """Opens a complete folder of codes.
+
+    Args:
+      directory: the folder.
+      in_memory: read everything now (2 (2 + N) bytes per record; 6.6 GB for ImageNet in ten crops at N = 256). Random
+        reads then cost next to nothing, and a slow or remote disk is only read in sequence.
+
+    Raises:
+      RearError: the folder is not complete, or a shard is missing or damaged.
+    """
+    directory = _local(directory)
+    if not (directory / HEADER).is_file():
+        begun = (directory / UNFINISHED_HEADER).is_file()
+        state = "is not finished: continue" if begun else "holds no codes: write them with"
+        raise RearError(f"{directory} {state} the job `tokenize`")
+    return Codes(directory, _read_header(directory / HEADER), in_memory=in_memory)
+
+
+def check_codes(
+    header: CodesHeader, *, fingerprint: str, codebook_size: int, codes_per_image: int, num_classes: int
+) -> None:
+    """Makes sure that codes fit the tokenizer and the generator that are to use them.
+
+    Raises:
+      RearError: one of the four differs; names both values.
+    """
+    pairs = {
+        "fingerprint": (header.fingerprint, fingerprint),
+        "codebook_size": (header.codebook_size, codebook_size),
+        "codes_per_image": (header.codes_per_image, codes_per_image),
+        "num_classes": (header.num_classes, num_classes),
+    }
+    for name, (stored, wanted) in pairs.items():
+        if stored != wanted:
+            raise RearError(
+                f"the codes have {name} {stored!r}, this run has {wanted!r}; tokenize again into a new folder"
+            )
+
+
+def _local(directory: os.PathLike[str]) -> Path:
+    if "://" in os.fspath(directory):
+        raise RearError(f"{directory} is not a local folder; keep codes on a disk or on a mounted bucket")
+    return Path(directory)
+
+
+def _claim(directory: Path, header: CodesHeader, process_index: int) -> None:
+    """Records the plan in the folder, or makes sure that it is the one already there."""
+    shards_found = any(directory.glob("codes-*.array_record"))
+    for path in (directory / HEADER, directory / UNFINISHED_HEADER):
+        if path.is_file():
+            _same_plan(directory, _read_header(path), header)
+            return
+    if shards_found:
+        raise RearError(f"{directory} holds shards without a header; name another folder or delete them")
+    with atomic_file(directory / UNFINISHED_HEADER, writer=process_index) as temporary:
+        temporary.write_text(json.dumps(_as_json(header), indent=2) + "\n")
+
+
+def _same_plan(directory: Path, stored: CodesHeader, wanted: CodesHeader) -> None:
+    stored_fields = dataclasses.asdict(stored)
+    for name, value in dataclasses.asdict(wanted).items():
+        if stored_fields[name] != value:
+            raise RearError(
+                f"{directory} was begun with {name} {stored_fields[name]!r}, not {value!r}; "
+                "name another folder or delete this one"
+            )
+
+
+def _as_json(header: CodesHeader) -> dict[str, Any]:
+    """The header as it is stored: its fields, and for other readers what follows from them."""
+    derived = {"num_records": header.num_records, "shard_sizes": header.shard_sizes}
+    return {"format_version": FORMAT_VERSION, **dataclasses.asdict(header), **derived}
+
+
+def _read_header(path: Path) -> CodesHeader:
+    try:
+        content = json.loads(path.read_text())
+        header = CodesHeader(**{field.name: content[field.name] for field in dataclasses.fields(CodesHeader)})
+    except (ValueError, KeyError, TypeError) as error:
+        raise RearError(f"{path} is damaged ({error!r}); tokenize again into a new folder") from None
+    if _as_json(header) != content:
+        raise RearError(f"{path} is not of format version {FORMAT_VERSION} or was altered; tokenize again")
+    return header
+
+
+def _finish(directory: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):  # finished before, or by another process
+        os.replace(directory / UNFINISHED_HEADER, directory / HEADER)
+
+
+def _is_complete(path: Path, num_records: int) -> bool:
+    return path.is_file() and ArrayRecordReader(str(path), READER_OPTIONS).num_records() == num_records
+
+
+def _open_shard(path: Path, num_records: int) -> ArrayRecordReader:
+    if not path.is_file():
+        raise RearError(f"{path} is missing; run the job `tokenize` again to restore it")
+    reader = ArrayRecordReader(str(path), READER_OPTIONS)
+    if reader.num_records() != num_records:
+        raise RearError(
+            f"{path} is damaged: {reader.num_records()} records can be read, not {num_records}; "
+            "run the job `tokenize` again to restore it"
+        )
+    return reader

@@ -1,0 +1,88 @@
+"""`--job=tokenizer`: a VQ tokenizer learns to reconstruct images from codes."""
+
+import logging
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from rear_jax import artifacts, pictures, tokenizers
+from rear_jax.config import refuse_changes
+from rear_jax.convert import efficientnet as efficientnet_weights
+from rear_jax.data import batches
+from rear_jax.data.images import open_source
+from rear_jax.metrics.efficientnet import EfficientNetLite
+from rear_jax.tokenizers.discriminator import PatchDiscriminator
+from rear_jax.training import loop, mesh, vq
+from rear_jax.training.checkpoints import Checkpoints
+from rear_jax.training.state import TrainState
+
+log = logging.getLogger(__name__)
+
+IDENTITY = ("tokenizer.", "data.image_size", "tokenizer_training.codebook_update")
+SHEET = 16  # images on reconstructions.png
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Trains `workdir/tokenizer` and leaves `reconstructions.png`: originals above, reconstructions below."""
+    if config.tokenizer_from:
+        log.info("tokenizer: nothing to train, config.tokenizer_from is %s", config.tokenizer_from)
+        return
+    settings, data = config.tokenizer_training, config.data
+    mesh.check_batch(settings.loop.batch_size, 1, "config.tokenizer_training.loop.batch_size")
+    source = open_source(data.source, data.path, data.train_split)
+    networks = vq.Networks(
+        tokenizers.build(config.tokenizer, data.image_size),
+        EfficientNetLite(settings.perceptual_network),
+        PatchDiscriminator(settings.discriminator_channels, settings.discriminator_layers)
+        if settings.discriminator_weight
+        else None,
+    )
+    checkpoints = Checkpoints(artifacts.tokenizer_folder(workdir), keep=settings.loop.keep_checkpoints)
+    if checkpoints.latest_step() is not None:
+        refuse_changes(checkpoints.record(), config, IDENTITY, str(checkpoints.folder))
+    optimizer = vq.make_optimizer(config)
+    originals = _held_out(config)
+
+    @jax.jit
+    def reconstruct(params):
+        return networks.tokenizer.apply({"params": params}, originals.astype(jnp.float32) / 255.0)[0]
+
+    def draw(state: TrainState) -> dict[str, np.ndarray]:
+        sheet = np.concatenate([originals, pictures.to_uint8(reconstruct(state.params["tokenizer"]))])
+        return {"reconstructions": pictures.grid(sheet, SHEET)}
+
+    state = loop.train(
+        "tokenizer",
+        vq.tokenizer_step(networks, config, optimizer),
+        lambda: vq.init_state(networks, config, optimizer),
+        lambda start: batches.image_batches(
+            source,
+            image_size=data.image_size,
+            augment=settings.augmentation,
+            batch_size=settings.loop.batch_size,
+            seed=config.seed,
+            start_step=start,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        ),
+        frozen={"perceptual": efficientnet_weights.load(settings.perceptual_network)},
+        settings=settings.loop,
+        seed=config.seed,
+        record=config.to_dict(),
+        checkpoints=checkpoints,
+        workdir=workdir,
+        draw=draw,
+    )
+    checkpoints.close()
+    pictures.save_png(workdir / "reconstructions.png", draw(state)["reconstructions"])
+
+
+def _held_out(config: ConfigDict) -> np.ndarray:
+    """The first images of the evaluation split, [SHEET, S, S, 3] uint8."""
+    source = open_source(config.data.source, config.data.path, config.data.eval_split)
+    return next(
+        batches.ordered_batches(source, start=0, stop=SHEET, image_size=config.data.image_size, batch_size=SHEET)
+    )["image"]

@@ -1,0 +1,112 @@
+"""`--job=train`: a generator learns to predict the codes of images."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from rear_jax import artifacts, models
+from rear_jax.config import refuse_changes
+from rear_jax.data import batches
+from rear_jax.data.codes import check_codes, open_codes
+from rear_jax.data.images import open_source
+from rear_jax.training import loop, mesh, next_code
+from rear_jax.training.checkpoints import Checkpoints
+from rear_jax.training.state import TrainState, adamw, new_state
+
+log = logging.getLogger(__name__)
+
+IDENTITY = ("data.num_classes", "data.image_size", "tokenizer.", "model.", "method.name", "method.projector")
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Trains `workdir/generator` on code files, or on images that it encodes as it goes."""
+    settings = config.train.loop
+    mesh.check_batch(settings.batch_size, config.train.accumulation, "config.train.loop.batch_size")
+    tokenizer = artifacts.load_tokenizer(config, workdir)
+    model = models.build(config, num_codes=tokenizer.num_codes, embedding_dim=tokenizer.module.embedding_dim)
+    optimizer = adamw(config.train.optimizer, settings.steps)
+    record = config.to_dict() | {"tokenizer_fingerprint": tokenizer.fingerprint}
+
+    checkpoints = Checkpoints(artifacts.generator_folder(workdir), keep=settings.keep_checkpoints)
+    if checkpoints.latest_step() is not None:
+        saved = checkpoints.record()
+        refuse_changes(saved, config, IDENTITY, f"{checkpoints.folder}")
+        tokenizer.require(saved["tokenizer_fingerprint"], f"the generator in {checkpoints.folder}")
+
+    frozen = {"codebook": tokenizer.codebook()}
+    encode = None
+    if config.codes.on_the_fly:
+        frozen["tokenizer"] = tokenizer.params
+        encode = _encoder(tokenizer)
+
+    def init() -> TrainState:
+        example = jnp.zeros((1, model.num_codes), jnp.int32), jnp.zeros(1, jnp.int32)
+        params = model.init(jax.random.key(config.seed), *example)["params"]
+        return new_state(params, optimizer, ema=config.train.ema_decay > 0)
+
+    shapes = jax.eval_shape(init)
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
+    log.info("train: %s %s, %.1fM parameters", config.method.name, config.model.name, count / 1e6)
+    loop.train(
+        "train",
+        next_code.train_step(model, config, optimizer, encode),
+        init,
+        _batches(config, workdir, tokenizer),
+        frozen=frozen,
+        settings=settings,
+        seed=config.seed,
+        record=record,
+        checkpoints=checkpoints,
+        workdir=workdir,
+    )
+    checkpoints.close()
+
+
+def _batches(config: ConfigDict, workdir: Path, tokenizer: artifacts.Tokenizer):
+    """start step -> iterator of this process's share of each batch."""
+    share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    batch_size = config.train.loop.batch_size
+    if config.codes.on_the_fly:
+        source = open_source(config.data.source, config.data.path, config.data.train_split)
+
+        def from_images(start: int) -> Iterator[dict[str, np.ndarray]]:
+            return batches.image_batches(
+                source,
+                image_size=config.data.image_size,
+                augment=config.tokenizer_training.augmentation,
+                batch_size=batch_size,
+                seed=config.seed,
+                start_step=start,
+                **share,
+            )
+
+        return from_images
+
+    codes = open_codes(artifacts.codes_folder(config, workdir), in_memory=config.codes.in_memory)
+    check_codes(
+        codes.header,
+        fingerprint=tokenizer.fingerprint,
+        codebook_size=config.tokenizer.codebook_size,
+        codes_per_image=tokenizer.num_codes,
+        num_classes=config.data.num_classes,
+    )
+
+    def from_codes(start: int) -> Iterator[dict[str, np.ndarray]]:
+        return batches.code_batches(codes, batch_size=batch_size, seed=config.seed, start_step=start, **share)
+
+    return from_codes
+
+
+def _encoder(tokenizer: artifacts.Tokenizer):
+    """(frozen, uint8 images) -> codes."""
+
+    def encode(frozen: dict, images: jax.Array) -> jax.Array:
+        pixels = images.astype(jnp.float32) / 255.0
+        return tokenizer.module.apply({"params": frozen["tokenizer"]}, pixels, method="encode")
+
+    return encode

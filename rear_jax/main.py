@@ -1,0 +1,78 @@
+"""The door: `python -m rear_jax.main --config=configs/quickstart.py --workdir=DIR [--job=train,sample]`."""
+
+import errno
+import sys
+from pathlib import Path
+
+import absl.logging
+from absl import app, flags
+from ml_collections import config_flags
+
+from rear_jax import jobs
+from rear_jax.errors import RearError
+from rear_jax.progress import set_up_logging
+from rear_jax.training.loop import Interrupted
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Experiment to run, a file such as configs/rear_l.py. Change a setting by --config.key=value."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder for everything that the jobs leave; a second run with the same folder goes on there."
+)
+_JOB = flags.DEFINE_list(
+    "job", None, f"Jobs to run in turn, of {', '.join(jobs.JOBS)}; without the flag, those of config.jobs."
+)
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the jobs. Exits with 1 and one line on an error that the user can mend."""
+    if len(arguments) > 1:
+        raise app.UsageError(f"unexpected argument {arguments[1]!r}: settings are given as --config.key=value")
+    try:
+        config, workdir = _CONFIG.value, _local(_WORKDIR.value)
+        names = _JOB.value or config.jobs
+        if unknown := [name for name in names if name not in jobs.JOBS]:
+            raise RearError(f"unknown job {unknown[0]!r}: use {', '.join(jobs.JOBS)}.")
+        workdir.mkdir(parents=True, exist_ok=True)
+        set_up_logging(workdir / "log.txt")
+        for name in names:
+            jobs.JOBS[name](config, workdir)
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+    except RearError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        sys.exit(f"error: {error.strerror}: {error.filename or _WORKDIR.value}. Mend that and run the command again.")
+
+
+def command() -> None:
+    """Entry point: flag and config errors are one line too."""
+    app.run(main, flags_parser=_parse)
+
+
+def _local(workdir: str) -> Path:
+    if "://" in workdir:
+        raise RearError(f"--workdir={workdir} is not a folder: mount the bucket (gcsfuse) and give the mount point.")
+    return Path(workdir).resolve()
+
+
+def _parse(arguments: list[str]) -> list[str]:
+    """absl's parser, with a missing config file or an unknown key in one line."""
+    absl.logging.set_verbosity(absl.logging.WARNING)  # the libraries' own chatter
+    try:
+        rest = app.parse_flags_with_usage(arguments)
+    except (AttributeError, KeyError) as error:
+        lines = str(error).replace("\\n", "\n").replace("\\'", "").strip("\"'").splitlines()
+        hint = next((line.strip("\"' ") for line in lines if line.startswith("Did you mean")), "")
+        sys.exit(f"error: config has no key {lines[0][:80]!r}. {hint}".rstrip())
+    file = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
+    if not Path(file).is_file():
+        sys.exit(f"error: --config={file} does not exist: give a file such as configs/quickstart.py.")
+    return rest
+
+
+if __name__ == "__main__":
+    command()

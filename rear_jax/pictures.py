@@ -1,0 +1,31 @@
+"""Grids of images and PNG files."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from rear_jax.atomic import atomic_file
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """[..., 3] floats in [0, 1] to 8 bits the RAR family's way: clip, times 255, truncate."""
+    return (np.clip(np.asarray(images, np.float32), 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+def grid(images: np.ndarray, columns: int, *, gap: int = 1) -> np.ndarray:
+    """Lays uint8 images [n, H, W, 3] out in rows of `columns`, white between and where the last row ends early."""
+    count, height, width, channels = images.shape
+    rows = -(-count // columns)
+    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, channels), 255, np.uint8)
+    for i, image in enumerate(images):
+        top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
+        sheet[top : top + height, left : left + width] = image
+    return sheet
+
+
+def save_png(path: Path, image: np.ndarray) -> None:
+    """Writes a uint8 image [H, W, 3] under a temporary name and renames it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as temporary:
+        Image.fromarray(image).save(temporary, format="PNG")

@@ -1,0 +1,80 @@
+"""`report.md`: the run on one page, with its curves, its pictures, and its score beside the recipe of the score."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # files, whatever display there is
+
+import matplotlib.pyplot as plt
+
+from rear_jax.atomic import atomic_file
+from rear_jax.training.writer import read_metrics
+
+CURVES = {  # job -> metrics that are drawn, one panel each
+    "tokenizer": ("mse", "perceptual", "perplexity", "codebook_usage"),
+    "train": ("cross_entropy", "correct_codes", "shallow", "deep", "noise", "gradient_norm"),
+}
+PICTURES = {
+    "samples.png": "Samples, one class a row",
+    "reconstructions.png": "Held-out images and, below, what the tokenizer makes of them",
+}
+
+
+def write(workdir: Path, result: dict) -> None:
+    """Writes `report.md` and `curves_<job>.png` from `metrics.jsonl` and the scores of `jobs.evaluate`."""
+    lines = ["# Report", "", *_scores(result), ""]
+    for name, caption in PICTURES.items():
+        if (workdir / name).exists():
+            lines += [f"## {caption}", "", f"![{caption}]({name})", ""]
+    for job, names in CURVES.items():
+        records = read_metrics(workdir, job)
+        if records:
+            _draw_curves(workdir / f"curves_{job}.png", job, records, names)
+            lines += [f"## Training curves: {job}", "", f"![{job}](curves_{job}.png)", "", *_last(records, names), ""]
+    lines += ["## Recipe of the score", "", *[f"- {k}: {v}" for k, v in _flat(result["recipe"])], ""]
+    with atomic_file(workdir / "report.md") as file:
+        file.write_text("\n".join(lines))
+
+
+def _scores(result: dict) -> list[str]:
+    """One table: a row per set of images."""
+    columns = list(next(iter(result["scores"].values())))
+    lines = [f"| images | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for name, values in result["scores"].items():
+        lines.append(f"| {name} | {' | '.join(f'{values[column]:.3f}' for column in columns)} |")
+    return [
+        *lines,
+        "",
+        f"{columns[0]} is a Fréchet distance on the named network's features: lower is better, and the floor is what "
+        "real images score. It is not FID and compares with no published one.",
+    ]
+
+
+def _last(records: list[dict], names: tuple[str, ...]) -> list[str]:
+    """The final values in words."""
+    last = records[-1]
+    values = ", ".join(f"{name} {last[name]:.4g}" for name in names if name in last)
+    return [f"Step {last['step']}: {values}; {last['images_per_second']:.0f} images/s."]
+
+
+def _draw_curves(path: Path, job: str, records: list[dict], names: tuple[str, ...]) -> None:
+    """One panel per metric against the step."""
+    names = tuple(name for name in names if name in records[-1])
+    figure, panels = plt.subplots(1, len(names), figsize=(3.2 * len(names), 2.6), layout="constrained", squeeze=False)
+    for panel, name in zip(panels[0], names, strict=True):
+        panel.plot([r["step"] for r in records], [r[name] for r in records])
+        panel.set_title(name.replace("_", " "), fontsize=10)
+        panel.set_xlabel(f"{job} step", fontsize=8)
+        panel.grid(alpha=0.3)
+    with atomic_file(path) as file:
+        figure.savefig(file, dpi=100, format="png")
+    plt.close(figure)
+
+
+def _flat(recipe: dict, prefix: str = "") -> list[tuple[str, object]]:
+    """Nested recipe as lines."""
+    lines = []
+    for key, value in recipe.items():
+        lines += _flat(value, f"{key}: ") if isinstance(value, dict) else [(prefix + key, value)]
+    return lines

@@ -1,0 +1,112 @@
+"""Checkpoints on disk: the only file that knows orbax."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from rear_jax.errors import RearError
+
+
+class Checkpoints:
+    """The checkpoints of one training job, in one folder, written in the background.
+
+    A step that is on disk is complete: orbax writes under a temporary name and renames. Each holds the whole state
+    and, as JSON, a record of the config that made it.
+    """
+
+    def __init__(self, folder: Path, *, keep: int):
+        self.folder = folder
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+        self._manager = ocp.CheckpointManager(self.folder.resolve(), options=options)
+
+    def latest_step(self) -> int | None:
+        """The newest complete step, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, record: dict) -> None:
+        """Starts saving; returns as soon as the state is copied, so that its buffers may be donated.
+
+        Raises:
+          RearError: the previous save failed (a full disk, say).
+        """
+        if step == self.latest_step():
+            return
+        try:
+            self._manager.save(
+                step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
+            )
+        except (OSError, ValueError) as error:
+            raise self._failed(error) from error
+
+    def wait(self) -> None:
+        """Blocks until everything is on disk; raises RearError if a save failed."""
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            raise self._failed(error) from error
+
+    def restore(self, like: Any) -> tuple[int, Any]:
+        """The newest step and its state, placed as the `jax.ShapeDtypeStruct`s of `like` say.
+
+        Raises:
+          RearError: there is no checkpoint, or it cannot be read.
+        """
+        step = self._existing_step()
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))
+        except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
+            raise self._unreadable(step, error) from error
+        return step, restored["state"]
+
+    def restore_params(self, like: Any, *, ema: bool = False) -> tuple[int, Any]:
+        """The newest step and its parameters alone, or their moving average."""
+        step, name = self._existing_step(), "ema" if ema else "params"
+        restore_args = ocp.checkpoint_utils.construct_restore_args({name: like})
+        args = ocp.args.PyTreeRestore({name: like}, restore_args=restore_args, partial_restore=True)
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(state=args))
+        except Exception as error:
+            raise self._unreadable(step, error) from error
+        return step, restored["state"][name]
+
+    def restore_everything(self) -> Any:
+        """The newest state as nested containers of host arrays, whatever its structure; for inspection."""
+        step = self._existing_step()
+        return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore()))["state"]
+
+    def record(self) -> dict:
+        """What `save` stored beside the newest state: its config."""
+        step = self._existing_step()
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+        except Exception as error:
+            raise self._unreadable(step, error) from error
+
+    def close(self) -> None:
+        """Waits for the last save and lets go of the folder."""
+        self.wait()
+        self._manager.close()
+
+    def _existing_step(self) -> int:
+        step = self.latest_step()
+        if step is None:
+            raise RearError(f"no checkpoint in {self.folder}: run the job that makes it first, or mend the path.")
+        return step
+
+    def _unreadable(self, step: int, error: Exception) -> RearError:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        return RearError(
+            f"checkpoint {self.folder / str(step)} cannot be read ({reason}): delete that folder to go on from the one "
+            "before it."
+        )
+
+    def _failed(self, error: Exception) -> RearError:
+        reason = str(error).strip().splitlines()[0][:200]
+        return RearError(f"saving a checkpoint to {self.folder} failed ({reason}): free space there and run again.")
+
+
+def abstract(tree: Any, sharding: jax.sharding.Sharding) -> Any:
+    """Shapes and dtypes of a tree, to be restored with one sharding."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)

@@ -1,0 +1,166 @@
+"""The one training loop. A job hands it a pure step function and an endless stream of batches."""
+
+import contextlib
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from rear_jax.errors import RearError
+from rear_jax.progress import ProgressBar
+from rear_jax.training import mesh as placement
+from rear_jax.training.checkpoints import Checkpoints, abstract
+from rear_jax.training.state import TrainState
+from rear_jax.training.writer import MetricWriter
+
+log = logging.getLogger(__name__)
+
+Metrics = dict[str, jax.Array]
+StepFunction = Callable[[TrainState, Any, jax.Array, Any], tuple[TrainState, Metrics]]
+AHEAD = 2  # steps that may be queued on the device: it never waits for the host, and a signal is heard soon
+
+
+class Interrupted(Exception):
+    """A signal asked the job to stop and its state is on disk."""
+
+
+def train(
+    job: str,
+    step_fn: StepFunction,
+    init: Callable[[], TrainState],
+    batches: Callable[[int], Iterator[dict[str, np.ndarray]]],
+    *,
+    frozen: Any,
+    settings: ConfigDict,
+    seed: int,
+    record: dict,
+    checkpoints: Checkpoints,
+    workdir: Path,
+    draw: Callable[[TrainState], dict[str, np.ndarray]] | None = None,
+) -> TrainState:
+    """Runs a training job to its last step, from its newest checkpoint if there is one.
+
+    Step n draws from `fold_in(key(seed), n)` and reads batch n, so a resumed run repeats an unbroken one bit for bit.
+    Metrics stay on the device between log steps. No state is saved whose metrics are not finite.
+
+    Args:
+      job: name in metrics and messages.
+      step_fn: (state, batch, key, frozen) -> (state, dict of scalar metrics); pure, compiled here, state donated.
+      init: makes the state before the first step.
+      batches: start step -> iterator of host batches.
+      frozen: arrays that steps read and do not change.
+      settings: loop settings, see `config.loop_settings`.
+      seed: of the job's random keys.
+      record: what is stored beside each checkpoint: the whole config and where the data came from.
+      checkpoints: where states go.
+      workdir: where metrics and pictures go.
+      draw: state -> named uint8 pictures, called every `picture_every` steps and at the end.
+
+    Raises:
+      Interrupted: SIGTERM or SIGINT came; the state was saved first.
+      RearError: a metric was NaN or infinite, or a save failed.
+    """
+    mesh = placement.make_mesh()
+    with jax.set_mesh(mesh):
+        everywhere = placement.replicated(mesh)
+        state = _restore_or_init(job, init, checkpoints, everywhere)
+        frozen = jax.device_put(frozen, everywhere)
+        start = int(state.step)
+        if start >= settings.steps:
+            log.info("%s: done already, %d steps", job, start)
+            return state
+
+        def keyed_step(state, batch, frozen):
+            key = jax.random.fold_in(jax.random.key(seed), state.step)
+            return step_fn(state, batch, key, frozen)
+
+        stream = batches(start)
+        batch = placement.put_batch(next(stream), mesh)
+        compiled = _compile(job, jax.jit(keyed_step, donate_argnums=0, out_shardings=everywhere), state, batch, frozen)
+        pending: list[Metrics] = []
+        with (
+            contextlib.closing(stream),
+            MetricWriter(workdir, job, start_step=start) as writer,
+            ProgressBar(job, total=settings.steps, start=start, unit="step") as bar,
+            _stop_requested() as stop,
+        ):
+            since = time.perf_counter()
+            for step in range(start + 1, settings.steps + 1):
+                state, metrics = compiled(state, batch, frozen)
+                pending.append(metrics)
+                batch = placement.put_batch(next(stream), mesh)  # while the step runs
+                jax.block_until_ready(pending[-1 - AHEAD :][0])
+                last = step == settings.steps or stop.is_set()
+                save = last or step % settings.checkpoint_every == 0
+                if save or step % settings.log_every == 0:
+                    means = _finite_means(job, step, pending, checkpoints)
+                    rate = len(pending) / (time.perf_counter() - since)
+                    writer.write(
+                        step, means | {"steps_per_second": rate, "images_per_second": rate * settings.batch_size}
+                    )
+                    bar.update(step, loss=means["loss"])
+                    pending, since = [], time.perf_counter()
+                if draw is not None and settings.picture_every and (last or step % settings.picture_every == 0):
+                    for name, picture in draw(state).items():
+                        writer.picture(step, name, picture)
+                if save:
+                    checkpoints.save(step, state, record)
+                if stop.is_set() and step < settings.steps:
+                    checkpoints.wait()
+                    raise Interrupted(f"{job}: saved at step {step} of {settings.steps}; resume with the same command.")
+        checkpoints.wait()
+        return state
+
+
+def _compile(job: str, function: Any, *arguments: Any) -> Any:
+    """The one program of the job, compiled before the clock of the first step starts."""
+    since = time.perf_counter()
+    compiled = function.lower(*arguments).compile()
+    log.info("%s: compiled in %.1f s", job, time.perf_counter() - since)
+    return compiled
+
+
+def _restore_or_init(job: str, init: Callable[[], TrainState], checkpoints: Checkpoints, sharding: Any) -> TrainState:
+    """The newest saved state, else a fresh one, on every device."""
+    if checkpoints.latest_step() is None:
+        return jax.jit(init, out_shardings=sharding)()
+    step, state = checkpoints.restore(abstract(jax.eval_shape(init), sharding))
+    log.info("%s: going on from step %d", job, step)
+    return state
+
+
+def _finite_means(job: str, step: int, pending: list[Metrics], checkpoints: Checkpoints) -> dict[str, float]:
+    """Means over the steps since the last call; stops the run if any single value is not finite."""
+    values = jax.device_get(pending)
+    names = list(values[0])
+    for offset, metrics in enumerate(values):
+        broken = [name for name in names if not np.isfinite(metrics[name])]
+        if broken:
+            checkpoints.wait()
+            raise RearError(
+                f"{job}: {', '.join(broken)} not finite at step {step - len(values) + 1 + offset}; the checkpoint of "
+                f"step {checkpoints.latest_step() or 0} is intact. Lower the learning rate or raise the precision."
+            )
+    return {name: float(np.mean([metrics[name] for metrics in values])) for name in names}
+
+
+@contextlib.contextmanager
+def _stop_requested():
+    """An event that SIGTERM or SIGINT sets while the context lasts; outside the main thread, one that nothing sets."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    previous = {s: signal.signal(s, lambda *_: event.set()) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield event
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

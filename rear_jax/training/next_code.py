@@ -1,0 +1,93 @@
+"""The objectives of `--job=train`: plain next-code prediction (AR) and reAR."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from rear_jax import losses, noise
+from rear_jax.errors import RearError
+from rear_jax.training.state import TrainState, accumulated_gradients, apply_gradients, learning_rate
+
+LossFunction = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+
+
+def ar_loss(model: Any, config: ConfigDict) -> LossFunction:
+    """Cross-entropy of every code given the true codes before it."""
+
+    def loss_fn(params, batch, key, *, progress, codebook):
+        label_key, dropout_key = jax.random.split(key)
+        labels = noise.drop_labels(label_key, batch["label"], model.num_classes, config.method.label_drop)
+        out = model.apply({"params": params}, batch["codes"], labels, train=True, rngs={"dropout": dropout_key})
+        return _prediction(out.logits, batch["codes"])
+
+    return loss_fn
+
+
+def rear_loss(model: Any, config: ConfigDict) -> LossFunction:
+    """Cross-entropy under a noisy context, plus λ times both codebook-embedding terms (arXiv 2510.04450)."""
+    method = config.method
+
+    def loss_fn(params, batch, key, *, progress, codebook):
+        label_key, rate_key, noise_key, dropout_key = jax.random.split(key, 4)
+        codes = batch["codes"]
+        labels = noise.drop_labels(label_key, batch["label"], model.num_classes, method.label_drop)
+        rates = noise.noise_rates(rate_key, method.noise_schedule, progress, len(codes), rate=method.noise_rate)
+        noisy, replaced = noise.corrupt(noise_key, codes, rates, model.codebook_size)
+        out = model.apply({"params": params}, noisy, labels, train=True, rngs={"dropout": dropout_key})
+        loss, metrics = _prediction(out.logits, codes)
+        metrics["noise"] = replaced.mean()
+        if model.projector != "none":
+            terms = losses.codebook_embedding_losses(
+                out.shallow, out.deep, codebook[codes], replaced, reading=method.embedding_reading
+            )
+            loss += method.embedding_weight * (terms.shallow + terms.deep)
+            metrics |= {"shallow": terms.shallow, "deep": terms.deep, "loss": loss}
+        return loss, metrics
+
+    return loss_fn
+
+
+METHODS = {"ar": ar_loss, "rear": rear_loss}
+
+
+def train_step(model: Any, config: ConfigDict, optimizer: optax.GradientTransformation, encode: Any = None):
+    """The step function of the job.
+
+    Args:
+      model: the generator.
+      config: the experiment.
+      optimizer: what `state.opt_state` belongs to.
+      encode: (frozen, images) -> codes, when batches hold images; None when they hold codes.
+
+    Returns:
+      step(state, batch, key, frozen) -> (state, metrics), where `frozen['codebook']` is the [K, D] table.
+    """
+    if config.method.name not in METHODS:
+        raise RearError(f"config.method.name = {config.method.name!r}: use one of {', '.join(METHODS)}.")
+    loss_fn = METHODS[config.method.name](model, config)
+    steps, train = config.train.loop.steps, config.train
+    schedule = learning_rate(train.optimizer, steps)
+
+    def step(state: TrainState, batch: dict, key: jax.Array, frozen: dict) -> tuple[TrainState, dict]:
+        if encode is not None:
+            batch = {"codes": encode(frozen, batch["image"]), "label": batch["label"]}
+
+        def loss_at(params, part, part_key):
+            return loss_fn(params, part, part_key, progress=state.step / steps, codebook=frozen["codebook"])
+
+        metrics, gradients = accumulated_gradients(loss_at, state.params, batch, key, train.accumulation)
+        metrics |= {"gradient_norm": optax.global_norm(gradients), "learning_rate": schedule(state.step)}
+        return apply_gradients(state, gradients, optimizer, ema_decay=train.ema_decay), metrics
+
+    return step
+
+
+def _prediction(logits: jax.Array, codes: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Mean cross-entropy and its metrics."""
+    cross_entropy = jnp.mean(losses.next_code_cross_entropy(logits, codes))
+    correct = jnp.mean(losses.correct_codes(logits, codes))
+    return cross_entropy, {"loss": cross_entropy, "cross_entropy": cross_entropy, "correct_codes": correct}

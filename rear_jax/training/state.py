@@ -1,0 +1,121 @@
+"""What a training job carries from step to step, and the optimiser that moves it."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+NO_DECAY = (
+    "bias",
+    "scale",
+    "embeddings",
+    "cls_token",
+    "pos_embed",
+    "target_aware_pos_embed",
+    "timesteps_embeddings",
+    "codebook",
+)
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a checkpoint holds; a pure function of it and of the batch gives the next one.
+
+    Attributes:
+      step: int32 scalar, the number of updates made; also the position in the data.
+      params: trainable parameters, float32.
+      opt_state: of the optimiser.
+      ema: exponential moving average of `params`, or None.
+      extra: what else a method carries (statistics of a codebook, say), or None.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    ema: Any = None
+    extra: Any = None
+
+
+def new_state(
+    params: Any, optimizer: optax.GradientTransformation, *, ema: bool = False, extra: Any = None
+) -> TrainState:
+    """The state before the first step."""
+    average = jax.tree.map(jnp.copy, params) if ema else None
+    return TrainState(jnp.int32(0), params, optimizer.init(params), average, extra)
+
+
+def apply_gradients(
+    state: TrainState, gradients: Any, optimizer: optax.GradientTransformation, *, ema_decay: float = 0.0
+) -> TrainState:
+    """One optimiser step; `extra` stays as it is."""
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema is not None:
+        ema = jax.tree.map(lambda a, p: ema_decay * a + (1.0 - ema_decay) * p, ema, params)
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
+
+
+def learning_rate(settings: ConfigDict, steps: int) -> optax.Schedule:
+    """Linear warm-up to the peak, then a cosine to the final rate at the last step."""
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=settings.learning_rate,
+        warmup_steps=settings.warmup_steps,
+        decay_steps=max(steps, settings.warmup_steps + 1),
+        end_value=settings.final_learning_rate,
+    )
+
+
+def adamw(settings: ConfigDict, steps: int) -> optax.GradientTransformation:
+    """AdamW with gradient clipping; no weight decay on norms, biases, embeddings and position tables."""
+    clip = optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity()
+    return optax.chain(
+        clip,
+        optax.adamw(
+            learning_rate(settings, steps),
+            b1=settings.b1,
+            b2=settings.b2,
+            weight_decay=settings.weight_decay,
+            mask=decay_mask,
+        ),
+    )
+
+
+def decay_mask(params: Any) -> Any:
+    """True where weight decay applies: everything but parameters whose own name is in `NO_DECAY`."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in NO_DECAY, params)
+
+
+def accumulated_gradients(loss_fn, params: Any, batch: Any, key: jax.Array, microbatches: int):
+    """Mean loss, metrics and gradients over a batch that is run in equal parts.
+
+    Args:
+      loss_fn: (params, batch, key) -> (scalar loss, dict of scalar metrics), both means over the batch.
+      batch: a tree of arrays with the batch axis leading, divisible by `microbatches`.
+      key: each part draws from its own fold of it.
+      microbatches: number of parts; 1 runs the batch whole.
+
+    Returns:
+      (metrics, gradients).
+    """
+    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+    if microbatches == 1:
+        (_, metrics), gradients = value_and_grad(params, batch, key)
+        return metrics, gradients
+
+    def one(total, inputs):
+        part, index = inputs
+        (_, metrics), gradients = value_and_grad(params, part, jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, total, (metrics, gradients)), None
+
+    # part i takes every `microbatches`-th example from i on, so that each is spread over all devices
+    parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
+    first = jax.tree.map(lambda x: x[0], parts)
+    shapes = jax.eval_shape(value_and_grad, params, first, key)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0][1], shapes[1]))
+    total, _ = jax.lax.scan(one, zeros, (parts, jnp.arange(microbatches)))
+    return jax.tree.map(lambda x: x / microbatches, total)

@@ -1,0 +1,71 @@
+"""Where numbers and pictures go: metrics.jsonl, TensorBoard, and the log."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from rear_jax.atomic import atomic_file
+from rear_jax.pictures import save_png
+
+log = logging.getLogger("rear_jax.metrics")
+
+
+class MetricWriter:
+    """Writes one job's metrics; a resumed job first removes what a lost stretch of it had written."""
+
+    def __init__(self, workdir: Path, job: str, *, start_step: int):
+        self._job = job
+        self._file = workdir / "metrics.jsonl"
+        self._pictures = workdir / "pictures"
+        _forget_after(self._file, job, start_step)
+        self._board = SummaryWriter(str(workdir / "tensorboard" / job), purge_step=start_step + 1)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """One line of numbers."""
+        record = {"job": self._job, "step": step, **metrics}
+        with self._file.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        for name, value in metrics.items():
+            self._board.add_scalar(name, value, step)
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        log.info("%s step %d  %s", self._job, step, shown)
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+        """One picture [H, W, 3] uint8: to TensorBoard, and the newest of its name to a PNG."""
+        self._board.add_image(name, image, step, dataformats="HWC")
+        save_png(self._pictures / f"{self._job}_{name}.png", image)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._board.close()
+
+
+def read_metrics(workdir: Path, job: str) -> list[dict]:
+    """All records that a job has written so far, in order of steps; a half-written last line is left out."""
+    file = workdir / "metrics.jsonl"
+    return [r for r in _records(file) if r["job"] == job] if file.exists() else []
+
+
+def _forget_after(file: Path, job: str, step: int) -> None:
+    """Drops the records of `job` that are later than `step`."""
+    if not file.exists():
+        return
+    kept = [r for r in _records(file) if r["job"] != job or r["step"] <= step]
+    with atomic_file(file) as temporary:
+        temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
+
+
+def _records(file: Path) -> list[dict]:
+    records = []
+    for line in file.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            log.warning("%s: skipping a line that was cut off while being written", file)
+    return records

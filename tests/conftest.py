@@ -1,0 +1,27 @@
+"""Shared settings of the suite: compiled programs are kept between tests, and tests see one CPU device."""
+
+import os
+import pathlib
+import sys
+
+import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "rear_jax_tests"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+from tests import toy
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A workdir in which a toy tokenizer and a toy generator have been trained and sampled; do not change it."""
+    workdir = tmp_path_factory.mktemp("trained")
+    toy.run(workdir, "tokenizer", "tokenize", "train", "sample")
+    return workdir
+
+
+@pytest.fixture
+def python():
+    """Runs a command of this interpreter; returns the finished process with its output as text."""
+    return lambda *arguments, **settings: toy.python(sys.executable, *arguments, **settings)

@@ -1,0 +1,293 @@
+"""Code files: what is written comes back, a broken folder is refused by name, the order obeys the step number."""
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rear_jax.data.batches import code_batches
+from rear_jax.data.codes import WRITER_OPTIONS, CodesHeader, check_codes, open_codes, write_codes, write_shard
+from rear_jax.errors import RearError
+
+HEADER = CodesHeader(
+    num_images=11,
+    num_augmentations=2,
+    augmentation="flip",
+    codes_per_image=4,
+    codebook_size=500,
+    image_size=32,
+    num_classes=5,
+    fingerprint="abc",
+    source="fashion_mnist",
+    split="train",
+    num_shards=3,
+)
+
+
+def encode(start: int, stop: int):
+    """Codes that say which record they are: record r has codes (r, r + 100, r + 200, r + 300)."""
+    records = np.arange(2 * start, 2 * stop)
+    return records[:, None] + np.arange(0, 400, 100), records // 2 % 5, records % 2
+
+
+def write(directory: Path, header: CodesHeader = HEADER, encode_range=encode, **processes) -> list[tuple[int, int]]:
+    calls: list[tuple[int, int]] = []
+    write_codes(directory, header, encode_range, progress=lambda *done: calls.append(done), **processes)
+    return calls
+
+
+def refuse(start: int, stop: int):
+    raise AssertionError(f"images {start} to {stop} were encoded again")
+
+
+def take(iterator, count: int) -> list[dict[str, np.ndarray]]:
+    batches = list(itertools.islice(iterator, count))
+    iterator.close()
+    return batches
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_round_trip(tmp_path: Path, in_memory: bool):
+    assert write(tmp_path) == [(3, 11), (7, 11), (11, 11)]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        *(f"codes-0000{shard}-of-00003.array_record" for shard in range(3)),
+        "header.json",
+    ]
+    codes = open_codes(tmp_path, in_memory=in_memory)
+    assert codes.header == HEADER
+    assert len(codes) == 22
+    indices = np.array([21, 0, 7, 7, 13])
+    read = codes.read(indices)
+    np.testing.assert_array_equal(read["codes"], indices[:, None] + np.arange(0, 400, 100))
+    np.testing.assert_array_equal(read["label"], indices // 2 % 5)
+    np.testing.assert_array_equal(read["augmentation"], indices % 2)
+    assert {array.dtype for array in read.values()} == {np.dtype(np.int32)}
+
+
+def test_header_file_tells_other_readers_all(tmp_path: Path):
+    write(tmp_path)
+    content = json.loads((tmp_path / "header.json").read_text())
+    assert content["format_version"] == 1
+    assert content["num_records"] == 22
+    assert content["shard_sizes"] == [6, 8, 8]
+    assert content["fingerprint"] == "abc"
+
+
+@given(images=st.integers(1, 500), shards=st.integers(1, 500), views=st.integers(1, 10))
+def test_shards_cover_the_images_once(images: int, shards: int, views: int):
+    shards = min(images, shards)
+    header = dataclasses.replace(HEADER, num_images=images, num_shards=shards, num_augmentations=views)
+    covered = [image for start, stop in header.image_ranges for image in range(start, stop)]
+    assert covered == list(range(images))
+    assert sum(header.shard_sizes) == header.num_records
+    assert min(header.shard_sizes) > 0
+
+
+def test_a_killed_run_is_continued(tmp_path: Path):
+    def killed(start: int, stop: int):
+        if start == 3:
+            raise KeyboardInterrupt
+        return encode(start, stop)
+
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, encode_range=killed)
+    (tmp_path / "codes-00001-of-00003.array_record.tmp0").write_bytes(b"cut off in the middle")
+    with pytest.raises(RearError, match="not finished"):
+        open_codes(tmp_path)
+    encoded = []
+    write(tmp_path, encode_range=lambda start, stop: encoded.append((start, stop)) or encode(start, stop))
+    assert encoded == [(3, 7), (7, 11)]
+    assert not list(tmp_path.glob("*.tmp*"))
+    np.testing.assert_array_equal(open_codes(tmp_path).read(np.arange(22))["codes"][:, 0], np.arange(22))
+
+
+def test_a_finished_folder_is_left_alone(tmp_path: Path):
+    write(tmp_path)
+    assert write(tmp_path, encode_range=refuse)[-1] == (11, 11)
+
+
+def test_processes_share_the_shards(tmp_path: Path):
+    assert write(tmp_path, process_index=1, process_count=2) == [(4, 4)]
+    with pytest.raises(RearError, match="not finished"):
+        open_codes(tmp_path)
+    assert write(tmp_path, process_index=0, process_count=2) == [(3, 7), (7, 7)]
+    assert len(open_codes(tmp_path)) == 22
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_plan_is_refused(tmp_path: Path, finished: bool):
+    write(tmp_path)
+    if not finished:
+        (tmp_path / "header.json").rename(tmp_path / "header.json.partial")
+    with pytest.raises(RearError, match="begun with fingerprint 'abc', not 'xyz'"):
+        write(tmp_path, dataclasses.replace(HEADER, fingerprint="xyz"))
+
+
+def test_shards_without_a_header_are_refused(tmp_path: Path):
+    write(tmp_path)
+    (tmp_path / "header.json").unlink()
+    with pytest.raises(RearError, match="without a header"):
+        write(tmp_path)
+
+
+def test_out_of_range_is_refused_on_writing(tmp_path: Path):
+    path = tmp_path / "shard"
+    codes, labels, views = encode(0, 3)
+    bad_codes, bad_labels = codes.copy(), labels.copy()
+    bad_codes[2, 1], bad_labels[4] = 500, -1
+    with pytest.raises(RearError, match=r"a code is outside \[0, 500\)"):
+        write_shard(path, HEADER, bad_codes, labels, views)
+    with pytest.raises(RearError, match=r"a label is outside \[0, 5\)"):
+        write_shard(path, HEADER, codes, bad_labels, views)
+    with pytest.raises(RearError, match="views do not run 0 to 1"):
+        write_shard(path, HEADER, codes, labels, views[::-1])
+    with pytest.raises(RearError, match="wanted"):
+        write_shard(path, HEADER, codes[:, :3], labels, views)
+    with pytest.raises(RearError, match="gave 4 rows"):
+        write(tmp_path, encode_range=lambda start, stop: encode(start, start + 2))
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_images": 0}, {"codebook_size": 2**16 + 1}, {"num_classes": 70_000}, {"num_shards": 12}]
+)
+def test_a_plan_that_the_format_cannot_hold_is_refused(change: dict[str, int]):
+    with pytest.raises(RearError, match="codes header"):
+        dataclasses.replace(HEADER, **change)
+
+
+@pytest.mark.parametrize("keep", [0, 1000, 70_000])
+def test_a_truncated_shard_is_named(tmp_path: Path, keep: int):
+    write(tmp_path, dataclasses.replace(HEADER, num_images=600, num_shards=1), encode_range=large)
+    shard = tmp_path / "codes-00000-of-00001.array_record"
+    assert shard.stat().st_size > 70_000
+    shard.write_bytes(shard.read_bytes()[:keep])
+    with pytest.raises(RearError, match=r"codes-00000-of-00001.array_record is damaged: 0 records"):
+        open_codes(tmp_path)
+    write(tmp_path, dataclasses.replace(HEADER, num_images=600, num_shards=1), encode_range=large)
+    assert len(open_codes(tmp_path)) == 1200
+
+
+def large(start: int, stop: int):
+    records = np.arange(2 * start, 2 * stop)
+    return np.zeros((len(records), 4), int), records * 0, records % 2
+
+
+def test_a_missing_shard_is_named_and_restored(tmp_path: Path):
+    write(tmp_path)
+    (tmp_path / "codes-00001-of-00003.array_record").unlink()
+    with pytest.raises(RearError, match=r"codes-00001-of-00003.array_record is missing"):
+        open_codes(tmp_path)
+    write(tmp_path)
+    assert len(open_codes(tmp_path)) == 22
+
+
+@pytest.mark.parametrize("bad", [[1, 0, 1, 2, 3], [1, 0, 1, 2, 3, 500], [5, 0, 1, 2, 3, 4], [1, 2, 1, 2, 3, 4]])
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_a_corrupt_record_is_named(tmp_path: Path, bad: list[int], in_memory: bool):
+    write(tmp_path)
+    path = tmp_path / "codes-00001-of-00003.array_record"
+    writer = ArrayRecordWriter(str(path), WRITER_OPTIONS)
+    for record in range(8):
+        writer.write(np.array(bad if record == 5 else [1, 0, 1, 2, 3, 4], "<u2").tobytes())
+    writer.close()
+    with pytest.raises(RearError, match=r"codes-00001-of-00003.array_record, record 5: "):
+        open_codes(tmp_path, in_memory=in_memory).read(np.arange(22))
+
+
+def test_flipped_bits_are_found(tmp_path: Path):
+    header = dataclasses.replace(HEADER, num_images=600, num_shards=1)
+    write(tmp_path, header, encode_range=large)
+    shard = tmp_path / "codes-00000-of-00001.array_record"
+    content = bytearray(shard.read_bytes())
+    middle = len(content) // 3
+    content[middle : middle + 200] = b"\xff" * 200
+    shard.write_bytes(content)
+    with pytest.raises(RearError, match=r"array_record, record \d+: "):
+        open_codes(tmp_path).read(np.arange(1200))
+
+
+def test_a_bucket_is_refused():
+    with pytest.raises(RearError, match="gs://bucket/codes is not a local folder"):
+        open_codes(epath.Path("gs://bucket/codes"))
+    with pytest.raises(RearError, match="gs://bucket/codes is not a local folder"):
+        write(epath.Path("gs://bucket/codes"), encode_range=refuse)
+
+
+def test_a_damaged_or_foreign_header_is_refused(tmp_path: Path):
+    write(tmp_path)
+    header = tmp_path / "header.json"
+    content = json.loads(header.read_text())
+    header.write_text(json.dumps({**content, "format_version": 2}))
+    with pytest.raises(RearError, match="not of format version 1"):
+        open_codes(tmp_path)
+    header.write_text(header.read_text()[:50])
+    with pytest.raises(RearError, match="damaged"):
+        open_codes(tmp_path)
+    header.unlink()
+    with pytest.raises(RearError, match="holds no codes"):
+        open_codes(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("fingerprint", "xyz"), ("codebook_size", 7), ("codes_per_image", 9), ("num_classes", 6)]
+)
+def test_check_codes_names_both_values(name: str, value: int | str):
+    fits = {"fingerprint": "abc", "codebook_size": 500, "codes_per_image": 4, "num_classes": 5}
+    check_codes(HEADER, **fits)
+    with pytest.raises(RearError, match=f"{name} {fits[name]!r}, this run has {value!r}"):
+        check_codes(HEADER, **{**fits, name: value})
+
+
+def test_every_epoch_visits_every_record_in_another_order(tmp_path: Path):
+    write(tmp_path)
+    batches = take(code_batches(open_codes(tmp_path), batch_size=11, seed=3), 4)
+    first = np.concatenate([batch["codes"][:, 0] for batch in batches[:2]])
+    second = np.concatenate([batch["codes"][:, 0] for batch in batches[2:]])
+    np.testing.assert_array_equal(np.sort(first), np.arange(22))
+    np.testing.assert_array_equal(np.sort(second), np.arange(22))
+    assert (first != second).any()
+    np.testing.assert_array_equal(batches[0]["label"], batches[0]["codes"][:, 0] // 2 % 5)
+    assert batches[0].keys() == {"codes", "label"}
+    other_seed = take(code_batches(open_codes(tmp_path), batch_size=22, seed=4), 1)[0]
+    assert (other_seed["codes"][:, 0] != first).any()
+
+
+@pytest.mark.parametrize("batch_size", [6, 60])  # 60 rows span several epochs of 22
+@pytest.mark.parametrize("process_count", [1, 2, 3])
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_batches_depend_on_the_step_alone(tmp_path: Path, batch_size: int, process_count: int, in_memory: bool):
+    write(tmp_path)
+    whole = take(code_batches(open_codes(tmp_path), batch_size=batch_size, seed=1), 9)
+    codes = open_codes(tmp_path, in_memory=in_memory)
+    shares = [
+        take(
+            code_batches(
+                codes,
+                batch_size=batch_size,
+                seed=1,
+                start_step=5,
+                process_index=process,
+                process_count=process_count,
+            ),
+            4,
+        )
+        for process in range(process_count)
+    ]
+    for step in range(4):
+        for key in ("codes", "label"):
+            joined = np.concatenate([share[step][key] for share in shares])
+            np.testing.assert_array_equal(joined, whole[5 + step][key])
+
+
+def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path):
+    write(tmp_path)
+    with pytest.raises(RearError, match="batch_size 7 does not divide among 2 processes"):
+        code_batches(open_codes(tmp_path), batch_size=7, seed=0, process_count=2)

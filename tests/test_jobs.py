@@ -1,0 +1,118 @@
+"""The jobs in turn at toy size: what they leave, what they refuse, and that a second run changes nothing."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rear_jax.errors import RearError
+from tests import toy
+
+
+def test_every_job_leaves_what_it_promises(trained):
+    for name in ("reconstructions.png", "samples.png", "samples.npz", "samples.json", "metrics.jsonl"):
+        assert (trained / name).stat().st_size > 0, name
+    assert any((trained / "tensorboard" / "train").glob("events*"))
+    assert len(list((trained / "codes").glob("*.array_record"))) == 4
+    header = json.loads((trained / "codes" / "header.json").read_text())
+    assert (header["codebook_size"], header["codes_per_image"], header["num_images"]) == (16, 16, 2000)
+    with np.load(trained / "samples.npz") as file:
+        assert file["arr_0"].shape == (24, 32, 32, 3)
+        assert file["arr_0"].dtype == np.uint8
+        np.testing.assert_array_equal(file["labels"], np.arange(24) % 10)
+    assert Image.open(trained / "samples.png").size == (12 * 33 - 1, 10 * 33 - 1)
+
+
+def test_metrics_are_logged_for_every_step_once(trained):
+    records = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records if r["job"] == "tokenizer"] == [2, 3, 4, 6]
+    assert [r["step"] for r in records if r["job"] == "train"] == [3, 4, 6, 8, 9, 12]
+    wanted = {"loss", "cross_entropy", "correct_codes", "shallow", "deep", "noise", "gradient_norm", "learning_rate"}
+    assert wanted <= records[-1].keys()
+
+
+def test_second_run_is_done_already(trained):
+    before = {p: p.stat().st_mtime_ns for p in trained.rglob("*") if p.is_file() and "tensorboard" not in p.parts}
+    toy.run(trained, "tokenizer", "tokenize", "train", "sample")
+    after = {p: p.stat().st_mtime_ns for p in trained.rglob("*") if p.is_file() and "tensorboard" not in p.parts}
+    changed = {p for p in before.keys() | after.keys() if before.get(p) != after.get(p)}
+    assert changed <= {trained / "reconstructions.png"}
+
+
+def test_evaluate_scores_and_reports(trained, tmp_path):
+    import shutil
+
+    workdir = tmp_path / "copy"
+    shutil.copytree(trained, workdir)
+    toy.run(workdir, "evaluate")
+    result = json.loads((workdir / "scores.json").read_text())
+    by_name = {name: values["FD-EffNetLite2@32"] for name, values in result["scores"].items()}
+    samples, floor, decoded = by_name.values()
+    assert 0 < floor < decoded
+    assert floor < samples
+    report = (workdir / "report.md").read_text()
+    for needed in ("FD-EffNetLite2@32", "not FID", "guidance_scale", "curves_train.png", "samples.png", "versions"):
+        assert needed in report
+    assert (workdir / "curves_train.png").exists()
+    stamp = (workdir / "scores.json").stat().st_mtime_ns
+    toy.run(workdir, "evaluate")
+    assert (workdir / "scores.json").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize(
+    ("job", "changes", "message"),
+    [
+        ("tokenizer", {"tokenizer__z_channels": 8}, "tokenizer.z_channels (was 4, now 8)"),
+        ("tokenizer", {"data__image_size": 33}, "33"),
+        ("tokenizer", {"tokenizer__name": "vqgan"}, "maskgit_vqgan"),
+        ("tokenizer", {"data__source": "folder", "data__path": "/nonexistent"}, "/nonexistent"),
+        ("tokenizer", {"data__source": "imagenet"}, "fashion_mnist"),
+        ("tokenize", {"data__num_classes": 9}, "9"),
+        ("tokenize", {"codes__augmentation": "ten_crop"}, "augmentation"),
+        ("train", {"model__width": 32}, "model.width (was 16, now 32)"),
+        ("train", {"data__num_classes": 11}, "data.num_classes (was 10, now 11)"),
+        ("train", {"method__deep_layer": 2}, "deep_layer"),
+        ("train", {"method__name": "sar"}, "rear"),
+        ("train", {"method__noise_schedule": "cosine"}, "annealed"),
+        ("train", {"train__accumulation": 3}, "multiple of 3"),
+        ("train", {"codes_from": "/nonexistent"}, "tokenize"),
+        ("train", {"tokenizer_from": "/nonexistent/file.bin"}, "/nonexistent/file.bin"),
+        ("sample", {"model__depth": 3}, "model.depth"),
+        ("sample", {"sample__use_ema": True}, "ema_decay"),
+        ("sample", {"sample__guidance": "cosine"}, "power_cosine"),
+    ],
+)
+def test_refusals_name_the_thing(trained, job, changes, message):
+    with pytest.raises(RearError) as caught:
+        toy.run(trained, job, **changes)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_samples_missing_or_damaged(tmp_path, trained):
+    with pytest.raises(RearError, match="--job=sample"):
+        toy.run(tmp_path, "evaluate")
+    content = (trained / "samples.npz").read_bytes()
+    (tmp_path / "samples.npz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(RearError, match="cannot be read"):
+        toy.run(tmp_path, "evaluate")
+
+
+def test_codes_of_another_tokenizer_are_refused(tmp_path, trained):
+    toy.run(tmp_path, "tokenizer", seed=1)
+    with pytest.raises(RearError, match="fingerprint"):
+        toy.run(tmp_path, "train", seed=1, codes_from=str(trained / "codes"))
+
+
+def test_a_generator_is_not_decoded_by_another_tokenizer(tmp_path, trained):
+    toy.run(tmp_path, "tokenizer", seed=1)
+    with pytest.raises(RearError, match="was made with tokenizer"):
+        toy.run(trained, "sample", tokenizer_from=str(tmp_path / "tokenizer"))
+
+
+def test_nothing_trained_yet(tmp_path, trained):
+    with pytest.raises(RearError, match="--job=tokenizer"):
+        toy.run(tmp_path, "tokenize")
+    with pytest.raises(RearError, match="--job=train"):
+        toy.run(tmp_path, "sample", tokenizer_from=str(trained / "tokenizer"))

@@ -1,0 +1,93 @@
+"""A run that is killed and started again ends like one that was not: bit for bit, in processes of their own."""
+
+import json
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from rear_jax.training.checkpoints import Checkpoints
+from tests import toy
+
+STEPS = 40
+TRAIN = ("--job=train", f"--config.train.loop.steps={STEPS}", "--config.train.ema_decay=0.9")
+
+
+def final_state(workdir):
+    """Every array of the newest checkpoint, on the host."""
+    checkpoints = Checkpoints(workdir / "generator", keep=2)
+    assert checkpoints.latest_step() == STEPS
+    return jax.tree.leaves(checkpoints.restore_everything())
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, trained):
+    """Flags that point a fresh workdir at the trained toy tokenizer and its codes."""
+    return (f"--config.tokenizer_from={trained / 'tokenizer'}", f"--config.codes_from={trained / 'codes'}")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, prepared):
+    workdir = tmp_path_factory.mktemp("unbroken")
+    done = toy.finish(workdir, *TRAIN, *prepared)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def wait_for_step(workdir, step: int) -> None:
+    """Until metrics.jsonl shows that a step is past."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        file = workdir / "metrics.jsonl"
+        if file.exists() and any(f'"step": {s},' in file.read_text() for s in range(step, STEPS)):
+            return
+        time.sleep(0.005)
+    raise TimeoutError(f"no step {step} in {workdir}")
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGKILL])
+def test_resume_is_bit_exact(tmp_path, prepared, unbroken, signal_number):
+    flags = (*TRAIN, *prepared, "--config.train.loop.log_every=1")
+    process = toy.start(tmp_path, *flags)
+    wait_for_step(tmp_path, 6)
+    process.send_signal(signal_number)
+    _, errors = process.communicate(timeout=60)
+    if signal_number == signal.SIGTERM:
+        assert process.returncode == 0, errors
+        assert "resume with the same command" in errors
+    else:
+        assert process.returncode == -signal.SIGKILL
+    resumed = toy.finish(tmp_path, *flags)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on from step" in resumed.stderr
+    for a, b in zip(final_state(unbroken), final_state(tmp_path), strict=True):
+        np.testing.assert_array_equal(a, b)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, STEPS + 1))
+
+
+def test_eight_devices_take_the_same_steps(tmp_path, prepared, unbroken):
+    done = toy.finish(tmp_path, *TRAIN, *prepared, devices=8)
+    assert done.returncode == 0, done.stderr
+    for a, b in zip(final_state(unbroken), final_state(tmp_path), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4, rtol=0)
+
+
+def test_samples_do_not_depend_on_batch_size_or_devices(trained, tmp_path):
+    import shutil
+
+    sets = []
+    for flags, devices in [(("--config.sample.batch_size=24",), 1), ((), 8)]:
+        workdir = tmp_path / str(devices)
+        shutil.copytree(trained, workdir)
+        for name in ("samples.npz", "samples.json"):
+            (workdir / name).unlink()
+        done = toy.finish(workdir, "--job=sample", *flags, devices=devices)
+        assert done.returncode == 0, done.stderr
+        with np.load(workdir / "samples.npz") as file:
+            sets.append(file["arr_0"].astype(int))
+    with np.load(trained / "samples.npz") as file:
+        for other in sets:  # the codes are the same; float rounding may move a pixel across an 8-bit border
+            assert np.abs(file["arr_0"] - other).max() <= 1

@@ -1,0 +1,70 @@
+"""The quickstart at toy size: seconds instead of minutes, the same code."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+from rear_jax import jobs
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIG = pathlib.Path(__file__).with_name("toy_config.py")
+
+
+def config(**changes):
+    """`tests/toy_config.py` with settings changed by dotted name (dots written as double underscores)."""
+    from tests.toy_config import get_config
+
+    made = get_config()
+    for name, value in changes.items():
+        *parents, leaf = name.split("__")
+        section = made
+        for parent in parents:
+            section = section[parent]
+        section[leaf] = value
+    return made
+
+
+def run(workdir: pathlib.Path, *names: str, **changes) -> None:
+    """Runs jobs in this process."""
+    for name in names:
+        jobs.JOBS[name](config(**changes), workdir)
+
+
+def shrink(made):
+    """Any config at toy width: the same method and options, on the embedded images."""
+    small = config()
+    for section in ("data", "tokenizer", "codes", "evaluate"):
+        made[section].update(small[section])
+    for key in ("width", "depth", "heads", "mlp_width", "dtype", "unroll"):
+        made.model[key] = small.model[key]
+    made.method.update({k: small.method[k] for k in ("shallow_layer", "deep_layer", "projector_width")})
+    made.train.loop.update(small.train.loop)
+    made.train.optimizer.warmup_steps = 2
+    made.sample.update({k: small.sample[k] for k in ("num_images", "batch_size")})
+    return made
+
+
+def command(workdir, *flags: str) -> list[str]:
+    """The command line of the toy experiment."""
+    return [sys.executable, "-m", "rear_jax.main", f"--config={CONFIG}", f"--workdir={workdir}", *flags]
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    """For subprocesses: the repository on the path, and so many CPU devices."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+
+
+def start(workdir, *flags: str, devices: int = 1) -> subprocess.Popen:
+    """Starts the toy experiment in a process of its own."""
+    return subprocess.Popen(
+        command(workdir, *flags), env=environment(devices), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def finish(workdir, *flags: str, devices: int = 1) -> subprocess.CompletedProcess:
+    """Runs the toy experiment in a process of its own to its end."""
+    return subprocess.run(
+        command(workdir, *flags), env=environment(devices), capture_output=True, text=True, timeout=300, check=False
+    )

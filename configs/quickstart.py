@@ -3,7 +3,7 @@
     python -m rear_jax.main --config=configs/quickstart.py --workdir=/tmp/quickstart
 
 Trains a tokenizer (8×8 codes of 256), encodes 12 000 images that ship with the package, trains a small reAR on the
-codes, samples 200 garments of each of the ten classes, and scores them. See README.md for what to expect.
+codes, samples 100 garments of each of the ten classes, and scores them. See README.md for what to expect.
 """
 
 from rear_jax.config import default
@@ -21,7 +21,7 @@ def get_config():
 
     config.tokenizer.codebook_size = 256
     config.tokenizer.z_channels = 16
-    config.tokenizer.hidden_channels = 32
+    config.tokenizer.hidden_channels = 16
     config.tokenizer.channel_mult = (1, 2, 2)
     config.tokenizer.num_res_blocks = 1
 
@@ -29,44 +29,44 @@ def get_config():
     vq.mse_weight = 4.0
     vq.perceptual_weight = 0.1
     vq.codebook_update = "ema"
-    vq.codebook_decay = 0.95
+    vq.codebook_decay = 0.9
     vq.revive_below = 0.05
     vq.augmentation = "flip"
-    vq.loop.steps = 300
-    vq.loop.batch_size = 64
+    vq.loop.steps = 160
+    vq.loop.batch_size = 32
     vq.loop.log_every = 10
-    vq.loop.picture_every = 100
-    vq.loop.checkpoint_every = 100
-    vq.optimizer.learning_rate = 1e-3
+    vq.loop.picture_every = 80
+    vq.loop.checkpoint_every = 80
+    vq.optimizer.learning_rate = 2e-3
     vq.optimizer.warmup_steps = 30
 
-    config.codes.augmentation = "flip"
+    config.codes.augmentation = "center"
     config.codes.num_shards = 8
     config.codes.in_memory = True
 
-    config.model.width = 192
-    config.model.depth = 4
-    config.model.heads = 6
-    config.model.mlp_width = 768
+    config.model.width = 128
+    config.model.depth = 3
+    config.model.heads = 4
+    config.model.mlp_width = 512
     config.model.dropout = 0.0
     config.model.dtype = "float32"
-    config.model.unroll = 4
-    config.method.deep_layer = 3
-    config.method.projector_width = 256
+    config.model.unroll = 3
+    config.method.deep_layer = 2
+    config.method.projector_width = 128
 
-    config.train.loop.steps = 600
-    config.train.loop.batch_size = 64
+    config.train.loop.steps = 400
+    config.train.loop.batch_size = 32
     config.train.loop.log_every = 10
     config.train.loop.picture_every = 0
     config.train.loop.checkpoint_every = 200
-    config.train.optimizer.learning_rate = 1e-3
-    config.train.optimizer.warmup_steps = 60
+    config.train.optimizer.learning_rate = 3e-3
+    config.train.optimizer.warmup_steps = 40
 
-    config.sample.num_images = 2000
-    config.sample.batch_size = 200
+    config.sample.num_images = 1000
+    config.sample.batch_size = 100
     config.sample.guidance_scale = 3.0
     config.sample.guidance_power = 1.0
 
-    config.evaluate.feature_size = 96
-    config.evaluate.num_reference = 2000
+    config.evaluate.feature_size = 64
+    config.evaluate.num_reference = 1000
     return config

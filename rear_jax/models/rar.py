@@ -59,14 +59,31 @@ class Features(NamedTuple):
     deep: jax.Array | None
 
 
-def dense(features: int, dtype: Any, name: str | None = None, kernel_init: Any = _normal) -> nn.Dense:
+class Linear(nn.Dense):
+    """`nn.Dense` on [..., in], run on the flattened [rows, in].
+
+    The same numbers; but XLA transposes a three-dimensional cotangent in memory before the weight gradient, which on a
+    CPU more than doubles its time.
+    """
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
+        return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.features)
+
+
+def dense(features: int, dtype: Any, name: str | None = None, kernel_init: Any = _normal) -> Linear:
     """A biased linear layer with the family's initialisation."""
-    return nn.Dense(features, dtype=dtype, kernel_init=kernel_init, name=name)
+    return Linear(features, dtype=dtype, kernel_init=kernel_init, name=name)
 
 
 def layer_norm(dtype: Any, *, affine: bool = True) -> nn.LayerNorm:
     """LayerNorm with the family's epsilon; statistics in float32."""
     return nn.LayerNorm(epsilon=1e-6, use_scale=affine, use_bias=affine, dtype=dtype)
+
+
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Exact GELU, x·½(1 + erf(x/√2)): in this form, not jax.nn's with erfc, an eighth of the time on a CPU."""
+    return 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5))
 
 
 class Block(nn.Module):
@@ -124,7 +141,7 @@ class Block(nn.Module):
         mixed = self._drop(self.proj(mixed.reshape(x.shape)), train)
         x = x + modulation.gate_attention * mixed
         h = self.norm2(x) * (1 + modulation.scale_mlp) + modulation.shift_mlp
-        h = self._drop(nn.gelu(self.fc1(h), approximate=False), train)
+        h = self._drop(gelu(self.fc1(h)), train)
         return x + modulation.gate_mlp * self._drop(self.fc2(h), train)
 
     def _drop(self, x: jax.Array, train: bool) -> jax.Array:

@@ -61,7 +61,9 @@ def tokenizer_step(networks: Networks, config: ConfigDict, optimizer: optax.Grad
 
         def distance(reconstruction):
             mse = jnp.mean(losses.mean_squared_error(reconstruction, images))
-            perceptual = jnp.mean(_perceptual(networks.perceptual, frozen["perceptual"], reconstruction, images))
+            perceptual = jnp.float32(0.0)
+            if settings.perceptual_weight:
+                perceptual = jnp.mean(_perceptual(networks.perceptual, frozen["perceptual"], reconstruction, images))
             return settings.mse_weight * mse + settings.perceptual_weight * perceptual, (mse, perceptual)
 
         # One forward pass; reconstruction and adversary are pulled back through it separately, so that their

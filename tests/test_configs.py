@@ -1,0 +1,48 @@
+"""Every file in configs/: its sizes are the paper's, and it takes a real step at toy width."""
+
+import importlib.util
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from rear_jax import jobs, models
+from tests import toy
+
+FILES = sorted((toy.ROOT / "configs").glob("*.py"))
+MILLIONS = {  # ARCHITECTURE: RAR-B/L without projectors; reAR-S with the released ones
+    "rear_s": 218.4,
+    "ar_b": 260.9,
+    "ar_l": 461.7,
+}
+
+
+def load(file: pathlib.Path):
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def test_all_are_here():
+    assert {f.stem for f in FILES} >= {"quickstart", *(f"{m}_{s}" for m in ("ar", "rear") for s in "sbl")}
+
+
+@pytest.mark.parametrize("name", MILLIONS)
+def test_parameter_counts(name):
+    model = models.build(load(toy.ROOT / "configs" / f"{name}.py"), num_codes=256, embedding_dim=256)
+    example = jnp.zeros((1, 256), jnp.int32), jnp.zeros(1, jnp.int32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *example)["params"]
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6
+    assert count == pytest.approx(MILLIONS[name], abs=0.1)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_one_real_run_at_toy_width(file, trained, tmp_path):
+    config = toy.shrink(load(file))
+    config.tokenizer_from = str(trained / "tokenizer")
+    config.codes_from = str(trained / "codes")
+    jobs.JOBS["train"](config, tmp_path)
+    assert (tmp_path / "generator" / str(config.train.loop.steps)).is_dir()
+    assert (tmp_path / "metrics.jsonl").exists()

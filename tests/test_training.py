@@ -1,0 +1,175 @@
+"""The optimiser, accumulation, checkpoints and the loop's refusals, without a whole job around them."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from rear_jax import config as configs
+from rear_jax.errors import RearError
+from rear_jax.training import loop, state
+from rear_jax.training.checkpoints import Checkpoints
+from rear_jax.training.writer import MetricWriter, read_metrics
+from tests import toy
+
+PARAMS = {"layer": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "pos_embed": jnp.ones(3), "codebook": jnp.ones(3)}
+
+
+def settings(**changes) -> ConfigDict:
+    made = configs.optimizer_settings()
+    made.update({"warmup_steps": 10, "learning_rate": 1.0, "final_learning_rate": 0.1, **changes})
+    return made
+
+
+def test_learning_rate_known_points():
+    schedule = state.learning_rate(settings(), 110)
+    np.testing.assert_allclose([schedule(s) for s in (0, 5, 10, 60, 110)], [0.0, 0.5, 1.0, 0.55, 0.1], atol=1e-6)
+
+
+def test_weight_decay_spares_biases_tables_and_codebooks():
+    optimizer = state.adamw(settings(warmup_steps=0, weight_decay=0.5), 100)
+    zero = jax.tree.map(jnp.zeros_like, PARAMS)
+    after = state.apply_gradients(state.new_state(PARAMS, optimizer), zero, optimizer)
+    np.testing.assert_allclose(after.params["layer"]["kernel"], 0.5)
+    for kept in (after.params["layer"]["bias"], after.params["pos_embed"], after.params["codebook"]):
+        np.testing.assert_array_equal(kept, 1.0)
+
+
+def test_clipping_bounds_the_first_moment():
+    optimizer = state.adamw(settings(clip_norm=1.0), 100)
+    gradients = jax.tree.map(lambda p: 1e3 * p, PARAMS)
+    after = state.apply_gradients(state.new_state(PARAMS, optimizer), gradients, optimizer)
+    moments = jax.tree.leaves(jax.tree.map(jnp.square, after.opt_state[1][0].mu))
+    assert float(jnp.sqrt(sum(m.sum() for m in moments))) == pytest.approx(0.1, rel=1e-5)  # (1 - b1)·1
+
+
+def test_moving_average():
+    optimizer = state.adamw(settings(warmup_steps=0), 100)
+    before = state.new_state(PARAMS, optimizer, ema=True)
+    after = state.apply_gradients(before, PARAMS, optimizer, ema_decay=0.75)
+    want = jax.tree.map(lambda a, p: 0.75 * a + 0.25 * p, before.ema, after.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), after.ema, want)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_accumulation_is_the_whole_batch(parts):
+    def loss_fn(params, batch, key):
+        loss = jnp.mean(jnp.square(batch["x"] @ params - batch["y"]))
+        return loss, {"loss": loss}
+
+    x, y = jax.random.normal(jax.random.key(0), (8, 3)), jnp.arange(8.0)
+    params = jnp.array([1.0, -1.0, 0.5])
+    metrics, gradients = state.accumulated_gradients(loss_fn, params, {"x": x, "y": y}, jax.random.key(1), parts)
+    want, want_gradients = jax.value_and_grad(lambda p: loss_fn(p, {"x": x, "y": y}, None)[0])(params)
+    np.testing.assert_allclose(metrics["loss"], want, rtol=1e-6)
+    np.testing.assert_allclose(gradients, want_gradients, rtol=1e-5)
+
+
+def run_loop(workdir, step_fn, steps=6):
+    loop_settings = configs.loop_settings()
+    loop_settings.update({"steps": steps, "batch_size": 1, "log_every": 2, "checkpoint_every": 2, "picture_every": 0})
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=2)
+
+    def batches(start):
+        for n in range(start, 10**6):
+            yield {"x": np.full((1,), n, np.float32)}
+
+    try:
+        return loop.train(
+            "job",
+            step_fn,
+            lambda: state.TrainState(jnp.int32(0), {"sum": jnp.float32(0)}, ()),
+            batches,
+            frozen={},
+            settings=loop_settings,
+            seed=0,
+            record={"a": 1},
+            checkpoints=checkpoints,
+            workdir=workdir,
+        )
+    finally:
+        checkpoints.close()
+
+
+def add(train_state, batch, key, frozen):
+    total = train_state.params["sum"] + batch["x"][0] + jax.random.uniform(key)
+    return train_state.replace(step=train_state.step + 1, params={"sum": total}), {"loss": total}
+
+
+def test_loop_feeds_batch_n_and_key_n(tmp_path):
+    final = run_loop(tmp_path, add)
+    noise = sum(float(jax.random.uniform(jax.random.fold_in(jax.random.key(0), n))) for n in range(6))
+    assert float(final.params["sum"]) == pytest.approx(sum(range(6)) + noise, rel=1e-6)
+    run_loop(tmp_path / "two", add, steps=4)
+    assert float(run_loop(tmp_path / "two", add).params["sum"]) == float(final.params["sum"])
+
+
+def test_nan_stops_names_the_step_and_saves_nothing_bad(tmp_path):
+    def poisoned(train_state, batch, key, frozen):
+        train_state, _ = add(train_state, batch, key, frozen)
+        return train_state, {"loss": jnp.where(train_state.step == 4, jnp.nan, 1.0)}
+
+    with pytest.raises(RearError, match=r"loss not finite at step 4; the checkpoint of step 2 is intact"):
+        run_loop(tmp_path, poisoned)
+    assert Checkpoints(tmp_path / "checkpoints", keep=2).latest_step() == 2
+
+
+def test_truncated_checkpoint_is_named(tmp_path):
+    run_loop(tmp_path, add)
+    files = [p for p in (tmp_path / "checkpoints" / "6" / "state").rglob("*") if p.is_file()]
+    for file in files:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(RearError, match=r"checkpoints.6 cannot be read .*delete that folder"):
+        run_loop(tmp_path, add, steps=8)
+
+
+def test_full_disk_is_one_line(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    monkeypatch.setattr(checkpoints._manager, "save", full)
+    with pytest.raises(RearError, match=r"No space left on device.*free space"):
+        checkpoints.save(1, {"x": jnp.ones(2)}, {})
+
+
+def test_changed_settings_are_named_with_both_values():
+    saved = json.loads(json.dumps(toy.config().to_dict()))
+    configs.refuse_changes(saved, toy.config(model__dtype="bfloat16"), ("model.",), "here")
+    with pytest.raises(RearError, match=r"model.depth \(was 2, now 5\)"):
+        configs.refuse_changes(saved, toy.config(model__depth=5), ("model.",), "here")
+
+
+def test_metrics_of_a_lost_stretch_are_forgotten(tmp_path):
+    with MetricWriter(tmp_path, "a", start_step=0) as writer:
+        for step in (1, 2, 3):
+            writer.write(step, {"loss": 1.0})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"job": "a", "st')  # cut off by a kill
+    with MetricWriter(tmp_path, "a", start_step=2) as writer:
+        writer.write(3, {"loss": 2.0})
+    assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path, "a")] == [(1, 1.0), (2, 1.0), (3, 2.0)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--config.train.loop.stps=3",), 'Did you mean "steps"'),
+        (("--job=paint",), "unknown job 'paint'"),
+        (("--config.train.loop.steps=many",), "steps"),
+    ],
+)
+def test_command_line_errors_are_one_line(tmp_path, flags, message):
+    done = toy.finish(tmp_path, *flags)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_workdir_that_cannot_be_written_and_buckets():
+    done = toy.finish("gs://bucket/run")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "mount the bucket" in done.stderr

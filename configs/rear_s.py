@@ -3,7 +3,7 @@
     python -m rear_jax.main --config=configs/rear_s.py --workdir=DIR --job=tokenize,train,sample,evaluate \
         --config.tokenizer_from=maskgit-vqgan-imagenet-f16-256.bin
 
-218.4M parameters with the released projectors (201M in the paper).
+218.4M parameters, 231.0M with the training-only projectors (201M in the paper).
 400 epochs = 250 000 steps of 2048 ten-crop code sequences of the published MaskGIT-VQGAN.
 Cost in the paper: not published.
 Guidance scale/power of the row: 22/2.75.

@@ -75,6 +75,8 @@ def test_evaluate_scores_and_reports(trained, tmp_path):
         ("train", {"method__deep_layer": 2}, "deep_layer"),
         ("train", {"method__name": "sar"}, "rear"),
         ("train", {"method__noise_schedule": "cosine"}, "annealed"),
+        ("train", {"method__projector": "mine"}, "released"),
+        ("train", {"method__embedding_reading": "mine"}, "paper"),
         ("train", {"train__accumulation": 3}, "multiple of 3"),
         ("train", {"codes_from": "/nonexistent"}, "tokenize"),
         ("train", {"tokenizer_from": "/nonexistent/file.bin"}, "/nonexistent/file.bin"),
@@ -99,14 +101,10 @@ def test_samples_missing_or_damaged(tmp_path, trained):
         toy.run(tmp_path, "evaluate")
 
 
-def test_codes_of_another_tokenizer_are_refused(tmp_path, trained):
+def test_another_tokenizer_fits_neither_the_codes_nor_the_generator(tmp_path, trained):
     toy.run(tmp_path, "tokenizer", seed=1)
     with pytest.raises(RearError, match="fingerprint"):
         toy.run(tmp_path, "train", seed=1, codes_from=str(trained / "codes"))
-
-
-def test_a_generator_is_not_decoded_by_another_tokenizer(tmp_path, trained):
-    toy.run(tmp_path, "tokenizer", seed=1)
     with pytest.raises(RearError, match="was made with tokenizer"):
         toy.run(trained, "sample", tokenizer_from=str(tmp_path / "tokenizer"))
 

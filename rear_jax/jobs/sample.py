@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rear_jax import artifacts, decode, pictures
+from rear_jax import artifacts, decode, guidance, pictures
 from rear_jax.atomic import atomic_file
+from rear_jax.errors import RearError
 from rear_jax.models.rar_decoder import RARDecoder
 from rear_jax.progress import ProgressBar
 from rear_jax.training import mesh as placement
@@ -72,6 +73,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 def sampler_of(config: ConfigDict) -> decode.Sampler:
     """The sampler that the config describes."""
+    if config.sample.guidance not in guidance.SCHEDULES:
+        raise RearError(
+            f"config.sample.guidance = {config.sample.guidance!r}: use one of {', '.join(guidance.SCHEDULES)}."
+        )
     return decode.Sampler(**{f.name: config.sample[f.name] for f in dataclasses.fields(decode.Sampler)})
 
 

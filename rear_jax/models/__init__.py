@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from rear_jax.errors import RearError
-from rear_jax.models.rar import RARTransformer
+from rear_jax.models.rar import PROJECTORS, RARTransformer
 
 MODELS = {"rar": RARTransformer}
 
@@ -68,6 +68,8 @@ def build(config: ConfigDict, *, num_codes: int, embedding_dim: int) -> RARTrans
     if model.width % model.heads:
         raise RearError(f"config.model.width = {model.width} is not divisible by config.model.heads = {model.heads}.")
     regularised = method.name == "rear" and method.embedding_weight > 0
+    if regularised and method.projector not in PROJECTORS:
+        raise RearError(f"config.method.projector = {method.projector!r}: use one of {', '.join(PROJECTORS)}.")
     for name in ("shallow_layer", "deep_layer"):
         if regularised and not 0 <= method[name] < model.depth:
             raise RearError(f"config.method.{name} = {method[name]} is not a layer of 0..{model.depth - 1}.")

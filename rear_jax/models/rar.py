@@ -24,6 +24,7 @@ from rear_jax.models.attention import (
 )
 
 EXTRA_POSITIONS = 1024  # rows that the published position tables carry beyond N
+PROJECTORS = {"released": 3, "paper": 2}  # linear layers
 EXTRA_TIMESTEPS = 100  # rows that the published timestep tables carry beyond N
 
 _normal = nn.initializers.truncated_normal(0.02)
@@ -217,7 +218,7 @@ class RARTransformer(nn.Module):
         self.head_adaln = dense(2 * self.width, self.dtype, kernel_init=nn.initializers.zeros)
         self.lm_head = dense(self.codebook_size, self.dtype)
         if self.projector != "none":
-            layers = {"released": 3, "paper": 2}[self.projector]
+            layers = PROJECTORS[self.projector]
             self.shallow_projector = Projector(self.projector_width, self.embedding_dim, layers, self.dtype)
             self.deep_projector = Projector(self.projector_width, self.embedding_dim, layers, self.dtype)
 

@@ -71,11 +71,6 @@ class Checkpoints:
             raise self._unreadable(step, error) from error
         return step, restored["state"][name]
 
-    def restore_everything(self) -> Any:
-        """The newest state as nested containers of host arrays, whatever its structure; for inspection."""
-        step = self._existing_step()
-        return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore()))["state"]
-
     def record(self) -> dict:
         """What `save` stored beside the newest state: its config."""
         step = self._existing_step()

@@ -52,6 +52,7 @@ def rear_loss(model: Any, config: ConfigDict) -> LossFunction:
 
 
 METHODS = {"ar": ar_loss, "rear": rear_loss}
+READINGS = ("released", "paper")
 
 
 def train_step(model: Any, config: ConfigDict, optimizer: optax.GradientTransformation, encode: Any = None):
@@ -66,8 +67,9 @@ def train_step(model: Any, config: ConfigDict, optimizer: optax.GradientTransfor
     Returns:
       step(state, batch, key, frozen) -> (state, metrics), where `frozen['codebook']` is the [K, D] table.
     """
-    if config.method.name not in METHODS:
-        raise RearError(f"config.method.name = {config.method.name!r}: use one of {', '.join(METHODS)}.")
+    for name, known in {"name": METHODS, "noise_schedule": noise.SCHEDULES, "embedding_reading": READINGS}.items():
+        if config.method[name] not in known:
+            raise RearError(f"config.method.{name} = {config.method[name]!r}: use one of {', '.join(known)}.")
     loss_fn = METHODS[config.method.name](model, config)
     steps, train = config.train.loop.steps, config.train
     schedule = learning_rate(train.optimizer, steps)
@@ -80,7 +82,7 @@ def train_step(model: Any, config: ConfigDict, optimizer: optax.GradientTransfor
             return loss_fn(params, part, part_key, progress=state.step / steps, codebook=frozen["codebook"])
 
         metrics, gradients = accumulated_gradients(loss_at, state.params, batch, key, train.accumulation)
-        metrics |= {"gradient_norm": optax.global_norm(gradients), "learning_rate": schedule(state.step)}
+        metrics |= {"gradient_norm": optax.tree.norm(gradients), "learning_rate": schedule(state.step)}
         return apply_gradients(state, gradients, optimizer, ema_decay=train.ema_decay), metrics
 
     return step

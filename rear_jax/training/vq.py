@@ -88,7 +88,7 @@ def tokenizer_step(networks: Networks, config: ConfigDict, optimizer: optax.Grad
                 networks.discriminator, settings, state, images, reconstruction, gradients, pull_back
             )
             metrics |= more
-        metrics["gradient_norm"] = optax.global_norm(all_gradients["tokenizer"])
+        metrics["gradient_norm"] = optax.tree.norm(all_gradients["tokenizer"])
         state = apply_gradients(state, all_gradients, optimizer)
         return _keep_codebook(state, quantized, key, settings), metrics
 

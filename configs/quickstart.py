@@ -35,7 +35,7 @@ def get_config():
     vq.loop.steps = 160
     vq.loop.batch_size = 32
     vq.loop.log_every = 10
-    vq.loop.picture_every = 80
+    vq.loop.picture_every = 160
     vq.loop.checkpoint_every = 80
     vq.optimizer.learning_rate = 2e-3
     vq.optimizer.warmup_steps = 30
@@ -54,11 +54,11 @@ def get_config():
     config.method.deep_layer = 2
     config.method.projector_width = 128
 
-    config.train.loop.steps = 400
+    config.train.loop.steps = 320
     config.train.loop.batch_size = 32
     config.train.loop.log_every = 10
     config.train.loop.picture_every = 0
-    config.train.loop.checkpoint_every = 200
+    config.train.loop.checkpoint_every = 160
     config.train.optimizer.learning_rate = 3e-3
     config.train.optimizer.warmup_steps = 40
 

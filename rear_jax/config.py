@@ -21,6 +21,7 @@ def default() -> ConfigDict:
         ""  # '' = <workdir>/tokenizer; else another such folder, or a published .bin/.pt/.safetensors
     )
     config.codes_from = ""  # '' = <workdir>/codes; else another such folder
+    config.init_from = ""  # '' = a generator from nothing; else a converted one, a workdir's, or a published file
 
     config.data = data = ConfigDict()
     data.source = "tfds"  # see rear_jax/data/images.py: 'fashion_mnist', 'folder', 'tfds', 'arrays'
@@ -30,20 +31,13 @@ def default() -> ConfigDict:
     data.image_size = 256  # pixels, both sides
     data.num_classes = 1000
 
-    config.tokenizer = tokenizer = ConfigDict()
-    tokenizer.name = "maskgit_vqgan"
-    tokenizer.codebook_size = 1024
-    tokenizer.z_channels = 256  # width of a codebook vector
-    tokenizer.hidden_channels = 128
-    tokenizer.channel_mult = (1, 1, 2, 2, 4)  # one entry per resolution; each but the first halves it
-    tokenizer.num_res_blocks = 2
-    tokenizer.l2_normalize = False  # unit-length codes and latents
-    tokenizer.dtype = "float32"
+    config.tokenizer = maskgit_vqgan()
 
     config.tokenizer_training = vq = ConfigDict()
+    vq.init_from = ""  # '' = from nothing; else a tokenizer to fine-tune: a converted one, a workdir's, or a file
     vq.mse_weight = 1.0
     vq.perceptual_weight = 1.0
-    vq.perceptual_network = "lite0"  # EfficientNet-Lite member: 'lite0' or 'lite2'
+    vq.perceptual_network = "lite0"  # EfficientNet-Lite 'lite0' or 'lite2', or 'lpips' (needs config.lpips)
     vq.commitment_weight = 0.25
     vq.codebook_update = "gradient"  # or 'ema'
     vq.codebook_decay = 0.99  # of the EMA sums and of the usage statistics
@@ -63,6 +57,10 @@ def default() -> ConfigDict:
     vq.optimizer.b2 = 0.99
     vq.optimizer.weight_decay = 1e-4
 
+    config.lpips = lpips = ConfigDict()  # files of LPIPS-VGG, for whatever is told to use it
+    lpips.vgg16 = ""  # torchvision's VGG16
+    lpips.heads = ""  # the lpips package's `weights/v0.1/vgg.pth`
+
     config.codes = codes = ConfigDict()
     codes.augmentation = "ten_crop"  # 'center', 'flip' or 'ten_crop'
     codes.num_shards = 256
@@ -70,19 +68,10 @@ def default() -> ConfigDict:
     codes.in_memory = False  # load all code files at the start (6.6 GB for ImageNet in ten crops); faster random reads
     codes.on_the_fly = False  # train from images, encoding each batch, instead of from code files
 
-    config.model = model = ConfigDict()
-    model.name = "rar"
-    model.width = 768
-    model.depth = 24
-    model.heads = 16
-    model.mlp_width = 3072
-    model.dropout = 0.1
-    model.dtype = "bfloat16"  # of the matrix products; parameters are float32
-    model.remat = False  # recompute activations in the backward pass
-    model.unroll = 1  # blocks compiled side by side in the layer scan
+    config.model = rar()
 
     config.method = method = ConfigDict()
-    method.name = "rear"  # 'ar' or 'rear'
+    method.name = "rear"  # 'ar', 'rar' or 'rear'
     method.label_drop = 0.1  # share of labels replaced by the null label
     method.noise_schedule = "annealed"  # see rear_jax/noise.py
     method.noise_rate = 0.5  # the constant of schedules 'uniform' and 'fixed'
@@ -92,6 +81,8 @@ def default() -> ConfigDict:
     method.projector_width = 2048
     method.shallow_layer = 0  # 0-based block whose output predicts the current code's embedding
     method.deep_layer = 18  # ... and the next code's
+    method.order_anneal_start = 0.5  # 'rar': up to this share of the steps every sequence is in random order,
+    method.order_anneal_end = 0.75  # ... from this share on none is
 
     config.train = train = ConfigDict()
     train.ema_decay = 0.0  # of an exponential moving average of the parameters; 0 = none
@@ -105,10 +96,20 @@ def default() -> ConfigDict:
     sample.guidance = "power_cosine"  # see rear_jax/guidance.py
     sample.guidance_scale = 1.0
     sample.guidance_power = 1.0
+    sample.guidance_interval = -1  # last decoding step that is guided, as LlamaGen counts; -1 = all
+    sample.captions = ""  # text-conditional generators: an .npz with caption features and mask
     sample.temperature = 1.0
     sample.top_k = 0  # 0 = off
     sample.top_p = 1.0  # 1 = off
     sample.use_ema = False
+
+    config.convert = convert = ConfigDict()
+    convert.source = ""  # published checkpoint file, or a folder of checkpoints
+    convert.export = ""  # .safetensors file to write with the authors' key names; '' = none
+    convert.verify = False  # print a parity report instead of writing anything
+
+    config.import_codes = import_codes = ConfigDict()
+    import_codes.source = ""  # RAR's .jsonl, LlamaGen's folder of .npy files or AliTok's .npz
 
     config.evaluate = evaluate = ConfigDict()
     evaluate.network = "lite2"  # EfficientNet-Lite member whose features are compared
@@ -117,6 +118,35 @@ def default() -> ConfigDict:
     evaluate.num_reference = 50_000  # training images that the score is taken against
     evaluate.neighbours = 3  # k of precision and recall
     return config.lock()
+
+
+def maskgit_vqgan() -> ConfigDict:
+    """The tokenizer of MaskGIT, RAR and reAR at its published size."""
+    tokenizer = ConfigDict()
+    tokenizer.name = "maskgit_vqgan"
+    tokenizer.codebook_size = 1024
+    tokenizer.z_channels = 256  # width of a codebook vector
+    tokenizer.hidden_channels = 128
+    tokenizer.channel_mult = (1, 1, 2, 2, 4)  # one entry per resolution; each but the first halves it
+    tokenizer.num_res_blocks = 2
+    tokenizer.l2_normalize = False  # unit-length codes and latents
+    tokenizer.dtype = "float32"
+    return tokenizer
+
+
+def rar() -> ConfigDict:
+    """The RAR family's transformer, at the size of RAR-B and reAR-B."""
+    model = ConfigDict()
+    model.name = "rar"
+    model.width = 768
+    model.depth = 24
+    model.heads = 16
+    model.mlp_width = 3072
+    model.dropout = 0.1
+    model.dtype = "bfloat16"  # of the matrix products; parameters are float32
+    model.remat = False  # recompute activations in the backward pass
+    model.unroll = 1  # blocks compiled side by side in the layer scan
+    return model
 
 
 def loop_settings() -> ConfigDict:

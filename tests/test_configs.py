@@ -15,6 +15,10 @@ MILLIONS = {  # published sizes, which leave the training-only projectors out
     "ar_s": 218.4,
     "ar_b": 260.9,
     "ar_l": 461.7,
+    "rar_b": 260.9,
+    "rar_l": 461.7,
+    "rar_xl": 955.4,
+    "rar_xxl": 1498.5,
 }
 
 

@@ -222,17 +222,24 @@ class RARTransformer(nn.Module):
             self.shallow_projector = Projector(self.projector_width, self.embedding_dim, layers, self.dtype)
             self.deep_projector = Projector(self.projector_width, self.embedding_dim, layers, self.dtype)
 
-    def __call__(self, codes: Int[Array, "B N"], labels: Int[Array, " B"], *, train: bool = False) -> Features:
+    def __call__(
+        self,
+        codes: Int[Array, "B N"],
+        labels: Int[Array, " B"],
+        orders: Int[Array, "B N"] | None = None,
+        *,
+        train: bool = False,
+    ) -> Features:
         """Teacher-forced predictions of every code from the (possibly noisy) codes before it.
 
         Args:
-          codes: the context; code n is read only by predictions of later codes.
+          codes: the context, in the order of generation; code n is read only by predictions of later codes.
           labels: class of each sequence, `num_classes` where it is dropped.
+          orders: raster position of the n-th code that each sequence generates (RAR); None = raster order.
           train: dropout on; needs the 'dropout' random stream.
         """
-        code_positions = jnp.arange(2, self.num_codes + 2)
-        code_vectors = self.embeddings[codes] + self._position_vectors(code_positions)
-        x = jnp.concatenate([self.embed_prefix(labels), code_vectors], axis=1)  # [B, N+2, W]
+        x = jnp.concatenate([self._prefix(labels), self.embeddings[codes]], axis=1)  # [B, N+2, W]
+        x += self._orders_vectors(jnp.arange(self.num_codes)[None] if orders is None else orders)
         condition = self.conditions(labels, jnp.arange(self.num_codes + 2))
         x, shallow, deep = self._run_blocks(x, condition, train)
         predicting = slice(1, self.num_codes + 1)
@@ -271,6 +278,19 @@ class RARTransformer(nn.Module):
         target = jnp.where(predicts[:, None], self.target_aware_pos_embed[0][positions + 1], 0.0)
         return self.pos_embed[0][positions] + target
 
+    def _orders_vectors(self, orders: Int[Array, "B N"]) -> Float[Array, "B N+2 W"]:
+        """`_position_vectors` of a whole sequence whose n-th code lies at raster position orders[n]."""
+        rows, slots = orders.shape[0], 2 + orders
+        own = jnp.concatenate(
+            [jnp.broadcast_to(self.pos_embed[:, :2], (rows, 2, self.width)), self.pos_embed[0][slots]], 1
+        )
+        return own + jnp.pad(self.target_aware_pos_embed[0][slots], ((0, 0), (1, 1), (0, 0)))
+
+    def _prefix(self, labels: Int[Array, " B"]) -> Float[Array, "B 2 W"]:
+        """cls and class, without their positions."""
+        classes = self._class_vectors(labels)[:, None]
+        return jnp.concatenate([jnp.broadcast_to(self.cls_token[0], classes.shape), classes], axis=1)
+
     def head(self, x: Float[Array, "B T W"], modulation: Float[Array, "B T 2W"]) -> Float[Array, "B T K"]:
         """Logits, float32. The family's head takes its modulation in the order scale, shift."""
         scale, shift = jnp.split(modulation, 2, axis=-1)
@@ -282,9 +302,7 @@ class RARTransformer(nn.Module):
 
     def embed_prefix(self, labels: Int[Array, " B"]) -> Float[Array, "B 2 W"]:
         """Input of the transformer at the two positions before the codes: cls and class."""
-        classes = self._class_vectors(labels)[:, None]
-        cls = jnp.broadcast_to(self.cls_token[0], classes.shape)
-        return jnp.concatenate([cls, classes], axis=1) + self._position_vectors(jnp.arange(2))
+        return self._prefix(labels) + self._position_vectors(jnp.arange(2))
 
     def conditions(self, labels: Int[Array, " R"], positions: Int[Array, " C"]) -> Float[Array, "R C W"]:
         """SiLU(class + timestep embedding), what every modulation is a linear function of."""

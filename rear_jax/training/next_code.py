@@ -1,4 +1,4 @@
-"""The objectives of `--job=train`: plain next-code prediction (AR) and reAR."""
+"""The objectives of `--job=train`: plain next-code prediction (AR), in random orders (RAR), and reAR."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from rear_jax import losses, noise
+from rear_jax import losses, noise, orders
 from rear_jax.errors import RearError
 from rear_jax.training.state import TrainState, accumulated_gradients, apply_gradients, learning_rate
 
@@ -23,6 +23,23 @@ def ar_loss(model: Any, config: ConfigDict) -> LossFunction:
         labels = noise.drop_labels(label_key, batch["label"], model.num_classes, config.method.label_drop)
         out = model.apply({"params": params}, batch["codes"], labels, train=True, rngs={"dropout": dropout_key})
         return _prediction(out.logits, batch["codes"])
+
+    return loss_fn
+
+
+def rar_loss(model: Any, config: ConfigDict) -> LossFunction:
+    """Cross-entropy of every code given the true codes before it, in orders less and less random (arXiv 2411.00776)."""
+    method = config.method
+
+    def loss_fn(params, batch, key, *, progress, codebook):
+        label_key, order_key, dropout_key = jax.random.split(key, 3)
+        labels = noise.drop_labels(label_key, batch["label"], model.num_classes, method.label_drop)
+        share = orders.random_share(progress, start=method.order_anneal_start, end=method.order_anneal_end)
+        order = orders.draw_orders(order_key, *batch["codes"].shape, share)
+        codes = orders.reorder(batch["codes"], order)
+        out = model.apply({"params": params}, codes, labels, order, train=True, rngs={"dropout": dropout_key})
+        loss, metrics = _prediction(out.logits, codes)
+        return loss, metrics | {"random_share": share}
 
     return loss_fn
 
@@ -51,7 +68,7 @@ def rear_loss(model: Any, config: ConfigDict) -> LossFunction:
     return loss_fn
 
 
-METHODS = {"ar": ar_loss, "rear": rear_loss}
+METHODS = {"ar": ar_loss, "rar": rar_loss, "rear": rear_loss}
 READINGS = ("released", "paper")
 
 

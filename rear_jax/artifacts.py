@@ -15,11 +15,13 @@ from ml_collections import ConfigDict
 from rear_jax import models, tokenizers
 from rear_jax.atomic import atomic_file
 from rear_jax.config import refuse_changes
-from rear_jax.convert import layout, maskgit_vqgan
-from rear_jax.convert.torch_files import read_tensors
+from rear_jax.convert import published, rar
 from rear_jax.errors import RearError
 from rear_jax.training import mesh
 from rear_jax.training.checkpoints import Checkpoints, abstract
+
+GENERATOR_SETTINGS = ("data.num_classes", "tokenizer.", "model.")  # what a generator's parameters depend on
+TOKENIZER_SETTINGS = ("tokenizer.", "data.image_size")  # ... and a tokenizer's
 
 
 def tokenizer_folder(workdir: Path) -> Path:
@@ -89,40 +91,75 @@ def load_tokenizer(config: ConfigDict, workdir: Path) -> Tokenizer:
       RearError: it is missing, damaged, or not of the config's sizes.
     """
     module = tokenizers.build(config.tokenizer, config.data.image_size)
-    image = jax.ShapeDtypeStruct((1, config.data.image_size, config.data.image_size, 3), jnp.float32)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), image)["params"]
     place = Path(config.tokenizer_from) if config.tokenizer_from else tokenizer_folder(workdir)
-    if place.is_file():
-        params = layout.from_torch(read_tensors(place), shapes, maskgit_vqgan.torch_name, source=str(place))
-    else:
-        _require_checkpoints(place, "tokenizer")
-        checkpoints = Checkpoints(place, keep=1)
-        refuse_changes(checkpoints.record(), config, ("tokenizer.", "data.image_size"), str(place))
-        _, params = checkpoints.restore_params({"tokenizer": _on_all_devices(shapes)})
-        params = params["tokenizer"]
+    params = read_tokenizer(place, config, tokenizer_shapes(module))
     sizes = {k: v for k, v in config.tokenizer.to_dict().items() if k != "dtype"}
     return Tokenizer(module, params, fingerprint(params, sizes), str(place))
 
 
 def load_generator(config: ConfigDict, workdir: Path, tokenizer: Tokenizer) -> Generator:
-    """The generator that `--job=train` has made so far.
+    """The generator that `--job=train` has made so far, or the one of `config.init_from`.
 
     Raises:
       RearError: it is missing, damaged, of other sizes, or made with another tokenizer.
     """
     module = models.build(config, num_codes=tokenizer.num_codes, embedding_dim=tokenizer.module.embedding_dim)
-    example = jnp.zeros((1, module.num_codes), jnp.int32), jnp.zeros(1, jnp.int32)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), *example)["params"]
     place = generator_folder(workdir)
+    if config.init_from and not place.exists():
+        params = read_generator(Path(config.init_from), config, generator_shapes(module), tokenizer)
+        return Generator(module, params, 0, fingerprint(params, {}))
     _require_checkpoints(place, "train")
     checkpoints = Checkpoints(place, keep=1)
     record = checkpoints.record()
-    refuse_changes(record, config, ("data.num_classes", "tokenizer.", "model."), str(place))
+    refuse_changes(record, config, GENERATOR_SETTINGS, str(place))
     tokenizer.require(record["tokenizer_fingerprint"], f"the generator in {place}")
     if config.sample.use_ema and not record["train"]["ema_decay"]:
         raise RearError(f"config.sample.use_ema: {place} holds no moving average; train with config.train.ema_decay.")
-    step, params = checkpoints.restore_params(_on_all_devices(shapes), ema=config.sample.use_ema)
+    shapes = _on_all_devices(generator_shapes(module))
+    step, params = checkpoints.restore_params(shapes, ema=config.sample.use_ema)
     return Generator(module, params, step, fingerprint(params, {}))
+
+
+def tokenizer_shapes(module: Any) -> Any:
+    """Parameter shapes of a tokenizer."""
+    image = jax.ShapeDtypeStruct((1, module.image_size, module.image_size, 3), jnp.float32)
+    return jax.eval_shape(module.init, jax.random.key(0), image)["params"]
+
+
+def generator_shapes(module: Any) -> Any:
+    """Parameter shapes of a generator."""
+    return jax.eval_shape(module.init, jax.random.key(0), *module.example())["params"]
+
+
+def read_tokenizer(place: Path, config: ConfigDict, shapes: Any) -> Any:
+    """Parameters of the config's tokenizer from a published file, a converted folder, or that of `--job=tokenizer`."""
+    if place.is_file():
+        return published.read_params(place, config, "tokenizer", shapes)
+    _require_checkpoints(place, "tokenizer")
+    checkpoints = Checkpoints(place, keep=1)
+    refuse_changes(checkpoints.record(), config, TOKENIZER_SETTINGS, str(place))
+    return checkpoints.restore_params({"tokenizer": _on_all_devices(shapes)})[1]["tokenizer"]
+
+
+def read_generator(place: Path, config: ConfigDict, shapes: Any, tokenizer: Tokenizer | None) -> Any:
+    """Parameters of the config's generator from a published file, a converted folder, or that of `--job=train`.
+
+    Args:
+      place: the file or folder.
+      config: the experiment.
+      shapes: of the parameters; projectors that `place` does not have are left out of the result.
+      tokenizer: what the generator must have been made with, where `place` knows; None asks nothing.
+    """
+    if place.is_file():
+        return published.read_params(place, config, "model", shapes)
+    _require_checkpoints(place, "train")
+    checkpoints = Checkpoints(place, keep=1)
+    record = checkpoints.record()
+    refuse_changes(record, config, GENERATOR_SETTINGS, str(place))
+    if tokenizer is not None and "tokenizer_fingerprint" in record:
+        tokenizer.require(record["tokenizer_fingerprint"], f"the generator in {place}")
+    shapes = rar.keep_projectors(shapes, checkpoints.param_names() & set(rar.PROJECTOR), str(place))
+    return checkpoints.restore_params(_on_all_devices(shapes))[1]
 
 
 def fingerprint(params: Any, sizes: dict) -> str:

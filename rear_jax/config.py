@@ -9,7 +9,13 @@ from ml_collections import ConfigDict
 
 from rear_jax.errors import RearError
 
-FREE = ("dtype", "remat", "unroll")  # settings of a network that its parameters do not depend on
+FREE = (
+    "dtype",
+    "remat",
+    "unroll",
+    "dropout",
+    "token_dropout",
+)  # settings of a network that its parameters do not depend on
 
 
 def default() -> ConfigDict:
@@ -107,6 +113,8 @@ def default() -> ConfigDict:
     convert.source = ""  # published checkpoint file, or a folder of checkpoints
     convert.export = ""  # .safetensors file to write with the authors' key names; '' = none
     convert.verify = False  # print a parity report instead of writing anything
+    convert.images = 256  # of config.data.eval_split that the report looks at, for tokenizers
+    convert.sequences = 256  # of the codes folder that the report looks at, for generators
 
     config.import_codes = import_codes = ConfigDict()
     import_codes.source = ""  # RAR's .jsonl, LlamaGen's folder of .npy files or AliTok's .npz

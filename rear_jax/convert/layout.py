@@ -5,10 +5,10 @@ parameter to the key and the axis order of the same tensor in the authors' file.
 naming what is missing, unexpected or mis-shaped) happens here, once for all networks.
 """
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from flax import traverse_util
 
@@ -57,29 +57,27 @@ def from_torch(
     Raises:
       RearError: keys are missing or unexpected, or a tensor has another shape; all of them are named.
     """
-    flat_shapes = traverse_util.flatten_dict(shapes)
     used: set[str] = set()
     missing: list[str] = []
     misshaped: list[str] = []
     flat: dict[Path, np.ndarray] = {}
-    for path, leaf in flat_shapes.items():
+    for path, leaf in traverse_util.flatten_dict(shapes).items():
         name = torch_name(path)
         keys = _keys(name, leaf.shape)
         used.update(keys)
-        absent = [key for key in keys if key not in tensors]
-        missing.extend(absent)
-        if absent:
-            continue
-        layers = [np.asarray(tensors[key]) for key in keys]
-        if name.axes is not None and all(layer.ndim == len(name.axes) for layer in layers):
-            layers = [layer.transpose(name.axes) for layer in layers]
-        stacked = "{i}" in name.key
-        want = leaf.shape[1:] if stacked else leaf.shape
-        wrong = [f"{k} {a.shape}, wanted {want}" for k, a in zip(keys, layers, strict=True) if a.shape != want]
-        misshaped.extend(wrong)
-        if not wrong:
-            value = np.stack(layers) if stacked else layers[0]
-            flat[path] = np.ascontiguousarray(value, dtype=leaf.dtype)
+        value = np.empty(leaf.shape, leaf.dtype)
+        for key, target in zip(keys, value if "{i}" in name.key else value[None], strict=True):
+            if key not in tensors:
+                missing.append(key)
+                continue
+            tensor = tensors[key]
+            if name.axes is not None and tensor.ndim == len(name.axes):
+                tensor = tensor.transpose(name.axes)
+            if tensor.shape == target.shape:
+                target[...] = tensor
+            else:
+                misshaped.append(f"{key} {tensor.shape}, wanted {target.shape}")
+        flat[path] = value
     unexpected = sorted(k for k in tensors if k not in used and not k.startswith(ignore))
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
     if any(problems.values()):
@@ -90,14 +88,21 @@ def from_torch(
 
 def to_torch(params: Any, torch_name: Callable[[Path], TorchName]) -> dict[str, np.ndarray]:
     """Writes Flax parameters as a flat PyTorch state dict: the inverse of `from_torch`."""
-    tensors = {}
-    for path, leaf in traverse_util.flatten_dict(jax.device_get(params)).items():
-        name = torch_name(path)
-        layers = leaf if "{i}" in name.key else leaf[None]
-        for key, layer in zip(_keys(name, leaf.shape), layers, strict=True):
-            value = layer if name.axes is None else layer.transpose(np.argsort(name.axes))
-            tensors[key] = np.ascontiguousarray(value)
-    return tensors
+    return {key: np.ascontiguousarray(tensor) for key, tensor in torch_tensors(params, torch_name)}
+
+
+def torch_tensors(params: Any, torch_name: Callable[[Path], TorchName]) -> Iterator[tuple[str, np.ndarray]]:
+    """Keys and tensors of `to_torch` one by one, as views of the parameters where these are on the host."""
+    for path, leaf in traverse_util.flatten_dict(params).items():
+        name, value = torch_name(path), np.asarray(leaf)
+        layers = value if "{i}" in name.key else value[None]
+        for key, layer in zip(_keys(name, value.shape), layers, strict=True):
+            yield key, layer if name.axes is None else layer.transpose(np.argsort(name.axes))
+
+
+def count_layers(tensors: Mapping[str, Any], pattern: str) -> int:
+    """How many different indices the group of a regular expression takes among the keys that it matches."""
+    return len({match[1] for match in map(re.compile(pattern).match, tensors) if match})
 
 
 def _keys(name: TorchName, shape: tuple[int, ...]) -> list[str]:

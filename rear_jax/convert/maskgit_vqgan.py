@@ -9,6 +9,9 @@ import numpy as np
 from rear_jax.convert.layout import CONV, Path, TorchName
 from rear_jax.errors import RearError
 
+SIGNATURE = r"encoder\.down\.0\.block\.0\.conv1\.weight"
+IGNORE = ()
+
 
 def torch_name(path: Path) -> TorchName:
     """Where the parameter at `path` of `MaskGitVQGAN` lies in the file."""

@@ -4,6 +4,9 @@ Three formats are read, told apart by their first bytes: `.safetensors`, the zip
 since PyTorch 1.6, and the older stream of pickles. The pickles go through an unpickler that knows tensors, their
 storages and plain containers and refuses every other class by name, so that a downloaded file cannot run code.
 Format: torch/serialization.py and torch/_utils.py of PyTorch.
+
+Tensors are read from the file one by one, when they are asked for: a file larger than memory can be looked through,
+and converting one needs room for the result and one tensor.
 """
 
 import io
@@ -12,6 +15,7 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -52,8 +56,8 @@ _BROKEN = (
 )
 
 
-def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Reads the tensors of a checkpoint file.
+def read_tensors(path: str | Path) -> Mapping[str, np.ndarray]:
+    """Opens the tensors of a checkpoint file.
 
     A file whose top level is not itself a state dict but holds exactly one of the dicts "model", "module",
     "state_dict" and "ema" is read from there. Entries that are not tensors (step counts, settings) are left out.
@@ -62,8 +66,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
       path: a `.safetensors`, `.pt`, `.pth`, `.bin` or `.ckpt` file.
 
     Returns:
-      State-dict key -> array in the dtype of the file (bfloat16 from ml_dtypes). Arrays of a PyTorch file are read-only
-      views of the memory-mapped file, with the file's strides; tensors that share a storage share memory.
+      State-dict key -> array in the dtype of the file (bfloat16 from ml_dtypes), read at each look-up.
 
     Raises:
       RearError: the file is missing, truncated, not a checkpoint, or holds no state dict or several; or its pickle
@@ -75,7 +78,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     with path.open("rb") as file:
         start = file.read(len(_LEGACY_START))
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        return _SafeTensors(path)
     if start.startswith(_ZIP_START):
         return _read_zip(path)
     if start == _LEGACY_START:
@@ -87,12 +90,26 @@ def _not_a_checkpoint(path: Path, why: object) -> RearError:
     return RearError(f"{path} is not a whole checkpoint ({why}); it may be cut short or mislabelled: fetch it again.")
 
 
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    except safetensors.SafetensorError as error:
-        raise _not_a_checkpoint(path, error) from error
+class _SafeTensors(Mapping[str, np.ndarray]):
+    """The tensors of an open safetensors file."""
+
+    def __init__(self, path: Path):
+        try:
+            self._file = safetensors.safe_open(path, framework="numpy")
+        except safetensors.SafetensorError as error:
+            raise _not_a_checkpoint(path, error) from error
+        self._keys = dict.fromkeys(self._file.keys())
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        if key not in self._keys:
+            raise KeyError(key)
+        return self._file.get_tensor(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
 
 class _StorageType(NamedTuple):
@@ -160,8 +177,7 @@ class _Unpickler(pickle.Unpickler):
         self, storage: _StorageRef, offset: int, size: tuple, stride: tuple, requires_grad: bool, hooks: Any, *_: Any
     ) -> _TensorRef:
         """Stands for torch._utils._rebuild_tensor_v2; gradient flags, hooks and metadata are dropped."""
-        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        if min((offset, *size, *stride)) < 0 or (math.prod(size) > 0 and last >= storage.length):
+        if min((offset, *size, *stride)) < 0 or offset + _span(size, stride) > storage.length:
             raise ValueError(f"a tensor reaches beyond its storage {storage.key}")
         return _TensorRef(storage, offset, tuple(size), tuple(stride))
 
@@ -187,65 +203,80 @@ def _tensors_in(value: Any) -> dict[str, _TensorRef]:
     return {key: item for key, item in items if isinstance(key, str) and isinstance(item, _TensorRef)}
 
 
-def _view(tensor: _TensorRef, stored: np.ndarray) -> np.ndarray:
-    """The array a `_TensorRef` stands for, given the bytes [n] uint8 of its storage."""
-    storage = tensor.storage
-    width = storage.dtype.itemsize
-    part = stored[storage.start * width : (storage.start + storage.length) * width]
-    if part.size != storage.length * width:
-        raise ValueError(f"storage {storage.key} is cut short")
-    if math.prod(tensor.size) == 0:
-        return np.empty(tensor.size, storage.dtype)
-    elements = part.view(storage.dtype)[tensor.offset :]
-    strides = [step * width for step in tensor.stride]
-    return np.lib.stride_tricks.as_strided(elements, tensor.size, strides, writeable=False)
+class _TorchTensors(Mapping[str, np.ndarray]):
+    """The tensors of a PyTorch file whose storages begin at known bytes of it."""
+
+    def __init__(self, path: Path, refs: dict[str, _TensorRef], starts: Mapping[str, int]):
+        self._path, self._refs, self._starts = path, refs, starts
+        size = path.stat().st_size
+        for ref in refs.values():
+            storage = ref.storage
+            if starts[storage.key] + (storage.start + storage.length) * storage.dtype.itemsize > size:
+                raise ValueError(f"storage {storage.key} is cut short")
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        ref = self._refs[key]
+        storage, count = ref.storage, _span(ref.size, ref.stride)
+        width = storage.dtype.itemsize
+        start = self._starts[storage.key] + (storage.start + ref.offset) * width
+        elements = np.fromfile(self._path, storage.dtype, count, offset=start)
+        return np.lib.stride_tricks.as_strided(elements, ref.size, [step * width for step in ref.stride])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._refs)
+
+    def __len__(self) -> int:
+        return len(self._refs)
 
 
-def _map(path: Path) -> np.ndarray:
-    """The bytes of a file, memory-mapped: [n] uint8."""
-    return np.memmap(path, np.uint8, mode="r").view(np.ndarray)
+def _span(size: tuple[int, ...], stride: tuple[int, ...]) -> int:
+    """Elements of a storage from the first to the last that a strided tensor touches."""
+    if math.prod(size) == 0:
+        return 0
+    return 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
 
 
-def _read_zip(path: Path) -> dict[str, np.ndarray]:
-    """Reads a zip archive of `<name>/data.pkl` and the storages `<name>/data/<key>`."""
+def _read_zip(path: Path) -> _TorchTensors:
+    """Opens a zip archive of `<name>/data.pkl` and the storages `<name>/data/<key>`."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
             members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
             if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
                 raise ValueError("written on a big-endian machine")
             value = _Unpickler(io.BytesIO(archive.read(members["data.pkl"])), path).load()
-        mapped = _map(path)
-        refs = _state_dict(value, path)
-        return {key: _view(ref, _zip_member(mapped, members[f"data/{ref.storage.key}"])) for key, ref in refs.items()}
+            refs = _state_dict(value, path)
+            storages = {ref.storage.key: ref.storage for ref in refs.values()}
+            starts = {key: _member_start(file, members[f"data/{key}"], storages[key]) for key in storages}
+        return _TorchTensors(path, refs, starts)
     except _BROKEN as error:
         raise _not_a_checkpoint(path, error) from error
 
 
-def _zip_member(mapped: np.ndarray, info: zipfile.ZipInfo) -> np.ndarray:
-    """The bytes of one uncompressed member of a mapped zip archive."""
+def _member_start(file: BinaryIO, info: zipfile.ZipInfo, storage: _StorageRef) -> int:
+    """Where in the file the bytes of one uncompressed member of a zip archive begin."""
     if info.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{info.filename} is compressed")
-    header = mapped[info.header_offset : info.header_offset + 30]
-    name_length, extra_length = struct.unpack("<HH", header[26:].tobytes())
-    start = info.header_offset + 30 + name_length + extra_length
-    return mapped[start : start + info.file_size]
+    if info.file_size < (storage.start + storage.length) * storage.dtype.itemsize:
+        raise ValueError(f"storage {storage.key} is cut short")
+    file.seek(info.header_offset)
+    name_length, extra_length = struct.unpack("<HH", file.read(30)[26:])
+    return info.header_offset + 30 + name_length + extra_length
 
 
-def _read_legacy(path: Path) -> dict[str, np.ndarray]:
-    """Reads five pickles (magic, version, machine, object, storage keys) and the storages after them."""
+def _read_legacy(path: Path) -> _TorchTensors:
+    """Opens five pickles (magic, version, machine, object, storage keys) and the storages after them."""
     try:
         with path.open("rb") as file:
             unpicklers = [_Unpickler(file, path) for _ in range(5)]
             _, _, machine, value, keys = (unpickler.load() for unpickler in unpicklers)
-            position = file.tell()
-        if not machine["little_endian"]:
-            raise ValueError("written on a big-endian machine")
-        mapped, storages = _map(path), {}
-        for key in keys:  # the number of elements as int64, then the elements
-            (length,) = struct.unpack("<q", mapped[position : position + 8].tobytes())
-            end = position + 8 + length * unpicklers[3].widths[key]
-            storages[key] = mapped[position + 8 : end]
-            position = end
-        return {key: _view(ref, storages[ref.storage.key]) for key, ref in _state_dict(value, path).items()}
+            if not machine["little_endian"]:
+                raise ValueError("written on a big-endian machine")
+            position, starts = file.tell(), {}
+            for key in keys:  # the number of elements as int64, then the elements
+                file.seek(position)
+                (length,) = struct.unpack("<q", file.read(8))
+                starts[key] = position + 8
+                position += 8 + length * unpicklers[3].widths[key]
+        return _TorchTensors(path, _state_dict(value, path), starts)
     except _BROKEN as error:
         raise _not_a_checkpoint(path, error) from error

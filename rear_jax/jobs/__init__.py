@@ -1,6 +1,6 @@
 """Jobs: one file each, a `run(config, workdir)` that reads top to bottom."""
 
-from rear_jax.jobs import evaluate, sample, tokenize, tokenizer, train
+from rear_jax.jobs import convert, evaluate, sample, tokenize, tokenizer, train
 
 JOBS = {
     "tokenizer": tokenizer.run,
@@ -8,4 +8,5 @@ JOBS = {
     "train": train.run,
     "sample": sample.run,
     "evaluate": evaluate.run,
+    "convert": convert.run,
 }

@@ -43,6 +43,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
     checkpoints = Checkpoints(artifacts.tokenizer_folder(workdir), keep=settings.loop.keep_checkpoints)
     if checkpoints.latest_step() is not None:
         refuse_changes(checkpoints.record(), config, IDENTITY, str(checkpoints.folder))
+    given = {}
+    if settings.init_from and checkpoints.latest_step() is None:
+        shapes = artifacts.tokenizer_shapes(networks.tokenizer)
+        given = {"tokenizer": artifacts.read_tokenizer(Path(settings.init_from), config, shapes)}
+        log.info("tokenizer: starting from %s", settings.init_from)
     optimizer = vq.make_optimizer(config)
     originals = _held_out(config)
 
@@ -57,7 +62,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     state = loop.train(
         "tokenizer",
         vq.tokenizer_step(networks, config, optimizer),
-        lambda: vq.init_state(networks, config, optimizer),
+        lambda given: vq.init_state(networks, config, optimizer, given),
+        given,
         lambda start: batches.image_batches(
             source,
             image_size=data.image_size,
@@ -71,7 +77,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         frozen={"perceptual": efficientnet_weights.load(settings.perceptual_network)},
         settings=settings.loop,
         seed=config.seed,
-        record=config.to_dict(),
+        record=config.to_dict() | {"holds": "tokenizer"},
         checkpoints=checkpoints,
         workdir=workdir,
         draw=draw,

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     tokenizer = artifacts.load_tokenizer(config, workdir)
     model = models.build(config, num_codes=tokenizer.num_codes, embedding_dim=tokenizer.module.embedding_dim)
     optimizer = adamw(config.train.optimizer, settings.steps)
-    record = config.to_dict() | {"tokenizer_fingerprint": tokenizer.fingerprint}
+    record = config.to_dict() | {"holds": "generator", "tokenizer_fingerprint": tokenizer.fingerprint}
 
     checkpoints = Checkpoints(artifacts.generator_folder(workdir), keep=settings.keep_checkpoints)
     if checkpoints.latest_step() is not None:
@@ -44,18 +45,22 @@ def run(config: ConfigDict, workdir: Path) -> None:
         frozen["tokenizer"] = tokenizer.params
         encode = _encoder(tokenizer)
 
-    def init() -> TrainState:
-        example = jnp.zeros((1, model.num_codes), jnp.int32), jnp.zeros(1, jnp.int32)
-        params = model.init(jax.random.key(config.seed), *example)["params"]
-        return new_state(params, optimizer, ema=config.train.ema_decay > 0)
+    given = {}
+    if config.init_from and checkpoints.latest_step() is None:
+        given = artifacts.read_generator(Path(config.init_from), config, artifacts.generator_shapes(model), tokenizer)
+        log.info("train: starting from %s", config.init_from)
 
-    shapes = jax.eval_shape(init)
-    count = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
+    def init(given: Any) -> TrainState:
+        params = model.init(jax.random.key(config.seed), *model.example())["params"]
+        return new_state(params | given, optimizer, ema=config.train.ema_decay > 0)
+
+    count = sum(leaf.size for leaf in jax.tree.leaves(artifacts.generator_shapes(model)))
     log.info("train: %s %s, %.1fM parameters", config.method.name, config.model.name, count / 1e6)
     loop.train(
         "train",
         next_code.train_step(model, config, optimizer, encode),
         init,
+        given,
         _batches(config, workdir, tokenizer),
         frozen=frozen,
         settings=settings,

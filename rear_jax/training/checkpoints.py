@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from rear_jax.errors import RearError
 
@@ -70,6 +71,15 @@ class Checkpoints:
         except Exception as error:
             raise self._unreadable(step, error) from error
         return step, restored["state"][name]
+
+    def param_names(self) -> set[str]:
+        """Names of the top-level modules among the newest parameters."""
+        step = self._existing_step()
+        try:
+            metadata = ocp.PyTreeCheckpointHandler().metadata(epath.Path(self.folder.resolve() / str(step) / "state"))
+            return set(metadata.tree["params"])
+        except Exception as error:
+            raise self._unreadable(step, error) from error
 
     def record(self) -> dict:
         """What `save` stored beside the newest state: its config."""

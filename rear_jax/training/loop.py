@@ -34,7 +34,8 @@ class Interrupted(Exception):
 def train(
     job: str,
     step_fn: StepFunction,
-    init: Callable[[], TrainState],
+    init: Callable[[Any], TrainState],
+    given: Any,
     batches: Callable[[int], Iterator[dict[str, np.ndarray]]],
     *,
     frozen: Any,
@@ -53,7 +54,8 @@ def train(
     Args:
       job: name in metrics and messages.
       step_fn: (state, batch, key, frozen) -> (state, dict of scalar metrics); pure, compiled here, state donated.
-      init: makes the state before the first step.
+      init: makes the state before the first step, from `given`.
+      given: parameters that are not to start afresh, as `init` wants them.
       batches: start step -> iterator of host batches.
       frozen: arrays that steps read and do not change.
       settings: loop settings, see `config.loop_settings`.
@@ -70,7 +72,7 @@ def train(
     mesh = placement.make_mesh()
     with jax.set_mesh(mesh):
         everywhere = placement.replicated(mesh)
-        state = _restore_or_init(job, init, checkpoints, everywhere)
+        state = _restore_or_init(job, init, given, checkpoints, everywhere)
         frozen = jax.device_put(frozen, everywhere)
         start = int(state.step)
         if start >= settings.steps:
@@ -127,11 +129,13 @@ def _compile(job: str, function: Any, *arguments: Any) -> Any:
     return compiled
 
 
-def _restore_or_init(job: str, init: Callable[[], TrainState], checkpoints: Checkpoints, sharding: Any) -> TrainState:
+def _restore_or_init(
+    job: str, init: Callable[[Any], TrainState], given: Any, checkpoints: Checkpoints, sharding: Any
+) -> TrainState:
     """The newest saved state, else a fresh one, on every device."""
     if checkpoints.latest_step() is None:
-        return jax.jit(init, out_shardings=sharding)()
-    step, state = checkpoints.restore(abstract(jax.eval_shape(init), sharding))
+        return jax.jit(init, out_shardings=sharding)(given)
+    step, state = checkpoints.restore(abstract(jax.eval_shape(init, given), sharding))
     log.info("%s: going on from step %d", job, step)
     return state
 

@@ -32,14 +32,17 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     )
 
 
-def init_state(networks: Networks, config: ConfigDict, optimizer: optax.GradientTransformation) -> TrainState:
-    """Fresh networks; `extra` is the statistics of the codebook."""
+def init_state(
+    networks: Networks, config: ConfigDict, optimizer: optax.GradientTransformation, given: dict[str, Any]
+) -> TrainState:
+    """Fresh networks but for those `given` by name; `extra` is the statistics of the codebook."""
     size = config.data.image_size
     image = jnp.zeros((1, size, size, 3))
     tokenizer_key, discriminator_key = jax.random.split(jax.random.key(config.seed))
     params = {"tokenizer": networks.tokenizer.init(tokenizer_key, image)["params"]}
     if networks.discriminator is not None:
         params["discriminator"] = networks.discriminator.init(discriminator_key, image)["params"]
+    params |= given
     method = config.tokenizer_training.codebook_update
     return new_state(
         params, optimizer, extra=quantizer.init_codebook_state(params["tokenizer"]["codebook"], method=method)

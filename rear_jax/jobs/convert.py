@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -117,6 +118,6 @@ def _save(section: str, params: Any, config: ConfigDict, folder: Path) -> None:
         raise RearError(f"{folder} holds a converted checkpoint already: delete it, or use another --workdir.")
     held = {"tokenizer": params} if section == "tokenizer" else params
     record = config.to_dict() | {"holds": published.KINDS[section], "converted_from": config.convert.source}
-    checkpoints.save(0, {"params": held}, record)
+    checkpoints.save(0, {"params": jax.device_put(held)}, record)  # numpy arrays would be copied once more
     checkpoints.close()
     log.info("convert: %s is now %s", config.convert.source, folder)

@@ -111,8 +111,7 @@ def load_generator(config: ConfigDict, workdir: Path, tokenizer: Tokenizer) -> G
       RearError: it is missing, damaged, of other sizes, or made with another tokenizer.
     """
     module = models.build(config, num_codes=tokenizer.num_codes, embedding_dim=tokenizer.module.embedding_dim)
-    example = jnp.zeros((1, module.num_codes), jnp.int32), jnp.zeros(1, jnp.int32)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), *example)["params"]
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *models.example_inputs(module))["params"]
     place = generator_folder(workdir)
     _require_checkpoints(place, "train")
     checkpoints = Checkpoints(place, keep=1)

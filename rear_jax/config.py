@@ -149,6 +149,25 @@ def rar() -> ConfigDict:
     return model
 
 
+def llamagen() -> ConfigDict:
+    """LlamaGen's transformer at the size of GPT-B, class-conditional."""
+    model = ConfigDict()
+    model.name = "llamagen"
+    model.width = 768
+    model.depth = 12
+    model.heads = 12
+    model.mlp_width = 2048
+    model.dropout = 0.1  # of attention output and feed-forward output
+    model.token_dropout = 0.1  # of the input of the first block
+    model.condition = "class"  # or 'text'
+    model.caption_length = 120  # positions of a caption
+    model.caption_dim = 2048  # width of its features; T5-XL's
+    model.dtype = "bfloat16"
+    model.remat = False
+    model.unroll = 1
+    return model
+
+
 def loop_settings() -> ConfigDict:
     """How long one training job runs and how often it speaks and saves."""
     loop = ConfigDict()

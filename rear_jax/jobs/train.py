@@ -14,6 +14,7 @@ from rear_jax.config import refuse_changes
 from rear_jax.data import batches
 from rear_jax.data.codes import check_codes, open_codes
 from rear_jax.data.images import open_source
+from rear_jax.errors import RearError
 from rear_jax.training import loop, mesh, next_code
 from rear_jax.training.checkpoints import Checkpoints
 from rear_jax.training.state import TrainState, adamw, new_state
@@ -29,6 +30,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     mesh.check_batch(settings.batch_size, config.train.accumulation, "config.train.loop.batch_size")
     tokenizer = artifacts.load_tokenizer(config, workdir)
     model = models.build(config, num_codes=tokenizer.num_codes, embedding_dim=tokenizer.module.embedding_dim)
+    if models.takes_captions(model):
+        raise RearError("--job=train has no captions to go with the codes: set config.model.condition = 'class'.")
     optimizer = adamw(config.train.optimizer, settings.steps)
     record = config.to_dict() | {"tokenizer_fingerprint": tokenizer.fingerprint}
 
@@ -45,8 +48,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         encode = _encoder(tokenizer)
 
     def init() -> TrainState:
-        example = jnp.zeros((1, model.num_codes), jnp.int32), jnp.zeros(1, jnp.int32)
-        params = model.init(jax.random.key(config.seed), *example)["params"]
+        params = model.init(jax.random.key(config.seed), *models.example_inputs(model))["params"]
         return new_state(params, optimizer, ema=config.train.ema_decay > 0)
 
     shapes = jax.eval_shape(init)

@@ -168,6 +168,24 @@ def llamagen() -> ConfigDict:
     return model
 
 
+def llamagen_imagenet(image_size: int) -> ConfigDict:
+    """LlamaGen's experiment on ImageNet-1k with its own tokenizer, at the size of GPT-B; its configs start from it."""
+    config = default()
+    config.data.image_size = image_size
+    config.tokenizer = llamagen_vq()
+    config.model = llamagen()
+    config.method.name = "ar"
+    config.train.loop.batch_size = 256
+    config.train.loop.steps = 300 * 5_004  # 300 epochs of whole batches
+    optimizer = config.train.optimizer
+    optimizer.learning_rate = optimizer.final_learning_rate = 1e-4  # constant
+    optimizer.warmup_steps = 0
+    optimizer.b2 = 0.95
+    optimizer.weight_decay = 0.05
+    config.sample.guidance = "constant"
+    return config.lock()
+
+
 def loop_settings() -> ConfigDict:
     """How long one training job runs and how often it speaks and saves."""
     loop = ConfigDict()

@@ -1,13 +1,13 @@
 """LlamaGen's transformer: cached decoding, causality, captions, dropout, sizes, and what `models.build` refuses."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rear_jax import config as configs
 from rear_jax import decode, guidance, models
 from rear_jax.convert import layout, llamagen
 from rear_jax.errors import RearError
@@ -42,14 +42,19 @@ def random_params(model):
 PARAMS = {model.condition: random_params(model) for model in (CLASS, TEXT)}
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnums=0)
+def logits_of(model, params, codes, conditions, key=None):
+    """The full forward pass; with a key, as in training."""
+    train = {} if key is None else {"train": True, "rngs": {"dropout": key}}
+    return model.apply({"params": params}, codes, conditions, **train).logits
+
+
 def class_logits(codes, labels):
-    return CLASS.apply({"params": PARAMS["class"]}, codes, labels).logits
+    return logits_of(CLASS, PARAMS["class"], codes, labels)
 
 
-@jax.jit
 def text_logits(codes, captions):
-    return TEXT.apply({"params": PARAMS["text"]}, codes, captions).logits
+    return logits_of(TEXT, PARAMS["text"], codes, captions)
 
 
 LOGITS = {"class": class_logits, "text": text_logits}
@@ -127,9 +132,9 @@ def test_the_null_label_is_the_last_row_and_no_class():
     codes = jnp.zeros((1, 9), jnp.int32)
     null = class_logits(codes, jnp.array([5]))
     moved = PARAMS["class"] | {"class_embeddings": PARAMS["class"]["class_embeddings"].at[5].add(1.0)}
-    assert (jnp.abs(CLASS.apply({"params": moved}, codes, jnp.array([5])).logits - null) > 0).any()
+    assert (jnp.abs(logits_of(CLASS, moved, codes, jnp.array([5])) - null) > 0).any()
     np.testing.assert_allclose(
-        CLASS.apply({"params": moved}, codes, jnp.array([4])).logits, class_logits(codes, jnp.array([4])), atol=1e-5
+        logits_of(CLASS, moved, codes, jnp.array([4])), class_logits(codes, jnp.array([4])), atol=1e-5
     )
 
 
@@ -155,7 +160,7 @@ def test_more_padding_changes_nothing():
     params = PARAMS["text"] | {"null_caption": jnp.zeros((7, 6))}
     codes = jax.random.randint(jax.random.key(3), (3, 9), 0, 12)
     np.testing.assert_allclose(
-        longer.apply({"params": params}, codes, padded).logits,
+        logits_of(longer, params, codes, padded),
         text_logits(codes, CONDITIONS["text"]),
         atol=1e-5,
     )
@@ -189,19 +194,15 @@ def test_attention_scores_depend_on_the_difference_of_positions():
 
 def test_dropout_acts_in_training_only():
     model = dataclasses.replace(CLASS, dropout=0.3, token_dropout=0.2)
-    variables = {"params": PARAMS["class"]}
-    codes, labels = jnp.zeros((2, 9), jnp.int32), jnp.array([0, 1])
-    still = model.apply(variables, codes, labels).logits
-    np.testing.assert_array_equal(still, CLASS.apply(variables, codes, labels).logits)
-    one, other = (
-        model.apply(variables, codes, labels, train=True, rngs={"dropout": jax.random.key(i)}).logits for i in (0, 1)
-    )
+    inputs = PARAMS["class"], jnp.zeros((2, 9), jnp.int32), jnp.array([0, 1])
+    still = logits_of(model, *inputs)
+    np.testing.assert_array_equal(still, logits_of(CLASS, *inputs))
+    one, other = (logits_of(model, *inputs, jax.random.key(i)) for i in (0, 1))
     assert (one != other).any()
     assert (one != still).any()
     for name in ("dropout", "token_dropout"):
         alone = dataclasses.replace(CLASS, **{name: 0.3})
-        out = alone.apply(variables, codes, labels, train=True, rngs={"dropout": jax.random.key(0)}).logits
-        assert (out != still).any(), name
+        assert (logits_of(alone, *inputs, jax.random.key(0)) != still).any(), name
 
 
 def test_remat_and_unroll_change_no_gradient():
@@ -248,17 +249,8 @@ def test_sizes_of_another_file():
         llamagen.sizes({"lm_head.weight": np.zeros(1)}, source="other.pt")
 
 
-def llamagen_config(**changes):
-    made = toy.config()
-    made.unlock()
-    made.model = configs.llamagen()
-    made.model.update({"width": 16, "depth": 2, "heads": 2, "mlp_width": 32, "dtype": "float32"} | changes)
-    made.method.name = "ar"
-    return made
-
-
 def test_build_and_decoder():
-    config = llamagen_config(token_dropout=0.25)
+    config = toy.llamagen_config(token_dropout=0.25)
     model = models.build(config, num_codes=16, embedding_dim=4)
     assert model == LlamaGenTransformer(
         codebook_size=16, num_classes=10, num_codes=16, width=16, depth=2, heads=2, mlp_width=32, dropout=0.1,
@@ -284,11 +276,11 @@ def test_build_and_decoder():
 )
 def test_build_refuses(changes, num_codes, message):
     with pytest.raises(RearError, match=message):
-        models.build(llamagen_config(**changes), num_codes=num_codes, embedding_dim=4)
+        models.build(toy.llamagen_config(**changes), num_codes=num_codes, embedding_dim=4)
 
 
 def test_build_names_missing_keys():
-    config = llamagen_config()
+    config = toy.llamagen_config()
     del config.model["token_dropout"]
     with pytest.raises(RearError, match=r"takes exactly the keys caption_dim, .*: mend token_dropout"):
         models.build(config, num_codes=16, embedding_dim=4)
@@ -296,7 +288,7 @@ def test_build_names_missing_keys():
 
 @pytest.mark.parametrize("method", ["rear", "rar"])
 def test_methods_that_need_a_rar_transformer_are_refused(method):
-    config = llamagen_config()
+    config = toy.llamagen_config()
     config.method.name = method
     with pytest.raises(RearError, match="use 'ar'"):
         models.build(config, num_codes=16, embedding_dim=4)

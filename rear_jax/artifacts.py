@@ -128,7 +128,7 @@ def tokenizer_shapes(module: Any) -> Any:
 
 def generator_shapes(module: Any) -> Any:
     """Parameter shapes of a generator."""
-    return jax.eval_shape(module.init, jax.random.key(0), *module.example())["params"]
+    return jax.eval_shape(module.init, jax.random.key(0), *models.example_inputs(module))["params"]
 
 
 def read_tokenizer(place: Path, config: ConfigDict, shapes: Any) -> Any:

@@ -157,6 +157,43 @@ def rar() -> ConfigDict:
     return model
 
 
+def llamagen() -> ConfigDict:
+    """LlamaGen's transformer at the size of GPT-B, class-conditional."""
+    model = ConfigDict()
+    model.name = "llamagen"
+    model.width = 768
+    model.depth = 12
+    model.heads = 12
+    model.mlp_width = 2048
+    model.dropout = 0.1  # of attention output and feed-forward output
+    model.token_dropout = 0.1  # of the input of the first block
+    model.condition = "class"  # or 'text'
+    model.caption_length = 120  # positions of a caption
+    model.caption_dim = 2048  # width of its features; T5-XL's
+    model.dtype = "bfloat16"
+    model.remat = False
+    model.unroll = 1
+    return model
+
+
+def llamagen_imagenet(image_size: int) -> ConfigDict:
+    """LlamaGen's experiment on ImageNet-1k with its own tokenizer, at the size of GPT-B; its configs start from it."""
+    config = default()
+    config.data.image_size = image_size
+    config.tokenizer = llamagen_vq()
+    config.model = llamagen()
+    config.method.name = "ar"
+    config.train.loop.batch_size = 256
+    config.train.loop.steps = 300 * 5_004  # 300 epochs of whole batches
+    optimizer = config.train.optimizer
+    optimizer.learning_rate = optimizer.final_learning_rate = 1e-4  # constant
+    optimizer.warmup_steps = 0
+    optimizer.b2 = 0.95
+    optimizer.weight_decay = 0.05
+    config.sample.guidance = "constant"
+    return config.lock()
+
+
 def loop_settings() -> ConfigDict:
     """How long one training job runs and how often it speaks and saves."""
     loop = ConfigDict()

@@ -17,8 +17,9 @@ class Sampler:
 
     Attributes:
       guidance: name of the schedule in `guidance.SCHEDULES`.
-      guidance_scale: full strength; 0 and 1 both mean the conditional model alone.
+      guidance_scale: full strength; where it switches guidance off is the generator's convention (`Decoder.guides`).
       guidance_power: exponent of the power-cosine schedule.
+      guidance_interval: last decoding step that is guided, as `guidance.guidance_weight` counts; -1 guides all.
       temperature: divides guided logits; 0 takes the most probable code.
       top_k: keep the k most probable codes; 0 keeps all.
       top_p: keep the most probable codes up to this probability; 1 keeps all.
@@ -27,20 +28,16 @@ class Sampler:
     guidance: str = "power_cosine"
     guidance_scale: float = 1.0
     guidance_power: float = 1.0
+    guidance_interval: int = -1
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
-
-    @property
-    def guided(self) -> bool:
-        """Whether the unconditional half of the batch is run at all."""
-        return self.guidance_scale not in (0.0, 1.0)
 
 
 def generate(
     decoder: Decoder,
     params: Any,
-    classes: Int[Array, " U"],
+    conditions: Any,
     rows: Int[Array, " B"],
     keys: PRNGKeyArray,
     sampler: Sampler,
@@ -56,8 +53,9 @@ def generate(
     Args:
       decoder: the generator's cached form.
       params: its parameters.
-      classes: the distinct labels of the batch (repeats allowed): what depends on the class is computed once each.
-      rows: index into `classes` for each sequence.
+      conditions: the distinct conditions of the batch (repeats allowed), labels [U] or a tree of arrays that lead with
+        U: what depends on the condition alone is computed once each.
+      rows: index into `conditions` for each sequence.
       keys: one random key per sequence.
       sampler: guidance and filters.
       segments: into how many stretches the scan is cut; each attends over no more of the cache than it can need.
@@ -68,15 +66,20 @@ def generate(
     """
     weights = decoder.prepare(params)
     batch, num_codes = rows.shape[0], decoder.num_codes
-    if sampler.guided:
-        rows = jnp.concatenate([rows, jnp.full_like(rows, classes.shape[0])])
-        classes = jnp.append(classes, decoder.null_label)
+    guided = decoder.guides(sampler.guidance_scale)
+    if guided:
+        conditions, rows = decoder.with_unconditional(weights, conditions, rows)
 
     def draw(logits, n):
         """Logits of all halves -> (code n of each sequence, guided logits)."""
-        if sampler.guided:
+        if guided:
             weight = guidance.guidance_weight(
-                sampler.guidance, sampler.guidance_scale, n, num_codes, power=sampler.guidance_power
+                sampler.guidance,
+                sampler.guidance_scale,
+                n,
+                num_codes,
+                power=sampler.guidance_power,
+                interval=sampler.guidance_interval,
             )
             logits = guidance.guide(logits[:batch], logits[batch:], weight)
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, n)
@@ -90,20 +93,20 @@ def generate(
         codes, cache = carry
         n, conditioning = inputs
         position = decoder.prefix_length + n - 1
-        read = jnp.concatenate([codes, codes]) if sampler.guided else codes
+        read = jnp.concatenate([codes, codes]) if guided else codes
         logits, cache = decoder.step(weights, conditioning, rows, read, position, cache)
         codes, logits = draw(logits, n)
         return (codes, cache), (codes, logits if return_logits else None)
 
     bounds = segment_bounds(num_codes, segments)
     cache = decoder.new_cache(rows.shape[0], decoder.prefix_length)
-    logits, cache = decoder.prefill(weights, classes, rows, cache)
+    logits, cache = decoder.prefill(weights, conditions, rows, cache)
     codes, logits = draw(logits, jnp.int32(0))
     outputs = [(codes[None], logits[None] if return_logits else None)]
     for start, stop in bounds:
         numbers = jnp.arange(start, stop)
         positions = decoder.prefix_length + numbers - 1
-        conditioning = decoder.condition(weights, classes, positions)
+        conditioning = decoder.condition(weights, conditions, positions)
         cache = decoder.grow_cache(cache, decoder.prefix_length + stop - 1)
         (codes, cache), output = jax.lax.scan(step, (codes, cache), (numbers, conditioning))
         outputs.append(output)

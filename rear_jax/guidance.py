@@ -18,7 +18,13 @@ SCHEDULES = {
 
 
 def guidance_weight(
-    schedule: str, scale: float, step: Int[Array, ""] | int, num_steps: int, *, power: float = 1.0
+    schedule: str,
+    scale: float,
+    step: Int[Array, ""] | int,
+    num_steps: int,
+    *,
+    power: float = 1.0,
+    interval: int = -1,
 ) -> Float[Array, ""]:
     """Guidance weight w of one decoding step: 1 is the conditional model alone, `scale` the full strength.
 
@@ -31,6 +37,8 @@ def guidance_weight(
       step: 0-based index of the code that is about to be drawn.
       num_steps: number of codes in a sequence.
       power: exponent of 'power_cosine'.
+      interval: the last decoding step that is guided, counted as LlamaGen does: the first code comes before step 0 and
+        is always guided, the code with index n is drawn in step n - 1. -1 guides all.
 
     Raises:
       ValueError: the schedule has no such name.
@@ -38,6 +46,8 @@ def guidance_weight(
     if schedule not in SCHEDULES:
         raise ValueError(f"unknown guidance schedule {schedule!r}: use one of {', '.join(SCHEDULES)}")
     share = SCHEDULES[schedule](jnp.asarray(step, jnp.float32) / num_steps, power)
+    if interval >= 0:
+        share = jnp.where(jnp.asarray(step) - 1 <= interval, share, 0.0)
     return 1.0 + (scale - 1.0) * share
 
 

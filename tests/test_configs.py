@@ -4,10 +4,10 @@ import importlib.util
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from rear_jax import jobs, models
+from rear_jax.training.state import learning_rate
 from tests import toy
 
 FILES = sorted((toy.ROOT / "configs").glob("*.py"))
@@ -15,6 +15,11 @@ MILLIONS = {  # published sizes, which leave the training-only projectors out
     "ar_s": 218.4,
     "ar_b": 260.9,
     "ar_l": 461.7,
+    "llamagen_b": 110.9,
+    "llamagen_l": 342.9,
+    "llamagen_xl": 774.7,
+    "llamagen_xxl": 1411.0,
+    "llamagen_3b_384": 3096.7,  # "3.1B"
     "rar_b": 260.9,
     "rar_l": 461.7,
     "rar_xl": 955.4,
@@ -36,13 +41,18 @@ def test_all_are_here():
 @pytest.mark.parametrize("name", MILLIONS)
 def test_parameter_counts(name):
     model = models.build(load(toy.ROOT / "configs" / f"{name}.py"), num_codes=256, embedding_dim=256)
-    example = jnp.zeros((1, 256), jnp.int32), jnp.zeros(1, jnp.int32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *example)["params"]
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *models.example_inputs(model))["params"]
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6
     assert count == pytest.approx(MILLIONS[name], abs=0.1)
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_llamagen_trains_at_a_constant_rate():
+    train = load(toy.ROOT / "configs" / "llamagen_b.py").train
+    schedule = learning_rate(train.optimizer, train.loop.steps)
+    assert [float(schedule(step)) for step in (0, 1, 700_000, 1_501_200)] == pytest.approx([1e-4] * 4)
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if "train" in load(f).jobs], ids=lambda f: f.stem)
 def test_one_real_run_at_toy_width(file, trained, tmp_path):
     config = toy.shrink(load(file))
     config.tokenizer_from = str(trained / "tokenizer")

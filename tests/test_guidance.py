@@ -29,6 +29,17 @@ def test_linear():
     assert float(guidance.guidance_weight("linear", 3.0, 1, 4)) == 1.5
 
 
+@pytest.mark.parametrize(("interval", "guided"), [(-1, [0, 1, 2, 3]), (0, [0, 1]), (1, [0, 1, 2]), (9, [0, 1, 2, 3])])
+def test_interval_counts_from_the_second_code(interval, guided):
+    weights = [float(guidance.guidance_weight("constant", 3.0, n, 4, interval=interval)) for n in range(4)]
+    assert weights == [3.0 if n in guided else 1.0 for n in range(4)]
+
+
+def test_interval_of_another_schedule():
+    weights = [float(guidance.guidance_weight("linear", 3.0, n, 4, interval=1)) for n in range(4)]
+    assert weights == [1.0, 1.5, 2.0, 1.0]
+
+
 def test_unknown_schedule():
     with pytest.raises(ValueError, match="power_cosine"):
         guidance.guidance_weight("cosine", 2.0, 0, 4)

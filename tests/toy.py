@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from rear_jax import jobs
+from rear_jax.config import llamagen
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = pathlib.Path(__file__).with_name("toy_config.py")
@@ -25,6 +26,16 @@ def config(**changes):
     return made
 
 
+def llamagen_config(**model):
+    """The toy experiment with a LlamaGen generator; keywords are settings of its model section."""
+    made = config()
+    made.unlock()
+    made.model = llamagen()
+    made.model.update({"width": 16, "depth": 2, "heads": 2, "mlp_width": 32, "dtype": "float32"} | model)
+    made.method.name = "ar"
+    return made
+
+
 def run(workdir: pathlib.Path, *names: str, **changes) -> None:
     """Runs jobs in this process."""
     for name in names:
@@ -34,7 +45,8 @@ def run(workdir: pathlib.Path, *names: str, **changes) -> None:
 def shrink(made):
     """Any config at toy width: the same method and options, on the embedded images."""
     small = config()
-    for section in ("data", "tokenizer", "codes", "evaluate"):
+    made.tokenizer = small.tokenizer
+    for section in ("data", "codes", "evaluate"):
         made[section].update(small[section])
     for key in ("width", "depth", "heads", "mlp_width", "dtype", "unroll"):
         made.model[key] = small.model[key]

@@ -1,20 +1,20 @@
-"""`--job=sample`: a set of images from the generator, balanced over the classes."""
+"""`--job=sample`: a set of images from the generator, balanced over the classes or captions."""
 
 import dataclasses
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rear_jax import artifacts, decode, guidance, pictures
+from rear_jax import artifacts, decode, guidance, models, pictures
 from rear_jax.atomic import atomic_file
+from rear_jax.data.captions import read_captions
 from rear_jax.errors import RearError
-from rear_jax.models.rar_decoder import RARDecoder
 from rear_jax.progress import ProgressBar
 from rear_jax.training import mesh as placement
 
@@ -22,10 +22,11 @@ log = logging.getLogger(__name__)
 
 SHEET_CLASSES = 10  # rows of samples.png
 SHEET_COLUMNS = 12
+EIGHT_BIT_OFFSET = {"rar": 0.0, "llamagen": 0.5}  # what the authors add to 255 x before they cut off the fraction
 
 
 class Batch(NamedTuple):
-    """What one compiled call draws: B images of at most U distinct classes.
+    """What one compiled call draws: B images of at most U distinct classes (or captions, by number).
 
     Attributes:
       indices: [B] global sample indices; a short last batch repeats its last one.
@@ -46,21 +47,23 @@ def run(config: ConfigDict, workdir: Path) -> None:
     placement.check_batch(settings.batch_size, 1, "config.sample.batch_size")
     tokenizer = artifacts.load_tokenizer(config, workdir)
     generator = artifacts.load_generator(config, workdir, tokenizer)
-    recipe = make_recipe(config, tokenizer, generator)
+    conditions = conditions_of(config, generator.module)
+    recipe = make_recipe(config, tokenizer, generator, conditions)
     if artifacts.is_done(workdir / "samples.json", recipe) and (workdir / "samples.npz").exists():
         log.info("sample: done already, %d images in %s", settings.num_images, workdir / "samples.npz")
         return
 
-    labels = balanced_labels(settings.num_images, config.data.num_classes)
+    labels = balanced_labels(settings.num_images, len(jax.tree.leaves(conditions)[0]))
     size = config.data.image_size
     images = np.empty((settings.num_images, size, size, 3), np.uint8)
-    program = compile_sampler(generator.module, tokenizer.module, sampler_of(config), config.seed)
+    program = compile_sampler(config, generator.module, tokenizer.module)
     mesh, done = placement.make_mesh(), 0
     with jax.set_mesh(mesh), ProgressBar("sample", total=settings.num_images, unit="image") as bar:
         weights = jax.device_put((generator.params, tokenizer.params), placement.replicated(mesh))
         for batch in plan_batches(labels, settings.batch_size):
             indices, rows = jax.device_put((batch.indices, batch.rows), placement.split(mesh))
-            drawn = program(*weights, batch.classes, rows, indices)
+            distinct = jax.tree.map(lambda leaf, batch=batch: leaf[batch.classes], conditions)
+            drawn = program(*weights, distinct, rows, indices)
             images[batch.indices[: batch.count]] = np.asarray(drawn)[: batch.count]
             done += batch.count
             bar.update(done)
@@ -80,11 +83,25 @@ def sampler_of(config: ConfigDict) -> decode.Sampler:
     return decode.Sampler(**{f.name: config.sample[f.name] for f in dataclasses.fields(decode.Sampler)})
 
 
-def make_recipe(config: ConfigDict, tokenizer: artifacts.Tokenizer, generator: artifacts.Generator) -> dict:
+def conditions_of(config: ConfigDict, model: models.Generator) -> Any:
+    """All conditions there are, a tree of arrays whose leading axis is the label: classes, or captions from a file."""
+    if models.takes_captions(model):
+        return read_captions(config.sample.captions, length=model.caption_length, dim=model.caption_dim)
+    return np.arange(config.data.num_classes, dtype=np.int32)
+
+
+def make_recipe(
+    config: ConfigDict, tokenizer: artifacts.Tokenizer, generator: artifacts.Generator, conditions: Any
+) -> dict:
     """Everything the set depends on: the same recipe gives the same images, whatever the batch size or device count."""
+    if models.takes_captions(generator.module):
+        captions = artifacts.fingerprint(conditions._asdict(), {})
+        labelled = {"labels": "balanced: index modulo the number of captions", "captions": captions}
+    else:
+        labelled = {"labels": "balanced: index modulo the number of classes"}
     return {
         "num_images": config.sample.num_images,
-        "labels": "balanced: index modulo the number of classes",
+        **labelled,
         **dataclasses.asdict(sampler_of(config)),
         "use_ema": config.sample.use_ema,
         "seed": config.seed,
@@ -111,22 +128,23 @@ def plan_batches(labels: np.ndarray, batch_size: int) -> Iterator[Batch]:
         yield Batch(indices, classes, rows.astype(np.int32), len(part))
 
 
-def compile_sampler(generator, tokenizer, sampler: decode.Sampler, seed: int):
-    """One program: (generator params, tokenizer params, classes, rows, indices) -> uint8 images [B, H, W, 3]."""
-    decoder = RARDecoder(generator)
+def compile_sampler(config: ConfigDict, generator: models.Generator, tokenizer: Any):
+    """One program: (generator params, tokenizer params, conditions, rows, indices) -> uint8 images [B, H, W, 3]."""
+    decoder, sampler = models.decoder_of(generator), sampler_of(config)
+    offset = EIGHT_BIT_OFFSET[config.model.name]
 
-    def draw(generator_params, tokenizer_params, classes, rows, indices):
-        base = jax.random.key(seed)
+    def draw(generator_params, tokenizer_params, conditions, rows, indices):
+        base = jax.random.key(config.seed)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(base, indices)
-        codes = decode.generate(decoder, generator_params, classes, rows, keys, sampler)
+        codes = decode.generate(decoder, generator_params, conditions, rows, keys, sampler)
         images = tokenizer.apply({"params": tokenizer_params}, codes, method="decode")
-        return (jnp.clip(images.astype(jnp.float32), 0.0, 1.0) * 255.0).astype(jnp.uint8)  # truncates, as RAR does
+        return jnp.clip(255.0 * images.astype(jnp.float32) + offset, 0.0, 255.0).astype(jnp.uint8)
 
     return jax.jit(draw)
 
 
 def class_sheet(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """A picture with one row per class, the first few classes and samples of each."""
+    """A picture with one row per class or caption, the first few of them and samples of each."""
     rows = []
     for label in np.unique(labels)[:SHEET_CLASSES]:
         of_class = images[labels == label][:SHEET_COLUMNS]

@@ -15,6 +15,7 @@ from rear_jax.config import refuse_changes
 from rear_jax.data import batches
 from rear_jax.data.codes import check_codes, open_codes
 from rear_jax.data.images import open_source
+from rear_jax.errors import RearError
 from rear_jax.training import loop, mesh, next_code
 from rear_jax.training.checkpoints import Checkpoints
 from rear_jax.training.state import TrainState, adamw, new_state
@@ -30,6 +31,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     mesh.check_batch(settings.batch_size, config.train.accumulation, "config.train.loop.batch_size")
     tokenizer = artifacts.load_tokenizer(config, workdir)
     model = models.build(config, num_codes=tokenizer.num_codes, embedding_dim=tokenizer.module.embedding_dim)
+    if models.takes_captions(model):
+        raise RearError("--job=train has no captions to go with the codes: set config.model.condition = 'class'.")
     optimizer = adamw(config.train.optimizer, settings.steps)
     record = config.to_dict() | {"holds": "generator", "tokenizer_fingerprint": tokenizer.fingerprint}
 
@@ -51,7 +54,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         log.info("train: starting from %s", config.init_from)
 
     def init(given: Any) -> TrainState:
-        params = model.init(jax.random.key(config.seed), *model.example())["params"]
+        params = model.init(jax.random.key(config.seed), *models.example_inputs(model))["params"]
         return new_state(params | given, optimizer, ema=config.train.ema_decay > 0)
 
     count = sum(leaf.size for leaf in jax.tree.leaves(artifacts.generator_shapes(model)))

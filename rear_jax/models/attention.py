@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 
 class KeyValues(NamedTuple):
@@ -43,14 +43,24 @@ def update_key_values(
 
 
 def attend(
-    queries: Float[Array, "B T H D"], past: KeyValues, position: Int[Array, ""] | int
+    queries: Float[Array, "B T H D"],
+    past: KeyValues,
+    position: Int[Array, ""] | int,
+    visible: Bool[Array, "B S"] | None = None,
 ) -> Float[Array, "B T H D"]:
-    """Attention of T queries at `position`, `position` + 1, ... over the past, themselves included."""
+    """Attention of T queries at `position`, `position` + 1, ... over the past, themselves included.
+
+    Args:
+      queries: of the new positions.
+      past: S positions, in which the new ones have been written already.
+      position: of the first query.
+      visible: positions that others may see; each sees itself in any case. None = all.
+    """
     scores = jnp.einsum("bthd,bhsd->bhts", queries, past.keys, preferred_element_type=jnp.float32)
     scores = scores * queries.shape[-1] ** -0.5
     query_positions = position + jnp.arange(queries.shape[1])
-    visible = jnp.arange(past.keys.shape[2]) <= query_positions[:, None]  # [T, S]
-    weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
+    allowed = _causal_mask(query_positions, past.keys.shape[2], visible)
+    weights = jax.nn.softmax(jnp.where(allowed, scores, -jnp.inf), axis=-1)
     return jnp.einsum("bhts,bhsd->bthd", weights.astype(past.values.dtype), past.values)
 
 
@@ -59,6 +69,7 @@ def causal_attention(
     keys: Float[Array, "B T H D"],
     values: Float[Array, "B T H D"],
     *,
+    visible: Bool[Array, "B T"] | None = None,
     dropout: float = 0.0,
     key: PRNGKeyArray | None = None,
 ) -> Float[Array, "B T H D"]:
@@ -66,17 +77,29 @@ def causal_attention(
 
     Args:
       queries, keys, values: one compute dtype.
+      visible: positions that others may see; each sees itself in any case. None = all.
       dropout: share of attention weights set to zero (the rest scaled up), where `key` is given.
       key: random key of the dropout mask; None switches dropout off.
     """
     length = queries.shape[1]
     scores = jnp.einsum("bthd,bshd->bhts", queries, keys, preferred_element_type=jnp.float32)
-    visible = jnp.tril(jnp.ones((length, length), bool))
-    scores = jnp.where(visible, scores * queries.shape[-1] ** -0.5, -jnp.inf)
+    allowed = _causal_mask(jnp.arange(length), length, visible)
+    scores = jnp.where(allowed, scores * queries.shape[-1] ** -0.5, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
     if key is not None and dropout:
         weights = apply_dropout(key, weights, dropout)
     return jnp.einsum("bhts,bshd->bthd", weights, values)
+
+
+def _causal_mask(
+    query_positions: Int[Array, " T"], length: int, visible: Bool[Array, "B S"] | None
+) -> Bool[Array, "T S"] | Bool[Array, "B 1 T S"]:
+    """Which of `length` positions each query sees: itself, and the visible ones before it."""
+    positions = jnp.arange(length)
+    causal = positions <= query_positions[:, None]
+    if visible is None:
+        return causal
+    return causal & visible[:, None, None, :] | (positions == query_positions[:, None])
 
 
 def apply_dropout(key: PRNGKeyArray, x: Float[Array, "..."], rate: float) -> Float[Array, "..."]:

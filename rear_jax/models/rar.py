@@ -248,10 +248,6 @@ class RARTransformer(nn.Module):
             return Features(logits, None, None)
         return Features(logits, self.shallow_projector(shallow[:, 2:]), self.deep_projector(deep[:, predicting]))
 
-    def example(self) -> tuple[jax.Array, jax.Array]:
-        """Arguments for `init`."""
-        return jnp.zeros((1, self.num_codes), jnp.int32), jnp.zeros(1, jnp.int32)
-
     def _run_blocks(self, x: jax.Array, condition: jax.Array, train: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
         """All blocks in turn; returns their output and the outputs of the two tapped layers, each [B, N+2, W]."""
 

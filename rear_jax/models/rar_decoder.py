@@ -13,14 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from rear_jax.models.attention import KeyValues, grow_key_values, new_key_values
+from rear_jax.models.cached import Weights, append_null_label, cut_layers
 from rear_jax.models.rar import RARTransformer, block_of
-
-
-class Weights(NamedTuple):
-    """Parameters as decoding reads them: one tree per layer, and everything outside the blocks."""
-
-    layers: list[Any]
-    rest: Any
 
 
 class Conditioning(NamedTuple):
@@ -46,19 +40,22 @@ class RARDecoder:
         return self.model.num_codes
 
     @property
-    def null_label(self) -> int:
-        return self.model.num_classes
-
-    @property
     def prefix_length(self) -> int:
         return 2
 
     def prepare(self, params: Any) -> Weights:
         """Cuts the stacked blocks into layers and casts matrices to the compute dtype."""
-        cast = jax.tree.map(lambda p: p.astype(self.model.dtype), params["blocks"])
-        layers = [jax.tree.map(lambda p, i=i: p[i], cast) for i in range(self.model.depth)]
-        rest = {name: value for name, value in params.items() if name != "blocks"}
-        return Weights(layers, rest)
+        return cut_layers(params, self.model.depth, self.model.dtype)
+
+    def guides(self, scale: float) -> bool:
+        """RAR interpolates with any scale; 0 and 1 both mean the conditional model alone."""
+        return scale not in (0.0, 1.0)
+
+    def with_unconditional(
+        self, weights: Weights, labels: Int[Array, " R"], rows: Int[Array, " B"]
+    ) -> tuple[Int[Array, " R+1"], Int[Array, " 2B"]]:
+        """The null label, once, for the second half of the batch."""
+        return append_null_label(labels, rows, self.model.num_classes)
 
     def condition(self, weights: Weights, labels: Int[Array, " R"], positions: Int[Array, " C"]) -> Conditioning:
         """Modulation of every layer and of the head at the given positions, C leading."""

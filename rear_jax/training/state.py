@@ -16,6 +16,7 @@ NO_DECAY = (
     "pos_embed",
     "target_aware_pos_embed",
     "timesteps_embeddings",
+    "null_caption",
     "codebook",
 )
 

@@ -1,0 +1,22 @@
+"""LlamaGen-3B on ImageNet-1k at 384 pixels, 24 x 24 codes (arXiv 2406.06525): FID 2.18 in the authors' table.
+
+    python -m rear_jax.main --config=configs/llamagen_3b_384.py --workdir=DIR --job=tokenize,train,sample,evaluate \
+        --config.tokenizer_from=vq_ds16_c2i.pt
+
+3.1B parameters.
+300 epochs = 1 501 200 steps of 256 ten-crop code sequences of the published VQ-16, at a constant learning rate.
+Samples are 384 pixels wide; the table's FID is taken after a bicubic resize to 256.
+Not run here: the expected result is the table's.
+"""
+
+from rear_jax.config import llamagen_imagenet
+
+
+def get_config():
+    config = llamagen_imagenet(image_size=384)
+    config.model.width = 3200
+    config.model.depth = 24
+    config.model.heads = 32
+    config.model.mlp_width = 8704
+    config.sample.guidance_scale = 1.65
+    return config

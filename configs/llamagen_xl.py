@@ -1,0 +1,21 @@
+"""LlamaGen-XL on ImageNet-1k at 256 pixels, 16 x 16 codes (arXiv 2406.06525): no row in the authors' table.
+
+    python -m rear_jax.main --config=configs/llamagen_xl.py --workdir=DIR --job=tokenize,train,sample,evaluate \
+        --config.tokenizer_from=vq_ds16_c2i.pt
+
+775M parameters.
+300 epochs = 1 501 200 steps of 256 ten-crop code sequences of the published VQ-16, at a constant learning rate.
+Not run here.
+"""
+
+from rear_jax.config import llamagen_imagenet
+
+
+def get_config():
+    config = llamagen_imagenet(image_size=256)
+    config.model.width = 1280
+    config.model.depth = 36
+    config.model.heads = 20
+    config.model.mlp_width = 3584
+    config.sample.guidance_scale = 1.75
+    return config

@@ -1,0 +1,5 @@
+"""The authors' text-conditional LlamaGen generator."""
+
+from tests.golden_checks._llamagen import check
+
+__all__ = ["check"]

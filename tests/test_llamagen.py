@@ -1,0 +1,299 @@
+"""LlamaGen's transformer: cached decoding, causality, captions, dropout, sizes, and what `models.build` refuses."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rear_jax import decode, guidance, models
+from rear_jax.convert import layout, llamagen
+from rear_jax.errors import RearError
+from rear_jax.models.llamagen import Captions, LlamaGenTransformer, Rotation, rotate, rotation_table
+from tests import toy
+
+SIZES = {"codebook_size": 12, "num_classes": 5, "num_codes": 9, "width": 16, "depth": 2, "heads": 2, "mlp_width": 32}
+CLASS = LlamaGenTransformer(**SIZES)
+TEXT = LlamaGenTransformer(**SIZES, condition="text", caption_length=4, caption_dim=6)
+KEYS = jax.random.split(jax.random.key(7), 4)
+MASK = jnp.arange(4) >= jnp.array([2, 0, 3])[:, None]  # captions of 2, 4 and 1 features
+CONDITIONS = {
+    "class": jnp.array([0, 1, 3]),
+    "text": Captions(jax.random.normal(jax.random.key(2), (3, 4, 6)), MASK),
+}
+ROWS = jnp.array([0, 2, 2, 1])
+generate = jax.jit(decode.generate, static_argnums=(0, 5), static_argnames=("segments", "return_logits"))
+
+
+def shapes_of(model):
+    return jax.eval_shape(model.init, jax.random.key(0), *models.example_inputs(model))["params"]
+
+
+def random_params(model):
+    """Nothing at zero or one, so that every parameter counts."""
+    leaves, tree = jax.tree.flatten(shapes_of(model))
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    values = [0.3 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(tree, values)
+
+
+PARAMS = {model.condition: random_params(model) for model in (CLASS, TEXT)}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logits_of(model, params, codes, conditions, key=None):
+    """The full forward pass; with a key, as in training."""
+    train = {} if key is None else {"train": True, "rngs": {"dropout": key}}
+    return model.apply({"params": params}, codes, conditions, **train).logits
+
+
+def class_logits(codes, labels):
+    return logits_of(CLASS, PARAMS["class"], codes, labels)
+
+
+def text_logits(codes, captions):
+    return logits_of(TEXT, PARAMS["text"], codes, captions)
+
+
+LOGITS = {"class": class_logits, "text": text_logits}
+
+
+def unconditional(condition):
+    """What stands in for the four sequences' conditions in the second half of a guided batch."""
+    if condition == "class":
+        return jnp.full(4, 5)
+    null = jnp.broadcast_to(PARAMS["text"]["null_caption"], (4, 4, 6))
+    return Captions(null, MASK[ROWS])
+
+
+@pytest.mark.parametrize(("scale", "interval", "segments"), [(0.5, -1, 1), (3.0, -1, 1), (3.0, 0, 2), (3.0, 4, 4)])
+@pytest.mark.parametrize("model", [CLASS, TEXT], ids=lambda m: m.condition)
+def test_cached_decoding_is_the_full_forward(model, scale, interval, segments):
+    sampler = decode.Sampler("constant", scale, guidance_interval=interval)
+    conditions, full = CONDITIONS[model.condition], LOGITS[model.condition]
+    params = PARAMS[model.condition]
+    codes, logits = generate(
+        models.decoder_of(model), params, conditions, ROWS, KEYS, sampler, segments=segments, return_logits=True
+    )
+    c = full(codes, jax.tree.map(lambda leaf: leaf[ROWS], conditions))
+    u = full(codes, unconditional(model.condition))
+    for n in range(9):
+        guided = scale > 1 and (n == 0 or interval < 0 or n - 1 <= interval)
+        want = u[:, n] + scale * (c[:, n] - u[:, n]) if guided else c[:, n]
+        np.testing.assert_allclose(logits[:, n], want, atol=1e-4)
+        keys = jax.vmap(jax.random.fold_in, (0, None))(KEYS, n)
+        np.testing.assert_array_equal(codes[:, n], guidance.draw(keys, logits[:, n]))
+
+
+@pytest.mark.parametrize("model", [CLASS, TEXT], ids=lambda m: m.condition)
+def test_a_sequence_does_not_depend_on_its_batch(model):
+    sampler = decode.Sampler("constant", 2.0, top_k=5)
+    conditions, params = CONDITIONS[model.condition], PARAMS[model.condition]
+    together = generate(models.decoder_of(model), params, conditions, ROWS, KEYS, sampler)
+    for i in range(4):
+        own = jax.tree.map(lambda leaf, i=i: leaf[ROWS[i]][None], conditions)
+        alone = generate(models.decoder_of(model), params, own, jnp.array([0]), KEYS[i : i + 1], sampler)
+        np.testing.assert_array_equal(alone[0], together[i])
+
+
+@pytest.mark.parametrize("model", [CLASS, TEXT], ids=lambda m: m.condition)
+def test_bfloat16_decoding_is_near_the_full_forward(model):
+    half = dataclasses.replace(model, dtype=jnp.bfloat16)
+    conditions, params = CONDITIONS[model.condition], PARAMS[model.condition]
+    sampler = decode.Sampler("constant", 1.0)
+    codes, logits = generate(models.decoder_of(half), params, conditions, ROWS, KEYS, sampler, return_logits=True)
+    assert logits.dtype == jnp.float32
+    of_rows = jax.tree.map(lambda leaf: leaf[ROWS], conditions)
+    np.testing.assert_allclose(logits, LOGITS[model.condition](codes, of_rows), atol=0.15)
+
+
+@pytest.mark.parametrize("condition", ["class", "text"])
+def test_causality(condition):
+    codes = jax.random.randint(jax.random.key(0), (3, 9), 0, 12)
+    before = LOGITS[condition](codes, CONDITIONS[condition])
+    after = LOGITS[condition](codes.at[:, 4].set((codes[:, 4] + 1) % 12), CONDITIONS[condition])
+    np.testing.assert_array_equal(before[:, :5], after[:, :5])  # code 4 is first read by the prediction of code 5
+    assert (jnp.abs(before - after)[:, 5:].max(axis=-1) > 1e-4).all()
+    last = LOGITS[condition](codes.at[:, 8].set((codes[:, 8] + 1) % 12), CONDITIONS[condition])
+    np.testing.assert_array_equal(before, last)  # nothing reads the last code
+
+
+@pytest.mark.parametrize("condition", ["class", "text"])
+def test_every_prediction_depends_on_the_condition(condition):
+    codes = jnp.zeros((3, 9), jnp.int32)
+    logits = LOGITS[condition](codes, CONDITIONS[condition])
+    for a, b in [(0, 1), (1, 2), (0, 2)]:
+        assert (jnp.abs(logits[a] - logits[b]).max(axis=-1) > 1e-4).all()
+
+
+def test_the_null_label_is_the_last_row_and_no_class():
+    codes = jnp.zeros((1, 9), jnp.int32)
+    null = class_logits(codes, jnp.array([5]))
+    moved = PARAMS["class"] | {"class_embeddings": PARAMS["class"]["class_embeddings"].at[5].add(1.0)}
+    assert (jnp.abs(logits_of(CLASS, moved, codes, jnp.array([5])) - null) > 0).any()
+    np.testing.assert_allclose(
+        logits_of(CLASS, moved, codes, jnp.array([4])), class_logits(codes, jnp.array([4])), atol=1e-5
+    )
+
+
+def test_features_on_padding_do_not_matter():
+    captions = CONDITIONS["text"]
+    changed = captions._replace(features=jnp.where(MASK[:, :, None], captions.features, 100.0))
+    codes = jax.random.randint(jax.random.key(3), (3, 9), 0, 12)
+    np.testing.assert_array_equal(text_logits(codes, captions), text_logits(codes, changed))
+    assert (
+        jnp.abs(text_logits(codes, captions) - text_logits(codes, Captions(captions.features, MASK | True))) > 0
+    ).any()
+    decoder, sampler = models.decoder_of(TEXT), decode.Sampler("constant", 3.0)
+    drawn = [generate(decoder, PARAMS["text"], c, ROWS, KEYS, sampler, return_logits=True) for c in (captions, changed)]
+    np.testing.assert_array_equal(drawn[0][0], drawn[1][0])
+    np.testing.assert_array_equal(drawn[0][1], drawn[1][1])
+
+
+def test_more_padding_changes_nothing():
+    """Condition positions carry no rotation, so a caption may stand anywhere in a longer frame."""
+    longer = dataclasses.replace(TEXT, caption_length=7)
+    features, mask = CONDITIONS["text"]
+    padded = Captions(jnp.pad(features, ((0, 0), (3, 0), (0, 0))), jnp.pad(mask, ((0, 0), (3, 0))))
+    params = PARAMS["text"] | {"null_caption": jnp.zeros((7, 6))}
+    codes = jax.random.randint(jax.random.key(3), (3, 9), 0, 12)
+    np.testing.assert_allclose(
+        logits_of(longer, params, codes, padded),
+        text_logits(codes, CONDITIONS["text"]),
+        atol=1e-5,
+    )
+
+
+def test_rotation_known_values():
+    cos, sin = rotation_table(num_codes=4, head_size=8, prefix_length=2)
+    assert cos.shape == sin.shape == (6, 4)
+    np.testing.assert_array_equal(cos[:2], 0)  # the prefix: not even cos is one
+    np.testing.assert_array_equal(sin[:2], 0)
+    np.testing.assert_array_equal(cos[2], 1)  # row 0, column 0
+    angles = np.array([[0, 0, 1, 0.01], [1, 0.01, 0, 0], [1, 0.01, 1, 0.01]])  # codes 1, 2, 3
+    np.testing.assert_allclose(cos[3:], np.cos(angles), rtol=1e-6)
+    np.testing.assert_allclose(sin[3:], np.sin(angles), rtol=1e-6)
+    quarter = Rotation(jnp.zeros((1, 2)), jnp.ones((1, 2)))
+    turned = rotate(jnp.array([1.0, 2.0, 3.0, 4.0]).reshape(1, 1, 1, 4), quarter)
+    np.testing.assert_array_equal(turned.ravel(), [-2.0, 1.0, -4.0, 3.0])  # pairs (0, 1) and (2, 3)
+
+
+def test_attention_scores_depend_on_the_difference_of_positions():
+    table = rotation_table(num_codes=16, head_size=8, prefix_length=0)
+    q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
+
+    def score(i, j):
+        at = [Rotation(table.cos[n][None], table.sin[n][None]) for n in (i, j)]
+        return float(jnp.sum(rotate(q, at[0]) * rotate(k, at[1])))
+
+    assert score(5, 0) == pytest.approx(score(15, 10), abs=1e-5)  # one down, one to the right
+    assert abs(score(5, 0) - score(4, 0)) > 1e-3
+
+
+def test_dropout_acts_in_training_only():
+    model = dataclasses.replace(CLASS, dropout=0.3, token_dropout=0.2)
+    inputs = PARAMS["class"], jnp.zeros((2, 9), jnp.int32), jnp.array([0, 1])
+    still = logits_of(model, *inputs)
+    np.testing.assert_array_equal(still, logits_of(CLASS, *inputs))
+    one, other = (logits_of(model, *inputs, jax.random.key(i)) for i in (0, 1))
+    assert (one != other).any()
+    assert (one != still).any()
+    for name in ("dropout", "token_dropout"):
+        alone = dataclasses.replace(CLASS, **{name: 0.3})
+        assert (logits_of(alone, *inputs, jax.random.key(0)) != still).any(), name
+
+
+def test_remat_and_unroll_change_no_gradient():
+    codes, labels = jax.random.randint(jax.random.key(0), (2, 9), 0, 12), jnp.array([0, 1])
+
+    def gradients(model):
+        def loss(params):
+            logits = model.apply({"params": params}, codes, labels, train=True, rngs={"dropout": jax.random.key(3)})
+            return jnp.mean(jnp.square(logits.logits))
+
+        return jax.jit(jax.grad(loss))(PARAMS["class"])
+
+    dropping = dataclasses.replace(CLASS, dropout=0.1, token_dropout=0.1)
+    plain = gradients(dropping)
+    other = gradients(dataclasses.replace(dropping, remat=True, unroll=2))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, other)
+
+
+@pytest.mark.parametrize("model", [CLASS, TEXT], ids=lambda m: m.condition)
+def test_converter_round_trip_and_what_files_carry_beside(model):
+    params = jax.tree.map(np.asarray, PARAMS[model.condition])
+    tensors = layout.to_torch(params, llamagen.torch_name) | {"freqs_cis": np.zeros(3), "causal_mask": np.zeros(3)}
+    assert all(value.shape[-1] for value in tensors.values())
+    back = layout.from_torch(tensors, shapes_of(model), llamagen.torch_name, ignore=llamagen.IGNORE)
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+    sizes = {"width": 16, "depth": 2, "mlp_width": 32, "condition": model.condition}
+    if model.condition == "text":
+        sizes |= {"caption_length": 4, "caption_dim": 6}
+    assert llamagen.sizes(tensors) == sizes  # no heads: 16 is the width of no published model
+
+
+@pytest.mark.parametrize(("width", "heads"), [(768, 12), (1280, 20), (3200, 32)])
+def test_heads_follow_from_published_widths(width, heads):
+    tensors = {
+        "tok_embeddings.weight": np.zeros((1, width)),
+        "layers.0.feed_forward.w1.weight": np.zeros((1, 1)),
+        "cls_embedding.embedding_table.weight": np.zeros((1, 1)),
+    }
+    assert llamagen.sizes(tensors)["heads"] == heads
+
+
+def test_sizes_of_another_file():
+    with pytest.raises(RearError, match=r"other.pt has no tensor 'tok_embeddings.weight'"):
+        llamagen.sizes({"lm_head.weight": np.zeros(1)}, source="other.pt")
+
+
+def test_build_and_decoder():
+    config = toy.llamagen_config(token_dropout=0.25)
+    model = models.build(config, num_codes=16, embedding_dim=4)
+    assert model == LlamaGenTransformer(
+        codebook_size=16, num_classes=10, num_codes=16, width=16, depth=2, heads=2, mlp_width=32, dropout=0.1,
+        token_dropout=0.25, dtype=jnp.dtype("float32"),
+    )  # fmt: skip
+    assert models.decoder_of(model).prefix_length == 1
+    assert models.decoder_of(TEXT).prefix_length == 4
+    rar = models.build(toy.config(), num_codes=16, embedding_dim=4)
+    assert models.decoder_of(rar).prefix_length == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_codes", "message"),
+    [
+        ({}, 15, "square grid of codes, not 15"),
+        ({"heads": 8}, 16, "divisible by 4"),
+        ({"heads": 3}, 16, "not divisible by config.model.heads = 3"),
+        ({"condition": "image"}, 16, "'image': use one of class, text"),
+        ({"widht": 16}, 16, "mend widht"),
+        ({"name": "llama"}, 16, "use one of rar, llamagen"),
+        ({"name": "rar"}, 16, "mend caption_dim, caption_length, condition, token_dropout"),
+    ],
+)
+def test_build_refuses(changes, num_codes, message):
+    with pytest.raises(RearError, match=message):
+        models.build(toy.llamagen_config(**changes), num_codes=num_codes, embedding_dim=4)
+
+
+def test_build_names_missing_keys():
+    config = toy.llamagen_config()
+    del config.model["token_dropout"]
+    with pytest.raises(RearError, match=r"takes exactly the keys caption_dim, .*: mend token_dropout"):
+        models.build(config, num_codes=16, embedding_dim=4)
+
+
+@pytest.mark.parametrize("method", ["rear", "rar"])
+def test_methods_that_need_a_rar_transformer_are_refused(method):
+    config = toy.llamagen_config()
+    config.method.name = method
+    with pytest.raises(RearError, match="use 'ar'"):
+        models.build(config, num_codes=16, embedding_dim=4)
+
+
+def test_a_grid_that_is_not_square_is_refused_by_the_network_too():
+    with pytest.raises(RearError, match="square"):
+        shapes_of(dataclasses.replace(CLASS, num_codes=10))

@@ -1,0 +1,133 @@
+"""The jobs with LlamaGen generators at toy size: training, and sampling by class and by caption."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from rear_jax import artifacts, jobs, models, noise
+from rear_jax.errors import RearError
+from rear_jax.training import next_code
+from rear_jax.training.checkpoints import Checkpoints
+from rear_jax.training.state import adamw, decay_mask, new_state
+from tests import toy
+
+
+@pytest.fixture
+def experiment(trained):
+    """LlamaGen's toy config on the tokenizer and codes of the trained workdir."""
+
+    def make(**model):
+        config = toy.llamagen_config(**model)
+        config.tokenizer_from, config.codes_from = str(trained / "tokenizer"), str(trained / "codes")
+        config.sample.guidance, config.sample.guidance_scale = "constant", 2.0
+        return config
+
+    return make
+
+
+def test_training_and_sampling_by_class(experiment, tmp_path):
+    config = experiment()
+    jobs.JOBS["train"](config, tmp_path)
+    written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert written[-1]["step"] == config.train.loop.steps
+    assert np.isfinite([r["loss"] for r in written]).all()
+    sets = []
+    for batch_size in (8, 5):
+        config.sample.batch_size = batch_size
+        (tmp_path / "samples.json").unlink(missing_ok=True)
+        jobs.JOBS["sample"](config, tmp_path)
+        with np.load(tmp_path / "samples.npz") as file:
+            sets.append(file["arr_0"])
+            np.testing.assert_array_equal(file["labels"], np.arange(24) % 10)
+    assert np.abs(sets[0].astype(int) - sets[1]).max() <= 1
+
+
+def test_one_step_by_hand():
+    """A step of 'ar' moves what it should by AdamW's first step, and dropped labels are the null label's row."""
+    config = toy.llamagen_config(dropout=0.0, token_dropout=0.0)
+    config.method.label_drop = 1.0
+    config.train.optimizer.warmup_steps = 0
+    model = models.build(config, num_codes=16, embedding_dim=4)
+    params = jax.jit(model.init)(jax.random.key(0), *models.example_inputs(model))["params"]
+    params["lm_head"]["kernel"] = 0.1 * jax.random.normal(jax.random.key(1), params["lm_head"]["kernel"].shape)
+    optimizer = adamw(config.train.optimizer, config.train.loop.steps)
+    state = new_state(params, optimizer)
+    batch = {"codes": jax.random.randint(jax.random.key(2), (4, 16), 0, 16), "label": jnp.arange(4)}
+    step = jax.jit(next_code.train_step(model, config, optimizer))
+    new, metrics = step(state, batch, jax.random.key(3), {"codebook": jnp.zeros((16, 4))})
+    logits = model.apply({"params": params}, batch["codes"], jnp.full(4, 10)).logits
+    log_probabilities = jnp.take_along_axis(jax.nn.log_softmax(logits), batch["codes"][:, :, None], axis=2)
+    np.testing.assert_allclose(metrics["loss"], -log_probabilities.mean(), rtol=1e-5)
+    rate, decay = config.train.optimizer.learning_rate, config.train.optimizer.weight_decay
+    moved = new.params["class_embeddings"] - params["class_embeddings"]
+    np.testing.assert_allclose(moved[:10], -rate * decay * params["class_embeddings"][:10], atol=1e-8)
+    assert (jnp.abs(moved[10]) > 0.5 * rate).all()  # the null label's row alone has a gradient
+    assert noise.drop_labels(jax.random.key(0), batch["label"], model.num_classes, 1.0).tolist() == [10] * 4
+
+
+def test_weight_decay_is_on_matrices_and_embeddings_alone():
+    """As in the authors' optimiser: everything with two axes or more."""
+    model = models.build(toy.llamagen_config(), num_codes=16, embedding_dim=4)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *models.example_inputs(model))["params"]
+    mask = decay_mask(shapes)
+    stacked = mask.pop("blocks")
+    assert {name: m["scale"] for name, m in stacked.items() if "norm" in name} == dict.fromkeys(
+        ("attention_norm", "mlp_norm"), False
+    )
+    assert all(m["kernel"] for name, m in stacked.items() if "norm" not in name)
+    assert mask == {
+        "code_embeddings": True,
+        "class_embeddings": True,
+        "norm": {"scale": False},
+        "lm_head": {"kernel": True},
+    }
+
+
+def text_generator(config, workdir):
+    """Writes a generator with random parameters, as a conversion would."""
+    tokenizer = artifacts.load_tokenizer(config, workdir)
+    model = models.build(config, num_codes=tokenizer.num_codes, embedding_dim=tokenizer.module.embedding_dim)
+    params = jax.jit(model.init)(jax.random.key(0), *models.example_inputs(model))["params"]
+    params["lm_head"]["kernel"] = jax.random.normal(jax.random.key(1), params["lm_head"]["kernel"].shape)
+    checkpoints = Checkpoints(artifacts.generator_folder(workdir), keep=1)
+    state = new_state(params, adamw(config.train.optimizer, 1))
+    checkpoints.save(1, state, config.to_dict() | {"tokenizer_fingerprint": tokenizer.fingerprint})
+    checkpoints.close()
+
+
+def test_sampling_by_caption(experiment, tmp_path):
+    config = experiment(condition="text", caption_length=4, caption_dim=6)
+    text_generator(config, tmp_path)
+    with pytest.raises(RearError, match=r"config.sample.captions = ''"):
+        jobs.JOBS["sample"](config, tmp_path)
+    config.sample.captions = str(tmp_path / "captions.npz")
+    features = np.random.default_rng(0).normal(size=(3, 4, 6))
+    np.savez(config.sample.captions, features=features, mask=np.tril(np.ones((3, 4))))
+    config.sample.num_images, config.sample.batch_size = 7, 3
+    jobs.JOBS["sample"](config, tmp_path)
+    with np.load(tmp_path / "samples.npz") as file:
+        images, labels = file["arr_0"], file["labels"]
+    np.testing.assert_array_equal(labels, [0, 1, 2, 0, 1, 2, 0])
+    assert len(np.unique(images.reshape(7, -1), axis=0)) > 1
+    with Image.open(tmp_path / "samples.png") as sheet:
+        assert sheet.size[1] // 32 == 3  # one row a caption
+    recipe = json.loads((tmp_path / "samples.json").read_text())
+    assert "captions" in recipe["labels"]
+
+    stamp = (tmp_path / "samples.npz").stat().st_mtime_ns
+    jobs.JOBS["sample"](config, tmp_path)
+    assert (tmp_path / "samples.npz").stat().st_mtime_ns == stamp  # done already
+    np.savez(config.sample.captions, features=-features, mask=np.ones((3, 4)))
+    jobs.JOBS["sample"](config, tmp_path)
+    assert json.loads((tmp_path / "samples.json").read_text())["captions"] != recipe["captions"]
+    with np.load(tmp_path / "samples.npz") as file:
+        assert (file["arr_0"] != images).any()
+
+
+def test_training_on_captions_is_refused(experiment, tmp_path):
+    with pytest.raises(RearError, match="condition = 'class'"):
+        jobs.JOBS["train"](experiment(condition="text"), tmp_path)

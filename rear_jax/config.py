@@ -142,6 +142,35 @@ def maskgit_vqgan() -> ConfigDict:
     return tokenizer
 
 
+def vqgan_plus() -> ConfigDict:
+    """The tokenizer VQGAN+ of MaskBit at its published size."""
+    tokenizer = ConfigDict()
+    tokenizer.name = "vqgan_plus"
+    tokenizer.codebook_size = 4096
+    tokenizer.z_channels = 64  # width of a codebook vector
+    tokenizer.hidden_channels = 128
+    tokenizer.channel_mult = (1, 1, 2, 2, 4)  # one entry per resolution; each but the first halves it
+    tokenizer.num_res_blocks = 2
+    tokenizer.l2_normalize = False  # unit-length codes and latents
+    tokenizer.dtype = "float32"
+    return tokenizer
+
+
+def llamagen_vq() -> ConfigDict:
+    """The tokenizer VQ-16 of LlamaGen at its published size; VQ-8 differs only in channel_mult = (1, 2, 2, 4)."""
+    tokenizer = ConfigDict()
+    tokenizer.name = "llamagen_vq"
+    tokenizer.codebook_size = 16384
+    tokenizer.z_channels = 256  # width between the networks and the codebook
+    tokenizer.codebook_dim = 8  # width of a codebook vector
+    tokenizer.channels = 128
+    tokenizer.channel_mult = (1, 1, 2, 2, 4)  # one entry per resolution; each but the first halves it
+    tokenizer.num_res_blocks = 2  # of the encoder's levels; the decoder's have one more
+    tokenizer.l2_normalize = True  # unit-length codes and latents
+    tokenizer.dtype = "float32"
+    return tokenizer
+
+
 def rar() -> ConfigDict:
     """The RAR family's transformer, at the size of RAR-B and reAR-B."""
     model = ConfigDict()

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Protocol
 import jax.numpy as jnp
 
 from rear_jax.errors import RearError
+from rear_jax.tokenizers.llamagen_vq import LlamaGenVQ
 from rear_jax.tokenizers.maskgit_vqgan import MaskGitVQGAN
 from rear_jax.tokenizers.quantizer import Quantized
+from rear_jax.tokenizers.vqgan_plus import VQGANPlus
 
 if TYPE_CHECKING:
     import ml_collections
@@ -26,7 +28,8 @@ class Tokenizer(Protocol):
 
     The methods run under `tokenizer.apply({"params": params}, x, method=tokenizer.encode)`, draw no random numbers and
     keep no state beside the parameters; `init` wants one batch of images. The parameter tree has the entries `encoder`,
-    `decoder` and `codebook` ([codebook_size, embedding_dim], raw). The properties need no parameters.
+    `decoder` and `codebook` ([codebook_size, embedding_dim], raw), and the kernel of the decoder's last layer is
+    `decoder/conv_out/kernel`, where adversaries are weighed. The properties need no parameters.
 
     Attributes:
       image_size: pixels along each side.
@@ -72,6 +75,8 @@ class Tokenizer(Protocol):
 
 TOKENIZERS: dict[str, type[nn.Module]] = {
     "maskgit_vqgan": MaskGitVQGAN,
+    "vqgan_plus": VQGANPlus,
+    "llamagen_vq": LlamaGenVQ,
 }
 
 

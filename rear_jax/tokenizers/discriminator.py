@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from rear_jax.errors import RearError
-from rear_jax.tokenizers.maskgit_vqgan import GroupNorm
+from rear_jax.tokenizers.blocks import GroupNorm
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float

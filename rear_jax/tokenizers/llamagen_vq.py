@@ -1,0 +1,194 @@
+"""LlamaGen's tokenizers VQ-16 and VQ-8: VQGAN with a narrow, normalised codebook (LlamaGen, arXiv 2406.06525).
+
+VQ-16 (128 channels × (1, 1, 2, 2, 4), 2 residual blocks a level, 16384 codes of width 8) has 71.9M parameters and
+turns 256×256 pixels into 16×16 codes; VQ-8 (× (1, 2, 2, 4)) turns them into 32×32. As in VQGAN (arXiv 2012.09841)
+there is attention at the lowest resolution. The networks work in [-1, 1]; the interface stays in [0, 1].
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from rear_jax.tokenizers import quantizer
+from rear_jax.tokenizers.blocks import GroupNorm, double_nearest, halving_conv
+from rear_jax.tokenizers.grid import GridTokenizer
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+
+class ResidualBlock(nn.Module):
+    """Norm, SiLU, convolution, twice, plus the input, through a 1×1 convolution where the number of channels changes.
+
+    Attributes:
+      channels: of the result.
+      dtype: of the computation.
+    """
+
+    channels: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W channels"]:
+        conv = functools.partial(nn.Conv, self.channels, dtype=self.dtype)
+        h = conv((3, 3), name="conv1")(nn.silu(GroupNorm(self.dtype, name="norm1")(x)))
+        h = conv((3, 3), name="conv2")(nn.silu(GroupNorm(self.dtype, name="norm2")(h)))
+        return h + (x if x.shape[-1] == self.channels else conv((1, 1), name="nin_shortcut")(x))
+
+
+class Attention(nn.Module):
+    """Every pixel attends to every pixel, one head as wide as the features, plus the input."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        b, h, w, c = x.shape
+        conv = functools.partial(nn.Conv, c, (1, 1), dtype=self.dtype)
+        normed = GroupNorm(self.dtype, name="norm")(x)
+        q, k, v = (conv(name=name)(normed).reshape(b, h * w, 1, c) for name in "qkv")
+        attended = jax.nn.dot_product_attention(q, k, v)  # [B, HW, 1, C]; scale C^-½, softmax in float32
+        return x + conv(name="proj_out")(attended.reshape(b, h, w, c))
+
+
+class Level(nn.Module):
+    """One resolution: residual blocks, each followed by attention if asked for, then the step to the next resolution.
+
+    Attributes:
+      channels: of the result.
+      num_res_blocks: how many.
+      attention: whether there is any.
+      resample: the step to the next resolution, 'none' on the last.
+      dtype: of the computation.
+    """
+
+    channels: int
+    num_res_blocks: int
+    attention: bool
+    resample: Literal["downsample", "upsample", "none"]
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w channels"]:
+        for i in range(self.num_res_blocks):
+            x = ResidualBlock(self.channels, self.dtype, name=f"res_{i}")(x)
+            if self.attention:
+                x = Attention(self.dtype, name=f"attn_{i}")(x)
+        if self.resample == "downsample":
+            return halving_conv(self.channels, self.dtype, name="downsample")(x)
+        if self.resample == "upsample":
+            return nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="upsample")(double_nearest(x))
+        return x
+
+
+def _middle(channels: int, dtype: Any) -> list[nn.Module]:
+    """What stands between the levels of an encoder and its output, and between a decoder's input and its levels."""
+    return [ResidualBlock(channels, dtype), Attention(dtype), ResidualBlock(channels, dtype)]
+
+
+class Encoder(nn.Module):
+    """Images in [0, 1] to latents before quantisation, float32; sizes as in `LlamaGenVQ`."""
+
+    channels: int
+    channel_mult: tuple[int, ...]
+    num_res_blocks: int
+    z_channels: int
+    codebook_dim: int
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        widths = [self.channels * m for m in self.channel_mult]
+        last = len(widths) - 1
+        self.conv_in = nn.Conv(self.channels, (3, 3), dtype=self.dtype)
+        self.conv_blocks = [
+            Level(w, self.num_res_blocks, i == last, "downsample" if i < last else "none", self.dtype)
+            for i, w in enumerate(widths)
+        ]
+        self.mid = _middle(widths[-1], self.dtype)
+        self.norm_out = GroupNorm(self.dtype)
+        self.conv_out = nn.Conv(self.z_channels, (3, 3), dtype=self.dtype)
+        self.quant_conv = nn.Conv(self.codebook_dim, (1, 1), dtype=self.dtype)
+
+    def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w D"]:
+        x = self.conv_in(2.0 * images - 1.0)
+        for layer in (*self.conv_blocks, *self.mid):
+            x = layer(x)
+        return self.quant_conv(self.conv_out(nn.silu(self.norm_out(x)))).astype(jnp.float32)
+
+
+class Decoder(nn.Module):
+    """Codebook vectors to images in [0, 1], unclamped, float32; sizes as in `LlamaGenVQ`.
+
+    Level 0 of `conv_blocks` has the lowest resolution; every level has one residual block more than the encoder's.
+    """
+
+    channels: int
+    channel_mult: tuple[int, ...]
+    num_res_blocks: int
+    z_channels: int
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        widths = [self.channels * m for m in reversed(self.channel_mult)]
+        last = len(widths) - 1
+        self.post_quant_conv = nn.Conv(self.z_channels, (1, 1), dtype=self.dtype)
+        self.conv_in = nn.Conv(widths[0], (3, 3), dtype=self.dtype)
+        self.mid = _middle(widths[0], self.dtype)
+        self.conv_blocks = [
+            Level(w, self.num_res_blocks + 1, i == 0, "upsample" if i < last else "none", self.dtype)
+            for i, w in enumerate(widths)
+        ]
+        self.norm_out = GroupNorm(self.dtype)
+        self.conv_out = nn.Conv(3, (3, 3), dtype=self.dtype)
+
+    def __call__(self, vectors: Float[Array, "B h w D"]) -> Float[Array, "B H W 3"]:
+        x = self.conv_in(self.post_quant_conv(vectors))
+        for layer in (*self.mid, *self.conv_blocks):
+            x = layer(x)
+        return 0.5 * (self.conv_out(nn.silu(self.norm_out(x))).astype(jnp.float32) + 1.0)
+
+
+class LlamaGenVQ(GridTokenizer):
+    """The tokenizer; its interface is `rear_jax.tokenizers.Tokenizer`.
+
+    Attributes:
+      image_size: pixels along each side; a multiple of 2**(levels - 1).
+      channels: width of the outermost level.
+      channel_mult: width of each level in units of channels, outermost first; each further level halves the resolution.
+      num_res_blocks: residual blocks in each level of the encoder.
+      z_channels: width between the networks and the 1×1 convolutions to and from the codebook's width.
+      codebook_size: number of codes.
+      codebook_dim: width of latents and codes.
+      l2_normalize: compare and decode vectors of length one, as published.
+      dtype: of the convolutions; parameters, norms and distances are float32.
+
+    Raises:
+      RearError: the image size cannot be halved as often as the levels ask.
+    """
+
+    image_size: int
+    channels: int
+    channel_mult: tuple[int, ...]
+    num_res_blocks: int
+    z_channels: int
+    codebook_size: int
+    codebook_dim: int
+    l2_normalize: bool = True
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        sizes = (self.channels, self.channel_mult, self.num_res_blocks, self.z_channels)
+        self.encoder = Encoder(*sizes, self.codebook_dim, self.dtype)
+        self.decoder = Decoder(*sizes, self.dtype)
+        init = functools.partial(quantizer.codebook_init, l2_normalize=self.l2_normalize)
+        self.codebook = self.param("codebook", init, (self.codebook_size, self.codebook_dim))
+
+    @property
+    def embedding_dim(self) -> int:
+        """D, the width of a codebook vector."""
+        return self.codebook_dim

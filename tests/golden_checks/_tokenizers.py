@@ -1,0 +1,44 @@
+"""What the checks of tokenizers with a grid of codes share."""
+
+import types
+
+import jax
+import numpy as np
+
+from rear_jax.convert.layout import from_torch, to_torch
+
+
+def tensors_of(golden) -> dict[str, np.ndarray]:
+    """The authors' state dict, float32."""
+    return {k.removeprefix("param/"): golden[k].astype(np.float32) for k in golden if k.startswith("param/")}
+
+
+def compare(tokenizer, convert: types.ModuleType, golden, *, symmetric: bool) -> None:
+    """Latents, codes, decoded images, and the weights on their way in and out.
+
+    Args:
+      tokenizer: of the golden's sizes.
+      convert: module of its published format.
+      golden: the arrays.
+      symmetric: whether the golden's images are in [-1, 1] instead of the interface's [0, 1].
+
+    Raises:
+      AssertionError: this project's numbers are not the golden's.
+    """
+    tensors = tensors_of(golden)
+    images = (golden["in/images"] + 1) / 2 if symmetric else golden["in/images"]
+    shapes = jax.eval_shape(tokenizer.init, jax.random.key(0), images)["params"]
+    params = from_torch(tensors, shapes, convert.torch_name, ignore=convert.IGNORE)
+
+    def run(method, x):
+        return jax.jit(lambda x: tokenizer.apply({"params": params}, x, method=method))(x)
+
+    decoded = run(tokenizer.decode, golden["out/tokens"])
+    np.testing.assert_allclose(run(tokenizer.latents, images), golden["out/latents"], rtol=0, atol=2e-4)
+    np.testing.assert_array_equal(run(tokenizer.encode, images), golden["out/tokens"])
+    np.testing.assert_allclose(2 * decoded - 1 if symmetric else decoded, golden["out/decoded"], rtol=0, atol=2e-4)
+
+    written = to_torch(params, convert.torch_name)
+    assert written.keys() == tensors.keys()
+    for key, tensor in tensors.items():
+        np.testing.assert_array_equal(written[key], tensor, err_msg=key)

@@ -232,7 +232,7 @@ def test_one_real_training_step_of_every_recipe(name):
     tokenizer = tokenizers.build(config.tokenizer, 8)
     networks = vq.Networks(tokenizer, None, PatchDiscriminator(4, 1))
     optimizer = vq.make_optimizer(config)
-    params = drawn(jax.eval_shape(lambda: vq.init_state(networks, config, optimizer)).params)
+    params = drawn(jax.eval_shape(lambda: vq.init_state(networks, config, optimizer, {})).params)
     usage = quantizer.init_codebook_state(params["tokenizer"]["codebook"], method=settings.codebook_update)
     state = new_state(params, optimizer, extra=usage)
     batch = {"image": (255 * IMAGES).astype(jnp.uint8)}

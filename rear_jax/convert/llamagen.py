@@ -1,12 +1,11 @@
 """The published LlamaGen generators: class-conditional `c2i_*.pt` and text-conditional `t2i_*.pt` state dicts."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from rear_jax.convert.layout import LINEAR, Path, TorchName
+from rear_jax.convert.layout import LINEAR, Path, TorchName, count_layers
 from rear_jax.errors import RearError
 
 SIGNATURE = r"cls_embedding\.(embedding_table\.weight|uncond_embedding)"
@@ -55,7 +54,7 @@ def sizes(tensors: Mapping[str, np.ndarray], *, source: str = "the state dict") 
     try:
         width = tensors["tok_embeddings.weight"].shape[1]
         mlp_width = tensors["layers.0.feed_forward.w1.weight"].shape[0]
-        found = {"width": width, "depth": _depth(tensors), "mlp_width": mlp_width}
+        found = {"width": width, "depth": count_layers(tensors, r"layers\.(\d+)\."), "mlp_width": mlp_width}
         if "cls_embedding.embedding_table.weight" in tensors:
             found["condition"] = "class"
         else:
@@ -66,8 +65,3 @@ def sizes(tensors: Mapping[str, np.ndarray], *, source: str = "the state dict") 
     if width in WIDE_HEADS or width % 64 == 0:
         found["heads"] = WIDE_HEADS.get(width, width // 64)
     return found
-
-
-def _depth(tensors: Mapping[str, np.ndarray]) -> int:
-    """How many layers the keys name."""
-    return len({match[1] for match in map(re.compile(r"layers\.(\d+)\.").match, tensors) if match})

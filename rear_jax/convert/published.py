@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from rear_jax.convert import layout, maskgit_vqgan, rar
+from rear_jax.convert import layout, llamagen, llamagen_vq, maskgit_vqgan, rar, vqgan_plus
 from rear_jax.convert.torch_files import read_tensors
 from rear_jax.errors import RearError
 
@@ -34,7 +34,10 @@ class Format(NamedTuple):
 
 FORMATS = (
     Format("model", "rar", rar),
+    Format("model", "llamagen", llamagen),
     Format("tokenizer", "maskgit_vqgan", maskgit_vqgan),
+    Format("tokenizer", "vqgan_plus", vqgan_plus),
+    Format("tokenizer", "llamagen_vq", llamagen_vq),
 )
 PUBLISHED = {  # (network, width, depth), for tokenizers (network, levels) -> name and million parameters
     ("rar", 768, 20): ("reAR-S", 218.4),
@@ -46,10 +49,12 @@ PUBLISHED = {  # (network, width, depth), for tokenizers (network, levels) -> na
     ("llamagen", 1024, 24): ("LlamaGen-L", 342.9),
     ("llamagen", 1280, 36): ("LlamaGen-XL", 774.7),
     ("llamagen", 1536, 48): ("LlamaGen-XXL", 1411.0),
-    ("llamagen", 3200, 24): ("LlamaGen-3B", 3093.6),
+    ("llamagen", 3200, 24): ("LlamaGen-3B", 3096.7),
+    ("llamagen_text", 1280, 36): ("LlamaGen-XL, text-conditional", 777.9),
     ("maskgit_vqgan", 5): ("MaskGIT-VQGAN", 54.5),
     ("vqgan_plus", 5): ("VQGAN+", 55.0),
     ("llamagen_vq", 5): ("LlamaGen VQ-16", 71.9),
+    ("llamagen_vq", 4): ("LlamaGen VQ-8", 70.1),
 }
 KINDS = {"model": "generator", "tokenizer": "tokenizer"}
 
@@ -82,7 +87,8 @@ def detect(tensors: Mapping[str, np.ndarray], source: str) -> Format:
 def lookup(section: str, sizes: Mapping[str, Any]) -> tuple[str, float | None]:
     """Name and million parameters of a network of such sizes (keys of a config section), as published."""
     if section == "model":
-        key = sizes["name"], sizes["width"], sizes["depth"]
+        network = "llamagen_text" if sizes.get("condition") == "text" else sizes["name"]
+        key = network, sizes["width"], sizes["depth"]
     else:
         key = sizes["name"], len(sizes["channel_mult"])
     return PUBLISHED.get(key, (f"a {sizes['name']} of no published size", None))

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 
 from rear_jax.tokenizers import quantizer
 from rear_jax.tokenizers.blocks import Decoder, Encoder
-from rear_jax.tokenizers.blocks import GroupNorm as GroupNorm
 from rear_jax.tokenizers.grid import GridTokenizer
 
 

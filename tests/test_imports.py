@@ -252,7 +252,7 @@ def test_the_job_writes_codes_that_train(trained, tmp_path, form, caplog):
     with caplog.at_level("INFO", logger="rear_jax"):
         run_import(tmp_path / "run", trained, source)
     assert "the config's word is taken" in caplog.text
-    assert "classes without any: 7" in caplog.text
+    assert "1 classes without any, such as 7" in caplog.text
     written = open_codes(tmp_path / "run" / "codes")
     assert (written.header.num_images, written.header.num_augmentations) == codes.shape[:2]
     assert written.header.source == source.name

@@ -41,7 +41,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         num_shards=min(config.codes.num_shards, source.num_images),
     )
     log.info(
-        "import: %s says not which tokenizer made it; the config's word is taken that it was %s (%s)",
+        "import: %s does not say which tokenizer made it; the config's word is taken that it was %s (%s)",
         path,
         tokenizer.origin,
         tokenizer.fingerprint,
@@ -72,14 +72,16 @@ def _count_classes(folder: Path) -> None:
     """Writes `classes.json` and logs its summary."""
     counts = open_codes(folder).class_counts()
     artifacts.write_json(folder / CLASSES, {"records": {str(label): int(n) for label, n in enumerate(counts)}})
+    empty = np.flatnonzero(counts == 0)
     smallest, largest = int(np.argmin(counts)), int(np.argmax(counts))
     log.info(
-        "import: %d records in %s; smallest class %d with %d, largest %d with %d; classes without any: %s",
+        "import: %d records in %s; smallest class %d with %d, largest %d with %d; %d classes without any%s",
         counts.sum(),
         folder,
         smallest,
         counts[smallest],
         largest,
         counts[largest],
-        ", ".join(map(str, np.flatnonzero(counts == 0))) or "none",
+        len(empty),
+        f", such as {', '.join(map(str, empty[:10]))}" if len(empty) else "",
     )

@@ -13,8 +13,8 @@ from flax import linen as nn
 from rear_jax import tokenizers
 from rear_jax.convert.maskgit_vqgan import sizes
 from rear_jax.errors import RearError
-from rear_jax.tokenizers.discriminator import PatchDiscriminator
 from rear_jax.tokenizers.blocks import GroupNorm
+from rear_jax.tokenizers.discriminator import PatchDiscriminator
 from rear_jax.tokenizers.maskgit_vqgan import MaskGitVQGAN
 from tests.golden_checks import maskgit_vqgan
 

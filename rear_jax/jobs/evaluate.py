@@ -23,6 +23,7 @@ from rear_jax.metrics.probe import fit_probe
 from rear_jax.metrics.statistics import Gaussian, GaussianStatistics, frechet_distance
 from rear_jax.pictures import to_uint8
 from rear_jax.progress import ProgressBar
+from rear_jax.training import perceptual
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """Scores `samples.npz`; writes `scores.json` and `report.md`.
 
     The samples are compared with training images; so are, as the floor, as many held-out real images, and the same
-    images after the tokenizer, which no generator on its codes is likely to beat.
+    images after the tokenizer, which no generator on its codes is likely to beat. With the files of `config.lpips` the
+    latter are also compared with their originals, image by image.
     """
     settings, data = config.evaluate, config.data
     samples, labels = _load_samples(workdir / "samples.npz")
@@ -46,7 +48,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
     )
     of_train = spread(len(train), settings.num_reference)
     of_held_out = spread(len(held_out), len(samples))
+    network = perceptual.lpips_vgg16(config.lpips, wanted_by="the LPIPS score") if any(config.lpips.values()) else None
     recipe = make_recipe(config, workdir, extractor, len(of_train), len(of_held_out))
+    if network:
+        weights = artifacts.fingerprint(network.params, {})
+        recipe["lpips"] = f"VGG16 with learned heads, 8-bit images, mean over the held-out ones; weights {weights}"
     if artifacts.is_done(workdir / "scores.json", {"recipe": recipe}):
         log.info("evaluate: done already, see %s", workdir / "report.md")
         return
@@ -54,9 +60,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
     size, batch_size = data.image_size, settings.batch_size
     reference, reference_labels = real_features(extractor, train, of_train, size, batch_size, "reference")
     real, real_labels = real_features(extractor, held_out, of_held_out, size, batch_size, HELD_OUT)
-    decoded, _ = real_features(
-        extractor, held_out, of_held_out, size, batch_size, DECODED, through=_reconstructor(tokenizer)
-    )
+    through, distances = _reconstructor(tokenizer), []
+    if network:
+        through = _compared(through, network, distances)
+    decoded, _ = real_features(extractor, held_out, of_held_out, size, batch_size, DECODED, through=through)
     with ProgressBar("evaluate samples", total=len(samples), unit="image") as bar:
         cuts = (samples[i : i + batch_size] for i in range(0, len(samples), batch_size))
         generated = extract(extractor, bar.over(cuts))
@@ -72,6 +79,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
             "recall": recall,
             "class_accuracy": probe.accuracy(features, classes),
         }
+        if name == DECODED and network:
+            scores[name]["LPIPS"] = float(np.concatenate(distances).mean())
         log.info("evaluate: %s: %s", name, "  ".join(f"{k} {v:.4g}" for k, v in scores[name].items()))
     result = {"scores": scores, "recipe": recipe}
     artifacts.write_json(workdir / "scores.json", result)
@@ -152,6 +161,23 @@ def _reconstructor(tokenizer: artifacts.Tokenizer) -> Callable[[np.ndarray], np.
         return tokenizer.module.apply({"params": params}, codes, method="decode")
 
     return lambda images: to_uint8(np.asarray(reconstruct(tokenizer.params, images)))
+
+
+def _compared(
+    through: Callable[[np.ndarray], np.ndarray], network: perceptual.PerceptualNetwork, distances: list[np.ndarray]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """`through`, which also adds to `distances` how far each batch of uint8 images is from what becomes of it, [b]."""
+
+    @jax.jit
+    def distance(params, before, after):
+        return network.distance(params, *(images.astype(jnp.float32) / 255.0 for images in (before, after)))
+
+    def compare(images: np.ndarray) -> np.ndarray:
+        result = through(images)
+        distances.append(np.asarray(distance(network.params, images, result)))
+        return result
+
+    return compare
 
 
 def _load_samples(path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -10,12 +10,10 @@ from ml_collections import ConfigDict
 
 from rear_jax import artifacts, pictures, tokenizers
 from rear_jax.config import refuse_changes
-from rear_jax.convert import efficientnet as efficientnet_weights
 from rear_jax.data import batches
 from rear_jax.data.images import open_source
-from rear_jax.metrics.efficientnet import EfficientNetLite
 from rear_jax.tokenizers.discriminator import PatchDiscriminator
-from rear_jax.training import loop, mesh, vq
+from rear_jax.training import loop, mesh, perceptual, vq
 from rear_jax.training.checkpoints import Checkpoints
 from rear_jax.training.state import TrainState
 
@@ -33,9 +31,12 @@ def run(config: ConfigDict, workdir: Path) -> None:
     settings, data = config.tokenizer_training, config.data
     mesh.check_batch(settings.loop.batch_size, 1, "config.tokenizer_training.loop.batch_size")
     source = open_source(data.source, data.path, data.train_split)
+    seen_through = perceptual.load(
+        settings.perceptual_network, config.lpips, option="config.tokenizer_training.perceptual_network"
+    )
     networks = vq.Networks(
         tokenizers.build(config.tokenizer, data.image_size),
-        EfficientNetLite(settings.perceptual_network),
+        seen_through.distance,
         PatchDiscriminator(settings.discriminator_channels, settings.discriminator_layers)
         if settings.discriminator_weight
         else None,
@@ -74,7 +75,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         ),
-        frozen={"perceptual": efficientnet_weights.load(settings.perceptual_network)},
+        frozen={"perceptual": seen_through.params},
         settings=settings.loop,
         seed=config.seed,
         record=config.to_dict() | {"holds": "tokenizer"},

@@ -1,5 +1,6 @@
 """The objective of `--job=tokenizer`: reconstruction, perception, commitment and, if asked for, a discriminator."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -9,16 +10,21 @@ import optax
 from ml_collections import ConfigDict
 
 from rear_jax import losses
-from rear_jax.metrics.perceptual import perceptual_distance
 from rear_jax.tokenizers import quantizer
 from rear_jax.training.state import TrainState, adamw, apply_gradients, learning_rate, new_state
 
 
 class Networks(NamedTuple):
-    """The modules that play a part; `perceptual` reads frozen parameters, `discriminator` may be None."""
+    """What plays a part.
+
+    Attributes:
+      tokenizer: the module to train.
+      perceptual: `perceptual.PerceptualNetwork.distance`, (frozen parameters, images, images) -> [B].
+      discriminator: a module, or None.
+    """
 
     tokenizer: nn.Module
-    perceptual: nn.Module
+    perceptual: Callable[[Any, jax.Array, jax.Array], jax.Array]
     discriminator: nn.Module | None
 
 
@@ -66,7 +72,7 @@ def tokenizer_step(networks: Networks, config: ConfigDict, optimizer: optax.Grad
             mse = jnp.mean(losses.mean_squared_error(reconstruction, images))
             perceptual = jnp.float32(0.0)
             if settings.perceptual_weight:
-                perceptual = jnp.mean(_perceptual(networks.perceptual, frozen["perceptual"], reconstruction, images))
+                perceptual = jnp.mean(networks.perceptual(frozen["perceptual"], reconstruction, images))
             return settings.mse_weight * mse + settings.perceptual_weight * perceptual, (mse, perceptual)
 
         # One forward pass; reconstruction and adversary are pulled back through it separately, so that their
@@ -96,12 +102,6 @@ def tokenizer_step(networks: Networks, config: ConfigDict, optimizer: optax.Grad
         return _keep_codebook(state, quantized, key, settings), metrics
 
     return step
-
-
-def _perceptual(network: nn.Module, params: Any, images: jax.Array, targets: jax.Array) -> jax.Array:
-    """Perceptual distance of each pair, [B]."""
-    taps = network.apply({"params": params}, images).taps
-    return perceptual_distance(taps, network.apply({"params": params}, targets).taps)
 
 
 def _with_adversary(discriminator, settings, state, images, reconstruction, gradients, pull_back):

@@ -1,0 +1,276 @@
+"""Codes that others have computed and published, as a source that `codes.write_codes` can write from.
+
+Three formats, told apart by what the path is:
+
+- a `.jsonl` file, as RAR's: a line {"class_id": 7, "tokens": [N codes]} for each view of each image. Which views belong
+  to one image is not said, so every line counts as an image with one view. It is read piece by piece, and what stays
+  in memory are the places where lines begin, 8 bytes each.
+- a folder, as LlamaGen's: `imagenet256_codes/<i>.npy` [1, A, N] with the A views of image i, and
+  `imagenet256_labels/<i>.npy` [1].
+- an `.npz` file, as AliTok's: codes [n, N] or [n, A, N] and labels [n]. The arrays are loaded whole.
+
+Whatever does not fit the tokenizer or the number of classes is refused, and named by its line or file.
+"""
+
+import dataclasses
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from rear_jax.errors import RearError
+
+Rows = tuple[np.ndarray, np.ndarray, np.ndarray]  # codes [m, N], labels [m] and view indices [m], int32
+CODES_NAMES = ("codes", "tokens", "token_ids")
+LABELS_NAMES = ("labels", "label", "class_id")
+SCAN_BYTES = 2**24  # read at once when looking for line ends
+LINES_AT_ONCE = 1000  # parsed at once
+DIGITS = b"0123456789"
+_ONLY_DIGITS = bytes(byte if byte in DIGITS else ord(" ") for byte in range(256))  # for bytes.translate
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What codes must fit.
+
+    Attributes:
+      codes_per_image: N of the tokenizer.
+      codebook_size: K of the tokenizer.
+      num_classes: labels are in [0, num_classes).
+    """
+
+    codes_per_image: int
+    codebook_size: int
+    num_classes: int
+
+    def check(self, codes: np.ndarray, labels: np.ndarray, where: Callable[[int], str]) -> None:
+        """Raises RearError if codes [m, ..., N] or labels [m] do not fit; `where` names the m-th of them."""
+        for what, values in (("codes", codes), ("labels", labels)):
+            if not np.issubdtype(values.dtype, np.integer):
+                raise RearError(f"{where(0)}: {what} are {values.dtype}, not integers")
+        if codes.shape[-1] != self.codes_per_image:
+            count = f"{codes.shape[-1]} codes an image, the tokenizer makes {self.codes_per_image}"
+            raise RearError(f"{where(0)}: {count}; give the config and the tokenizer that these codes were made with")
+        for what, values, limit in (("code", codes, self.codebook_size), ("label", labels, self.num_classes)):
+            if values.min() < 0 or values.max() >= limit:
+                rows = values.reshape(len(values), -1)
+                worst = int(np.argmax(((rows < 0) | (rows >= limit)).any(axis=1)))
+                found = f"{rows[worst].min()} to {rows[worst].max()}"
+                raise RearError(f"{where(worst)}: a {what} is outside [0, {limit}): found {found}")
+
+
+class ImportedCodes(Protocol):
+    """A published set of codes.
+
+    Attributes:
+      description: its format, and its size where that is one number: tells it from others of the same name.
+      num_images: n.
+      num_views: A, views of each image.
+    """
+
+    description: str
+    num_images: int
+    num_views: int
+
+    def read(self, start: int, stop: int) -> Rows:
+        """The images [start, stop) in all their views, those of one image side by side: m = (stop - start) A rows.
+
+        Raises:
+          RearError: one of them is damaged or does not fit; named by its line or file.
+        """
+
+
+def open_import(path: Path, limits: Limits) -> ImportedCodes:
+    """Opens a published set of codes.
+
+    Raises:
+      RearError: there is nothing at `path`, or it is in none of the three formats.
+    """
+    if not path.exists():
+        raise RearError(f"{path} does not exist: mend config.import_codes.source.")
+    if path.is_dir():
+        return NpyFolder(path, limits)
+    formats = {".jsonl": JsonLines, ".npz": NpzFile}
+    if path.suffix not in formats:
+        raise RearError(f"{path} is neither a .jsonl file (RAR), nor a folder (LlamaGen), nor an .npz file (AliTok).")
+    return formats[path.suffix](path, limits)
+
+
+class JsonLines:
+    """RAR's file, one JSON object a line."""
+
+    num_views = 1
+
+    def __init__(self, path: Path, limits: Limits):
+        self._path, self._limits = path, limits
+        self._bounds = line_bounds(path)
+        self.description = f"RAR's lines, {self._bounds[-1]} bytes"
+        self.num_images = len(self._bounds) - 1
+        if not self.num_images:
+            raise RearError(f"{path} is empty; fetch it again.")
+        with path.open("rb") as file:
+            line = file.readline().removesuffix(b"\n")
+        codes, label = self._row(line, 1)
+        plain = np.array_equal(_numbers_in(line), [label, *codes])  # no other numbers, and in this order
+        self._frame = line.translate(None, DIGITS) + b"\n" if plain else b""
+
+    def read(self, start: int, stop: int) -> Rows:
+        codes = np.empty((stop - start, self._limits.codes_per_image), np.int32)
+        labels = np.empty(stop - start, np.int32)
+        with self._path.open("rb") as file:
+            file.seek(self._bounds[start])
+            for first in range(start, stop, LINES_AT_ONCE):
+                last = min(first + LINES_AT_ONCE, stop)
+                text = file.read(self._bounds[last] - self._bounds[first]).removesuffix(b"\n")
+                found = self._parse(text, first, last - first)
+                self._limits.check(*found, where=lambda row, first=first: f"{self._path}, line {first + row + 1}")
+                there = slice(first - start, last - start)
+                codes[there], labels[there] = found
+        return codes, labels, np.zeros(stop - start, np.int32)
+
+    def _parse(self, text: bytes, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Codes [m, N] and labels [m] of the m lines from `first` on, which `text` holds.
+
+        Lines that differ from the file's first one in their digits alone do not need the JSON parser, which takes four
+        times as long.
+        """
+        if self._frame and text.translate(None, DIGITS) + b"\n" == self._frame * count:
+            numbers = _numbers_in(text)
+            if numbers.size == count * (1 + self._limits.codes_per_image):
+                table = numbers.reshape(count, -1)
+                return table[:, 1:], table[:, 0]
+        rows = [self._row(line, number) for number, line in enumerate(text.split(b"\n"), start=first + 1)]
+        codes, labels = zip(*rows, strict=True)
+        return np.stack(codes), np.array(labels)
+
+    def _row(self, line: bytes, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Codes [N] and label [] of one line, by the JSON parser."""
+        try:
+            row = json.loads(line)
+            codes, label = np.array(row["tokens"]), np.array(row["class_id"])
+        except (ValueError, TypeError, LookupError, RecursionError) as error:
+            wanted = 'wanted {"class_id": ..., "tokens": [...]}'
+            raise RearError(f"{self._path}, line {number}: {wanted}, this cannot be read ({error!r})") from None
+        count = self._limits.codes_per_image
+        if not codes.dtype.kind == label.dtype.kind == "i" or codes.shape != (count,) or label.shape:
+            raise RearError(
+                f"{self._path}, line {number}: wanted {count} integers as tokens and one as class_id, found "
+                f"{codes.shape} {codes.dtype} and {label.shape} {label.dtype}; is the tokenizer the right one?"
+            )
+        return codes, label
+
+
+def _numbers_in(text: bytes) -> np.ndarray:
+    """All runs of digits in a text as numbers, int64; those beyond its range at the end of it."""
+    return np.fromstring(text.translate(_ONLY_DIGITS), np.int64, sep=" ")
+
+
+def line_bounds(path: Path) -> np.ndarray:
+    """Where each line of a file begins and the last one ends, int64 [lines + 1]; the last may lack its newline."""
+    bounds, done = [np.zeros(1, np.int64)], 0
+    with path.open("rb") as file:
+        while block := file.read(SCAN_BYTES):
+            bounds.append(np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + done + 1)
+            done += len(block)
+    found = np.concatenate(bounds)
+    return found if found[-1] == done else np.append(found, done)
+
+
+class NpyFolder:
+    """LlamaGen's folder: two files an image."""
+
+    description = "LlamaGen's folder"
+
+    def __init__(self, path: Path, limits: Limits):
+        self._codes, self._labels, self._limits = _folder(path, "_codes"), _folder(path, "_labels"), limits
+        self._names = _numbers(self._codes)
+        lonely = np.setxor1d(self._names, _numbers(self._labels))
+        if len(lonely):
+            raise RearError(f"{path}: {lonely[0]}.npy is in only one of its two folders; fetch the other or delete it.")
+        self.num_images = len(self._names)
+        self.num_views = self._load(self._codes, self._names[0], (1, None, limits.codes_per_image)).shape[1]
+
+    def read(self, start: int, stop: int) -> Rows:
+        codes = np.empty((stop - start, self.num_views, self._limits.codes_per_image), np.int32)
+        labels = np.empty(stop - start, np.int32)
+        for row, name in enumerate(self._names[start:stop]):
+            image = self._load(self._codes, name, (1, self.num_views, self._limits.codes_per_image))
+            label = self._load(self._labels, name, (1,))
+            self._limits.check(image, label, lambda _, name=name: f"{self._codes / f'{name}.npy'} (or its label)")
+            codes[row], labels[row] = image[0], label[0]
+        return _by_view(codes, labels)
+
+    def _load(self, folder: Path, name: int, shape: tuple[int | None, ...]) -> np.ndarray:
+        """One small array; None in `shape` is any size."""
+        path = folder / f"{name}.npy"
+        try:
+            array = np.load(path)
+        except (ValueError, EOFError) as error:
+            raise RearError(f"{path} cannot be read ({error}); fetch it again.") from None
+        wanted = tuple(have if want is None else want for have, want in zip(array.shape, shape, strict=False))
+        if array.shape != wanted or len(wanted) != len(shape) or not array.size:
+            told = ", ".join("A" if size is None else str(size) for size in shape)
+            raise RearError(f"{path} has the shape {array.shape}, wanted [{told}]; is the tokenizer the right one?")
+        return array
+
+
+def _folder(path: Path, ending: str) -> Path:
+    found = sorted(place.name for place in path.iterdir() if place.is_dir() and place.name.endswith(ending))
+    if len(found) != 1:
+        raise RearError(f"{path} must hold one folder *{ending}, as LlamaGen's do; found {', '.join(found) or 'none'}.")
+    return path / found[0]
+
+
+def _numbers(folder: Path) -> np.ndarray:
+    """i of all files `<i>.npy` in rising order, int64."""
+    with os.scandir(folder) as entries:
+        names = (entry.name.removesuffix(".npy") for entry in entries if entry.name.endswith(".npy"))
+        try:
+            numbers = np.fromiter(map(int, names), np.int64)
+        except ValueError as error:
+            raise RearError(f"{folder}: a file is not called by a number ({error}); move it elsewhere.") from None
+    if not len(numbers):
+        raise RearError(f"{folder} holds no .npy files; fetch them again.")
+    return np.sort(numbers)
+
+
+class NpzFile:
+    """AliTok's file: all codes and labels in one archive."""
+
+    def __init__(self, path: Path, limits: Limits):
+        self._path, self._limits = path, limits
+        self.description = f"AliTok's archive, {path.stat().st_size} bytes"
+        try:
+            with np.load(path) as file:
+                codes, self._labels = (_pick(path, file, names) for names in (CODES_NAMES, LABELS_NAMES))
+        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise RearError(f"{path} cannot be read ({error}); fetch it again.") from None
+        if codes.ndim not in (2, 3) or self._labels.shape != codes.shape[:1] or not codes.size:
+            shapes = f"codes {codes.shape} and labels {self._labels.shape}"
+            raise RearError(f"{path} has {shapes}, wanted [n, N] or [n, A, N] and [n].")
+        self._codes = codes if codes.ndim == 3 else codes[:, None]
+        self.num_images, self.num_views, _ = self._codes.shape
+
+    def read(self, start: int, stop: int) -> Rows:
+        codes, labels = self._codes[start:stop], self._labels[start:stop]
+        self._limits.check(codes, labels, lambda row: f"{self._path}, image {start + row}")
+        return _by_view(codes, labels)
+
+
+def _pick(path: Path, file: np.lib.npyio.NpzFile, names: tuple[str, ...]) -> np.ndarray:
+    """The one array in the file that has one of the names."""
+    found = [name for name in names if name in file.files]
+    if len(found) != 1:
+        raise RearError(f"{path} must hold one array called {' or '.join(names)}; found {', '.join(file.files)}.")
+    return file[found[0]]
+
+
+def _by_view(codes: np.ndarray, labels: np.ndarray) -> Rows:
+    """Codes [n, A, N] and labels [n] as rows, the views of one image side by side."""
+    images, views, _ = codes.shape
+    rows = codes.reshape(images * views, -1).astype(np.int32)
+    return rows, np.repeat(labels, views).astype(np.int32), np.tile(np.arange(views, dtype=np.int32), images)

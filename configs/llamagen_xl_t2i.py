@@ -1,7 +1,7 @@
 """LlamaGen-XL, text-conditional, at 256 pixels (arXiv 2406.06525, stage 1): images for captions of your own.
 
-    python -m rear_jax.main --config=configs/llamagen_xl_t2i.py --workdir=DIR --job=convert,sample \
-        --config.tokenizer_from=vq_ds16_t2i.pt --config.convert.source=t2i_XL_stage1_256.pt \
+    python -m rear_jax.main --config=configs/llamagen_xl_t2i.py --workdir=DIR --job=sample \
+        --config.tokenizer_from=vq_ds16_t2i.pt --config.init_from=t2i_XL_stage1_256.pt \
         --config.sample.captions=captions.npz --config.sample.num_images=64
 
 778M parameters, of which the authors count 775M. captions.npz holds T5-XL features [captions, at most 120, 2048] and

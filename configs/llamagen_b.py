@@ -5,6 +5,7 @@
 
 111M parameters.
 300 epochs = 1 501 200 steps of 256 ten-crop code sequences of the published VQ-16, at a constant learning rate.
+With --config.init_from=c2i_B_256.pt --job=sample,evaluate it samples from the published weights.
 Not run here: the expected result is the table's.
 """
 

@@ -7,6 +7,7 @@
 300 epochs = 1 501 200 steps of 256 ten-crop code sequences of the published VQ-16, at a constant learning rate.
 Samples are 384 pixels wide; the table's FID is taken after a bicubic resize to 256.
 arXiv 2512.19680 gives the published weights FID 2.79, IS 286.88, and 15.55, 79.16 without guidance.
+With --config.init_from=c2i_XL_384.pt --job=sample,evaluate it samples from the published weights.
 Not run here: the expected result is the table's.
 """
 

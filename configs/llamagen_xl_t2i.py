@@ -1,6 +1,6 @@
 """LlamaGen-XL, text-conditional, at 256 pixels (arXiv 2406.06525, stage 1): images for captions of your own.
 
-    python -m rear_jax.main --config=configs/llamagen_xl_t2i.py --workdir=DIR \
+    python -m rear_jax.main --config=configs/llamagen_xl_t2i.py --workdir=DIR --job=sample \
         --config.tokenizer_from=vq_ds16_t2i.pt --config.init_from=t2i_XL_stage1_256.pt \
         --config.sample.captions=captions.npz --config.sample.num_images=64
 

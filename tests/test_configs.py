@@ -19,6 +19,7 @@ MILLIONS = {  # published sizes, which leave the training-only projectors out
     "llamagen_l": 342.9,
     "llamagen_xl": 774.7,
     "llamagen_xxl": 1411.0,
+    "llamagen_xl_t2i": 777.9,  # "775M"
     "llamagen_3b_384": 3096.7,  # "3.1B"
     "rar_b": 260.9,
     "rar_l": 461.7,

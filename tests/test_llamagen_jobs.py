@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rear_jax import artifacts, jobs, models, noise
+from rear_jax import jobs, models, noise
+from rear_jax.convert import llamagen, safetensors_file
 from rear_jax.errors import RearError
 from rear_jax.training import next_code
-from rear_jax.training.checkpoints import Checkpoints
 from rear_jax.training.state import adamw, decay_mask, new_state
 from tests import toy
 
@@ -87,21 +87,18 @@ def test_weight_decay_is_on_matrices_and_embeddings_alone():
     }
 
 
-def text_generator(config, workdir):
-    """Writes a generator with random parameters, as a conversion would."""
-    tokenizer = artifacts.load_tokenizer(config, workdir)
-    model = models.build(config, num_codes=tokenizer.num_codes, embedding_dim=tokenizer.module.embedding_dim)
+def published_file(config, path):
+    """Writes a generator with random parameters under the authors' key names."""
+    model = models.build(config, num_codes=16, embedding_dim=4)
     params = jax.jit(model.init)(jax.random.key(0), *models.example_inputs(model))["params"]
     params["lm_head"]["kernel"] = jax.random.normal(jax.random.key(1), params["lm_head"]["kernel"].shape)
-    checkpoints = Checkpoints(artifacts.generator_folder(workdir), keep=1)
-    state = new_state(params, adamw(config.train.optimizer, 1))
-    checkpoints.save(1, state, config.to_dict() | {"tokenizer_fingerprint": tokenizer.fingerprint})
-    checkpoints.close()
+    safetensors_file.save(path, params, llamagen.torch_name)
+    return str(path)
 
 
 def test_sampling_by_caption(experiment, tmp_path):
     config = experiment(condition="text", caption_length=4, caption_dim=6)
-    text_generator(config, tmp_path)
+    config.init_from = published_file(config, tmp_path / "t2i.safetensors")
     with pytest.raises(RearError, match=r"config.sample.captions = ''"):
         jobs.JOBS["sample"](config, tmp_path)
     config.sample.captions = str(tmp_path / "captions.npz")
@@ -131,3 +128,10 @@ def test_sampling_by_caption(experiment, tmp_path):
 def test_training_on_captions_is_refused(experiment, tmp_path):
     with pytest.raises(RearError, match="condition = 'class'"):
         jobs.JOBS["train"](experiment(condition="text"), tmp_path)
+
+
+def test_parity_report_of_a_text_generator(experiment, tmp_path, capsys):
+    config = experiment(condition="text", caption_length=4, caption_dim=6)
+    config.convert.source, config.convert.verify = published_file(config, tmp_path / "t2i.safetensors"), True
+    jobs.JOBS["convert"](config, tmp_path)
+    assert "code files have no captions" in capsys.readouterr().out

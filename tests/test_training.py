@@ -81,7 +81,8 @@ def run_loop(workdir, step_fn, steps=6):
         return loop.train(
             "job",
             step_fn,
-            lambda: state.TrainState(jnp.int32(0), {"sum": jnp.float32(0)}, ()),
+            lambda given: state.TrainState(jnp.int32(0), {"sum": jnp.float32(0)}, ()),
+            None,
             batches,
             frozen={},
             settings=loop_settings,

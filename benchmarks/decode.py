@@ -2,6 +2,8 @@
 
 python benchmarks/decode.py [--torch-python=PYTHON] [--segments=4]
 python benchmarks/decode.py --width=768 --layers=24 --heads=16 --batch=128 --dtype=bfloat16    # reAR-B
+python benchmarks/decode.py --model=llamagen --width=1280 --layers=36 --heads=20 --codebook=16384 --codes=576 \\
+    --batch=64 --dtype=bfloat16    # LlamaGen-XL, 384 px
 """
 
 import argparse
@@ -11,21 +13,25 @@ import jax
 import jax.numpy as jnp
 import measure
 
-from rear_jax import decode
-from rear_jax.models.rar_decoder import RARDecoder
+from rear_jax import decode, models
 
 
 def floor(arguments, flops_per_s: float, bytes_per_s: float) -> dict[str, float]:
     """Seconds that the arithmetic and the memory traffic take at least.
 
-    Per code and sequence, both halves of the guidance: 12W² multiply-adds a layer without modulation, K·W in the head,
-    4·T·W in attention over T positions (half the longest on average). Per step the weights and the past are read once.
+    Per code and sequence, both halves of the guidance: 4W² multiply-adds a layer in attention's projections, 8W² in
+    RAR's MLP or 3MW in LlamaGen's, K·W in the head, 4·T·W in attention over T positions (half the longest on average).
+    RAR's modulation comes on top, once for each class and position. Per step the weights and the past are read once.
     """
     width, layers, codes, batch = arguments.width, arguments.layers, arguments.codes, 2 * arguments.batch
     size = jnp.dtype(arguments.dtype).itemsize
-    weights = layers * 12 * width**2 + arguments.codebook * width
+    matrices = 2 if arguments.model == "rar" else 3
+    mlp = matrices * width * measure.mlp_width(arguments, arguments.model)
+    weights = layers * (4 * width**2 + mlp) + arguments.codebook * width
     past = batch * layers * 2 * width * (codes + 2) / 2
-    modulation = 2 * layers * 6 * width**2 * codes * (min(arguments.batch, arguments.classes) + 1)
+    modulation = (
+        (arguments.model == "rar") * 2 * layers * 6 * width**2 * codes * (min(arguments.batch, arguments.classes) + 1)
+    )
     flops = codes * batch * 2 * (weights + layers * 2 * width * (codes + 2) / 2) + modulation
     traffic = codes * size * (weights + past)
     return {"arithmetic": flops / flops_per_s, "memory": traffic / bytes_per_s}
@@ -41,15 +47,17 @@ def memory_bandwidth() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     measure.add_flags(parser)
+    parser.add_argument(
+        "--model", default="rar", choices=["rar", "llamagen"], help="PyTorch is compared with rar alone"
+    )
     parser.add_argument("--segments", type=int, default=4)
     arguments = parser.parse_args()
-    _, model = measure.build(arguments, method="ar")
-    example = jnp.zeros((1, model.num_codes), jnp.int32), jnp.zeros(1, jnp.int32)
-    params = jax.jit(model.init)(jax.random.key(0), *example)["params"]
+    _, model = measure.build(arguments, network=arguments.model, method="ar")
+    params = jax.jit(model.init)(jax.random.key(0), *models.example_inputs(model))["params"]
     rows = jnp.arange(arguments.batch)
     keys = jax.random.split(jax.random.key(1), arguments.batch)
     sampler = decode.Sampler(guidance_scale=15.0, guidance_power=2.5)
-    decoder = RARDecoder(model)
+    decoder = models.decoder_of(model)
     classes = rows % arguments.classes
 
     @jax.jit
@@ -76,7 +84,7 @@ def main() -> None:
         ("decode", "cached, RAR's way", ()),
         ("decode_uncached", "released", ("--steps-limit=8",)),
     ):
-        if other := measure.pytorch(arguments, what, *more):
+        if arguments.model == "rar" and (other := measure.pytorch(arguments, what, *more)):
             theirs, memory = other["seconds"]["all"], f"{other['peak_rss_mb'] / 1024:.1f}"
             rate = f"{arguments.batch / min(theirs):.2f}"
             name = f"PyTorch {other['torch']}, {label}"

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from rear_jax import models
-from rear_jax.config import default
+from rear_jax.config import default, llamagen, rar
 
 REFERENCE = pathlib.Path(__file__).with_name("torch_reference.py")
 EMBEDDING_DIM = 256
@@ -29,14 +29,30 @@ def add_flags(parser) -> None:
     parser.add_argument("--torch-python", default="", help="a Python with torch: times the PyTorch way beside ours")
 
 
-def build(arguments, *, dropout: float = 0.0, method: str = "rear", remat: bool = False, unroll: int = 0) -> tuple:
+def mlp_width(arguments, network: str) -> int:
+    """Hidden width of the MLPs: four times the model's, or LlamaGen's 8/3 rounded up to a multiple of 256."""
+    if network == "rar":
+        return 4 * arguments.width
+    return -(-(8 * arguments.width // 3) // 256) * 256
+
+
+def build(
+    arguments,
+    *,
+    network: str = "rar",
+    dropout: float = 0.0,
+    method: str = "rear",
+    remat: bool = False,
+    unroll: int = 0,
+) -> tuple:
     """(config, model) of the sizes on the command line."""
     config = default()
+    config.model = {"rar": rar, "llamagen": llamagen}[network]()
     config.model.update(
         width=arguments.width,
         depth=arguments.layers,
         heads=arguments.heads,
-        mlp_width=4 * arguments.width,
+        mlp_width=mlp_width(arguments, network),
         dropout=dropout,
         dtype=arguments.dtype,
         remat=remat,

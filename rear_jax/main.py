@@ -61,7 +61,7 @@ def _local(workdir: str) -> Path:
 
 def _parse(arguments: list[str]) -> list[str]:
     """absl's parser, with a missing config file or an unknown key in one line."""
-    absl.logging.set_verbosity(absl.logging.WARNING)  # the libraries' own chatter
+    absl.logging.set_verbosity(absl.logging.FATAL)  # what libraries log on the way to an error that we report
     try:
         rest = app.parse_flags_with_usage(arguments)
     except (AttributeError, KeyError) as error:

@@ -13,7 +13,7 @@ from rear_jax.training.writer import read_metrics
 
 CURVES = {  # job -> metrics that are drawn, one panel each
     "tokenizer": ("mse", "perceptual", "perplexity", "codebook_usage"),
-    "train": ("cross_entropy", "correct_codes", "shallow", "deep", "noise", "gradient_norm"),
+    "train": ("cross_entropy", "correct_codes", "shallow", "deep", "noise", "random_share", "gradient_norm"),
 }
 PICTURES = {
     "samples.png": "Samples, one class a row",
@@ -39,10 +39,11 @@ def write(workdir: Path, result: dict) -> None:
 
 def _scores(result: dict) -> list[str]:
     """One table: a row per set of images."""
-    columns = list(next(iter(result["scores"].values())))
+    columns = list(dict.fromkeys(column for values in result["scores"].values() for column in values))
     lines = [f"| images | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for name, values in result["scores"].items():
-        lines.append(f"| {name} | {' | '.join(f'{values[column]:.3f}' for column in columns)} |")
+        cells = (f"{values[column]:.3f}" if column in values else "" for column in columns)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return [
         *lines,
         "",

@@ -1,7 +1,10 @@
 """A run that is killed and started again ends like one that was not: bit for bit, in processes of their own."""
 
 import json
+import resource
+import shutil
 import signal
+import subprocess
 import time
 
 import jax
@@ -9,6 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from rear_jax.data.codes import open_codes
 from tests import toy
 
 STEPS = 60
@@ -69,6 +73,41 @@ def test_resume_is_bit_exact(tmp_path, prepared, unbroken, signal_number):
     assert steps == list(range(1, STEPS + 1))
 
 
+def test_tokenizing_goes_on_after_sigkill(tmp_path, trained):
+    """Complete shards stay, the rest is written again; the folder equals one that was written in one go."""
+    flags = ("--job=tokenize", f"--config.tokenizer_from={trained / 'tokenizer'}", "--config.codes.num_shards=40")
+    process = toy.start(tmp_path, *flags)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (tmp_path / "codes" / "codes-00001-of-00040.array_record").exists():
+        time.sleep(0.001)
+    process.kill()
+    process.communicate(timeout=60)
+    assert not (tmp_path / "codes" / "header.json").exists()
+    kept = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "codes").glob("*.array_record")}
+    assert toy.finish(tmp_path, *flags).returncode == 0
+    assert all((tmp_path / "codes" / name).stat().st_mtime_ns == since for name, since in kept.items())
+    again, whole = (open_codes(f / "codes").read(np.arange(4000)) for f in (tmp_path, trained))
+    for name in whole:
+        np.testing.assert_array_equal(again[name], whole[name])
+
+
+def limit_files() -> None:
+    """No file of this process may grow beyond 100 kB, as if the disk were full."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+
+def test_a_file_that_cannot_grow_is_one_line_and_leaves_nothing_whole(tmp_path, trained):
+    command = toy.command(tmp_path, "--job=tokenize", f"--config.tokenizer_from={trained / 'tokenizer'}")
+    done = subprocess.run(
+        command, env=toy.environment(), capture_output=True, text=True, preexec_fn=limit_files, check=False
+    )
+    assert done.returncode == 1
+    assert "free space there and run again" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "codes").glob("*.array_record"))
+
+
 @pytest.mark.slow
 def test_eight_devices_take_the_same_steps(tmp_path, prepared, unbroken):
     done = toy.finish(tmp_path, *TRAIN, *prepared, devices=8)
@@ -79,8 +118,6 @@ def test_eight_devices_take_the_same_steps(tmp_path, prepared, unbroken):
 
 @pytest.mark.slow
 def test_samples_do_not_depend_on_batch_size_or_devices(trained, tmp_path):
-    import shutil
-
     sets = []
     for flags, devices in [(("--config.sample.batch_size=24",), 1), ((), 8)]:
         workdir = tmp_path / str(devices)

@@ -166,10 +166,14 @@ def write_shard(path: Path, header: CodesHeader, codes: np.ndarray, labels: np.n
         raise RearError(f"{path}: views do not run 0 to {header.num_augmentations - 1} for each image in turn")
     records = np.concatenate([labels[:, None], views[:, None], codes], axis=1).astype(RECORD_DTYPE)
     with atomic_file(path) as temporary:
-        writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
-        for record in records:
-            writer.write(record.tobytes())
-        writer.close()
+        try:
+            writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
+            for record in records:
+                writer.write(record.tobytes())
+            writer.close()
+        except RuntimeError as error:  # how array_record reports what the disk refuses
+            reason = str(error).partition(";")[0]
+            raise RearError(f"writing {path} failed ({reason}): free space there and run again.") from None
 
 
 class Codes:

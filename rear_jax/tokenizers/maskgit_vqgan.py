@@ -5,7 +5,7 @@ parameters and turns 256×256 pixels into 16×16 codes. Images come in and go ou
 """
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
@@ -18,6 +18,8 @@ class MaskGitVQGAN(GridTokenizer):
     """The tokenizer; its interface is `rear_jax.tokenizers.Tokenizer`.
 
     Attributes:
+      strided: whether levels are halved by a convolution of stride 2 instead of a 2×2 mean.
+      coarse_first: whether `decoder.up` begins with the smallest resolution, as its parameters are named.
       image_size: pixels along each side; a multiple of 2**(levels - 1).
       hidden_channels: width of the outermost level.
       channel_mult: width of each level in units of hidden_channels, outermost first; each further level halves the
@@ -32,6 +34,8 @@ class MaskGitVQGAN(GridTokenizer):
       RearError: the image size cannot be halved as often as the levels ask.
     """
 
+    strided: ClassVar[bool] = False
+    coarse_first: ClassVar[bool] = False
     image_size: int
     hidden_channels: int
     channel_mult: tuple[int, ...]
@@ -43,8 +47,8 @@ class MaskGitVQGAN(GridTokenizer):
 
     def setup(self) -> None:
         sizes = (self.hidden_channels, self.channel_mult, self.num_res_blocks)
-        self.encoder = Encoder(*sizes, self.z_channels, strided=False, dtype=self.dtype)
-        self.decoder = Decoder(*sizes, coarse_first=False, dtype=self.dtype)
+        self.encoder = Encoder(*sizes, self.z_channels, strided=self.strided, dtype=self.dtype)
+        self.decoder = Decoder(*sizes, coarse_first=self.coarse_first, dtype=self.dtype)
         init = functools.partial(quantizer.codebook_init, l2_normalize=self.l2_normalize)
         self.codebook = self.param("codebook", init, (self.codebook_size, self.z_channels))
 

@@ -34,6 +34,11 @@ def generator_folder(workdir: Path) -> Path:
     return workdir / "generator"
 
 
+def posttrained_folder(workdir: Path) -> Path:
+    """Checkpoints of `--job=posttrain`."""
+    return workdir / "posttrained"
+
+
 def codes_folder(config: ConfigDict, workdir: Path) -> Path:
     """Code files of `--job=tokenize`."""
     return Path(config.codes_from) if config.codes_from else workdir / "codes"
@@ -98,26 +103,33 @@ def load_tokenizer(config: ConfigDict, workdir: Path) -> Tokenizer:
 
 
 def load_generator(config: ConfigDict, workdir: Path, tokenizer: Tokenizer) -> Generator:
-    """The generator that `--job=train` has made so far, or the one of `config.init_from`.
+    """The generator that `--job=train` has made so far, or the one of `config.init_from`, or the post-trained one.
 
     Raises:
       RearError: it is missing, damaged, of other sizes, or made with another tokenizer.
     """
     module = models.build(config, num_codes=tokenizer.num_codes, embedding_dim=tokenizer.module.embedding_dim)
-    place = generator_folder(workdir)
-    if config.init_from and not place.exists():
+    place = _stage_folder(config, workdir)
+    if config.init_from and config.sample.stage == "train" and not place.exists():
         params = read_generator(Path(config.init_from), config, generator_shapes(module), tokenizer)
         return Generator(module, params, 0, fingerprint(params, {}))
-    _require_checkpoints(place, "train")
+    _require_checkpoints(place, config.sample.stage)
     checkpoints = Checkpoints(place, keep=1)
     record = checkpoints.record()
     refuse_changes(record, config, GENERATOR_SETTINGS, str(place))
     tokenizer.require(record["tokenizer_fingerprint"], f"the generator in {place}")
     if config.sample.use_ema and not record["train"]["ema_decay"]:
         raise RearError(f"config.sample.use_ema: {place} holds no moving average; train with config.train.ema_decay.")
-    shapes = _on_all_devices(generator_shapes(module))
-    step, params = checkpoints.restore_params(shapes, ema=config.sample.use_ema)
+    shapes = rar.keep_projectors(generator_shapes(module), checkpoints.param_names(), str(place))
+    step, params = checkpoints.restore_params(_on_all_devices(shapes), ema=config.sample.use_ema)
     return Generator(module, params, step, fingerprint(params, {}))
+
+
+def _stage_folder(config: ConfigDict, workdir: Path) -> Path:
+    folders = {"train": generator_folder(workdir), "posttrain": posttrained_folder(workdir)}
+    if config.sample.stage not in folders:
+        raise RearError(f"config.sample.stage = {config.sample.stage!r}: use one of {', '.join(folders)}.")
+    return folders[config.sample.stage]
 
 
 def tokenizer_shapes(module: Any) -> Any:
@@ -158,7 +170,7 @@ def read_generator(place: Path, config: ConfigDict, shapes: Any, tokenizer: Toke
     refuse_changes(record, config, GENERATOR_SETTINGS, str(place))
     if tokenizer is not None and "tokenizer_fingerprint" in record:
         tokenizer.require(record["tokenizer_fingerprint"], f"the generator in {place}")
-    shapes = rar.keep_projectors(shapes, checkpoints.param_names() & set(rar.PROJECTOR), str(place))
+    shapes = rar.keep_projectors(shapes, checkpoints.param_names(), str(place))
     return checkpoints.restore_params(_on_all_devices(shapes))[1]
 
 

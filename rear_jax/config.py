@@ -96,7 +96,37 @@ def default() -> ConfigDict:
     train.loop = loop_settings()
     train.optimizer = optimizer_settings()
 
+    config.posttrain = post = ConfigDict()  # VA-π (arXiv 2512.19680) on the generator of --job=train or init_from
+    post.group = 8  # G, samples per image
+    post.noise_rate = 0.0  # ξ, probability that a code of the context is replaced
+    post.noise_reading = "paper"  # by a different code, or 'released': by any code
+    post.mse_weight = 1.0  # of the reward's parts, images in [-1, 1]
+    post.perceptual_weight = 1.0
+    post.l1_weight = 0.0
+    post.perceptual_network = "lpips"  # as in tokenizer_training
+    post.images_at_once = 1  # how many images, each with its G samples, are decoded together
+    post.max_advantage = 5.0
+    post.clip_range = 0.2
+    post.prior_weight = 0.1  # β, of the cross-entropy of the image's own codes
+    post.kl_weight = 0.0  # of the divergence from the generator that training started from; 0 = none is kept
+    post.inner_updates = 1  # optimiser steps per rollout
+    post.accumulation = 1  # microbatches per step
+    post.augmentation = "none"  # 'none', 'flip' or 'crop_flip'
+    post.loop = loop_settings()
+    post.loop.steps = 100
+    post.loop.batch_size = 128  # images, each with G samples
+    post.loop.log_every = 1
+    post.loop.picture_every = 50
+    post.loop.checkpoint_every = 50
+    post.optimizer = optimizer_settings()
+    post.optimizer.learning_rate = 1e-6
+    post.optimizer.final_learning_rate = 1e-6
+    post.optimizer.warmup_steps = 0
+    post.optimizer.b2 = 0.999
+    post.optimizer.weight_decay = 1e-4
+
     config.sample = sample = ConfigDict()
+    sample.stage = "train"  # whose generator: that of --job=train, or 'posttrain'
     sample.num_images = 50_000
     sample.batch_size = 128
     sample.guidance = "power_cosine"  # see rear_jax/guidance.py

@@ -14,9 +14,11 @@ from rear_jax.training.writer import read_metrics
 CURVES = {  # job -> metrics that are drawn, one panel each
     "tokenizer": ("mse", "perceptual", "perplexity", "codebook_usage"),
     "train": ("cross_entropy", "correct_codes", "shallow", "deep", "noise", "random_share", "gradient_norm"),
+    "posttrain": ("reward", "reward_spread", "prior", "entropy", "gradient_norm"),
 }
 PICTURES = {
     "samples.png": "Samples, one class a row",
+    "posttrain.png": "Post-training: held-out images, their reconstructions, and samples for them",
     "reconstructions.png": "Held-out images and, below, what the tokenizer makes of them",
 }
 

@@ -98,7 +98,8 @@ def train_step(model: Any, config: ConfigDict, optimizer: optax.GradientTransfor
         def loss_at(params, part, part_key):
             return loss_fn(params, part, part_key, progress=state.step / steps, codebook=frozen["codebook"])
 
-        metrics, gradients = accumulated_gradients(loss_at, state.params, batch, key, train.accumulation)
+        aux, gradients = accumulated_gradients(loss_at, state.params, batch, key, train.accumulation)
+        metrics = jax.tree.map(jnp.mean, aux)
         metrics |= {"gradient_norm": optax.tree.norm(gradients), "learning_rate": schedule(state.step)}
         return apply_gradients(state, gradients, optimizer, ema_decay=train.ema_decay), metrics
 

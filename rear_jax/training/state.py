@@ -92,31 +92,33 @@ def decay_mask(params: Any) -> Any:
 
 
 def accumulated_gradients(loss_fn, params: Any, batch: Any, key: jax.Array, microbatches: int):
-    """Mean loss, metrics and gradients over a batch that is run in equal parts.
+    """Mean gradients over a batch that is run in equal parts.
 
     Args:
-      loss_fn: (params, batch, key) -> (scalar loss, dict of scalar metrics), both means over the batch.
+      loss_fn: (params, batch, key) -> (scalar loss, auxiliary tree), the loss a mean over the batch.
       batch: a tree of arrays with the batch axis leading, divisible by `microbatches`.
-      key: each part draws from its own fold of it.
+      key: each part draws from its own fold of it, the only part from the key itself.
       microbatches: number of parts; 1 runs the batch whole.
 
     Returns:
-      (metrics, gradients).
+      (auxiliary trees of all parts, stacked [microbatches, ...]; gradients).
     """
-    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+    gradients_of = jax.grad(loss_fn, has_aux=True)
     if microbatches == 1:
-        (_, metrics), gradients = value_and_grad(params, batch, key)
-        return metrics, gradients
+        gradients, aux = gradients_of(params, batch, key)
+        return jax.tree.map(lambda x: x[None], aux), gradients
 
     def one(total, inputs):
         part, index = inputs
-        (_, metrics), gradients = value_and_grad(params, part, jax.random.fold_in(key, index))
-        return jax.tree.map(jnp.add, total, (metrics, gradients)), None
+        gradients, aux = gradients_of(params, part, jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, total, gradients), aux
 
     # part i takes every `microbatches`-th example from i on, so that each is spread over all devices
     parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
-    first = jax.tree.map(lambda x: x[0], parts)
-    shapes = jax.eval_shape(value_and_grad, params, first, key)
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0][1], shapes[1]))
-    total, _ = jax.lax.scan(one, zeros, (parts, jnp.arange(microbatches)))
-    return jax.tree.map(lambda x: x / microbatches, total)
+    total, aux = jax.lax.scan(one, jax.tree.map(jnp.zeros_like, params), (parts, jnp.arange(microbatches)))
+    return aux, jax.tree.map(lambda x: x / microbatches, total)
+
+
+def merged_parts(stacked: Any) -> Any:
+    """Per-example arrays of `accumulated_gradients`' parts, [microbatches, b, ...], in the batch's order [B, ...]."""
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), stacked)

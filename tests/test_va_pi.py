@@ -1,0 +1,171 @@
+"""VA-π: the step against its G-fold form, what the first update must look like, and the job from start to samples."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rear_jax import grpo, losses, models, tokenizers
+from rear_jax.errors import RearError
+from rear_jax.training import va_pi
+from rear_jax.training.state import new_state
+from tests import toy
+
+MSE_ONLY = {"posttrain__perceptual_weight": 0.0, "posttrain__loop__batch_size": 4, "posttrain__loop__steps": 4}
+KEY = jax.random.key(0)
+
+
+def config(**changes):
+    return toy.config(**{"method__name": "ar", **MSE_ONLY, **changes})
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """Networks with random parameters, a batch, and what the step keeps frozen."""
+    made = config()
+    tokenizer = tokenizers.build(made.tokenizer, 32)
+    generator = models.build(made, num_codes=tokenizer.codes_per_image, embedding_dim=tokenizer.embedding_dim)
+    images = jax.random.randint(KEY, (4, 32, 32, 3), 0, 256).astype(jnp.uint8)
+    params = generator.init(KEY, *models.example_inputs(generator))["params"]
+    params = jax.tree.map(lambda p: p + 0.2 * jax.random.normal(jax.random.key(p.size), p.shape), params)
+    frozen = {"tokenizer": tokenizer.init(KEY, images / 255.0)["params"], "perceptual": None, "reference": params}
+    batch = {"image": images, "label": jnp.arange(4)}
+    return va_pi.Networks(generator, tokenizer, None), params, frozen, batch
+
+
+def run_step(parts, **changes):
+    networks, params, frozen, batch = parts
+    optimizer = optax.sgd(1.0)  # the update is the gradient
+    step = jax.jit(va_pi.posttrain_step(networks, config(**changes), optimizer))
+    state, metrics = step(new_state(params, optimizer), batch, KEY, frozen)
+    return state, jax.device_get(metrics)
+
+
+def test_the_first_update_is_on_policy(parts):
+    state, metrics = run_step(parts, posttrain__kl_weight=0.01)
+    assert metrics["ratio"] == 1.0
+    assert metrics["clip_share"] == 0.0
+    assert metrics["kl"] == 0.0
+    assert metrics["reward"] == pytest.approx(-metrics["reward_mse"])
+    assert 0.0 < metrics["entropy"] <= np.log(16)
+    assert state.step == 1
+
+
+def test_one_forward_pass_gives_the_gradient_of_g(parts):
+    """The released code runs every sample through the generator; here the context is run once."""
+    networks, params, frozen, batch = parts
+    made = config()
+    state, _ = run_step(parts)
+    mine = jax.tree.map(lambda before, after: before - after, params, state.params)
+
+    _, sample_key = jax.random.split(KEY)
+    images = batch["image"].astype(jnp.float32) / 255.0
+    codes = networks.tokenizer.apply({"params": frozen["tokenizer"]}, images, method="encode")
+    group = made.posttrain.group
+    logits = networks.generator.apply({"params": params}, codes, batch["label"]).logits
+    samples = grpo.draw_groups(sample_key, logits, group)
+    rewards, _ = va_pi.score(networks, made.posttrain, frozen, samples, images)
+    advantages = grpo.group_advantages(rewards)
+
+    def repeated(params):
+        many = networks.generator.apply(
+            {"params": params}, jnp.repeat(codes, group, axis=0), jnp.repeat(batch["label"], group)
+        ).logits
+        new = -losses.next_code_cross_entropy(many, samples.reshape(-1, codes.shape[1])).reshape(samples.shape)
+        prior = jnp.mean(losses.next_code_cross_entropy(many, jnp.repeat(codes, group, axis=0)))
+        return grpo.policy_terms(new, jax.lax.stop_gradient(new), advantages).loss + 0.1 * prior
+
+    theirs = jax.grad(repeated)(params)
+    norm = optax.tree.norm(theirs)
+    # the clip of the global norm does not take part: the optimiser here is plain descent
+    difference = jax.tree.map(lambda a, b: a - b, mine, theirs)
+    assert optax.tree.norm(difference) <= 1e-5 * norm
+
+
+def test_rewards_are_those_of_decoded_images_whatever_is_decoded_together(parts):
+    networks, _, frozen, batch = parts
+    images = batch["image"].astype(jnp.float32) / 255.0
+    samples = jax.random.randint(KEY, (4, 3, 16), 0, 16)
+    one, _ = va_pi.score(networks, config().posttrain, frozen, samples, images)
+    many, _ = va_pi.score(networks, config(posttrain__images_at_once=3).posttrain, frozen, samples, images)
+    np.testing.assert_allclose(one, many, rtol=1e-5)
+    decoded = networks.tokenizer.apply({"params": frozen["tokenizer"]}, samples[2], method="decode")
+    want = -np.mean((2 * np.clip(decoded, 0, 1) - 2 * np.asarray(images[2])) ** 2, axis=(1, 2, 3))
+    np.testing.assert_allclose(one[2], want, rtol=1e-5)
+
+
+def test_inner_updates_move_the_ratio_and_count_as_one_step(parts):
+    networks, params, frozen, batch = parts
+    optimizer = optax.sgd(0.05)
+    step = jax.jit(va_pi.posttrain_step(networks, config(posttrain__inner_updates=3), optimizer))
+    state, metrics = step(new_state(params, optimizer), batch, KEY, frozen)
+    assert metrics["ratio"] != 1.0
+    assert state.step == 1
+
+
+def test_microbatches_keep_the_rollouts_with_their_images(parts):
+    """Inner updates on merged microbatches: with no step taken the ratio must be 1 for every image."""
+    networks, params, frozen, batch = parts
+    optimizer = optax.sgd(0.0)
+    made = config(posttrain__inner_updates=2, posttrain__accumulation=2)
+    _, metrics = jax.jit(va_pi.posttrain_step(networks, made, optimizer))(
+        new_state(params, optimizer), batch, KEY, frozen
+    )
+    assert metrics["ratio"] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_post_training_raises_the_reward(parts):
+    networks, params, frozen, batch = parts
+    made = config(posttrain__prior_weight=0.0)
+    optimizer = optax.adam(1e-2)
+    step = jax.jit(va_pi.posttrain_step(networks, made, optimizer))
+    state, rewards = new_state(params, optimizer), []
+    for n in range(30):
+        state, metrics = step(state, batch, jax.random.key(n), frozen)
+        rewards.append(float(metrics["reward"]))
+    assert np.mean(rewards[-5:]) > np.mean(rewards[:5])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"posttrain__group": 1}, "at least 2 samples"),
+        ({"posttrain__noise_reading": "mine"}, "released"),
+        ({"posttrain__mse_weight": 0.0}, "has no reward"),
+        ({"posttrain__inner_updates": 0}, "at least 1"),
+        ({"posttrain__perceptual_weight": 1.0}, "config.lpips.vgg16"),
+        ({"posttrain__accumulation": 3}, "multiple of 3"),
+        ({"sample__stage": "mine"}, "posttrain"),
+    ],
+)
+def test_refusals(trained, tmp_path, changes, message):
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    job = "sample" if "sample__stage" in changes else "posttrain"
+    with pytest.raises(RearError) as caught:
+        toy.run(tmp_path, job, **{**MSE_ONLY, **changes})
+    assert message in str(caught.value)
+
+
+def test_the_job_resumes_bit_for_bit_and_is_sampled(trained, tmp_path):
+    """From a reAR generator with projectors, which post-training leaves behind."""
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    settings = {**MSE_ONLY, "posttrain__loop__checkpoint_every": 2, "posttrain__optimizer__learning_rate": 1e-3}
+    for folder in (whole, halves):
+        shutil.copytree(trained, folder)
+        (folder / "samples.json").unlink()
+    toy.run(whole, "posttrain", **settings)
+    toy.run(halves, "posttrain", **{**settings, "posttrain__loop__steps": 2})
+    toy.run(halves, "posttrain", **settings)
+    for folder in (whole, halves):
+        toy.run(folder, "sample", sample__stage="posttrain", **settings)
+    a, b = (np.load(folder / "samples.npz")["arr_0"] for folder in (whole, halves))
+    np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(a, np.load(trained / "samples.npz")["arr_0"])
+    assert (whole / "posttrain.png").exists()
+    lines = [json.loads(line) for line in (halves / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if line["job"] == "posttrain"]
+    assert steps == [1, 2, 3, 4]

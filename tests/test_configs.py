@@ -61,3 +61,17 @@ def test_one_real_run_at_toy_width(file, trained, tmp_path):
     jobs.JOBS["train"](config, tmp_path)
     assert (tmp_path / "generator" / str(config.train.loop.steps)).is_dir()
     assert (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if "posttrain" in load(f).jobs], ids=lambda f: f.stem)
+def test_one_real_post_training_at_toy_width(file, trained, tmp_path):
+    config = toy.shrink(load(file))
+    config.tokenizer_from = str(trained / "tokenizer")
+    config.posttrain.loop.update(steps=2, batch_size=16, log_every=1)
+    config.posttrain.perceptual_network = "lite0"
+    config.method.name = "ar"
+    config.codes_from = str(trained / "codes")
+    jobs.JOBS["train"](config, tmp_path)
+    jobs.JOBS["posttrain"](config, tmp_path)
+    assert (tmp_path / "posttrained" / "2").is_dir()
+    assert (tmp_path / "posttrain.png").exists()

@@ -57,7 +57,7 @@ def keep_projectors(shapes: Mapping[str, Any], present: Collection[str], source:
     absent = [module for module in PROJECTOR if module in shapes and module not in present]
     spare = [module for module in PROJECTOR if module in present and module not in shapes]
     if absent:
-        log.info("%s has no %s: training starts it afresh", source, " and no ".join(absent))
+        log.info("%s has no %s, which serves in training alone", source, " and no ".join(absent))
     if spare:
         log.info("%s: leaving out %s, which this method does not use", source, " and ".join(spare))
     return {module: tree for module, tree in shapes.items() if module not in absent}

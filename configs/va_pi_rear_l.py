@@ -1,0 +1,25 @@
+"""VA-π (arXiv 2512.19680) on reAR-L (arXiv 2510.04450) at 256 pixels: no paper has this row.
+
+    python -m rear_jax.main --config=configs/va_pi_rear_l.py --workdir=DIR \
+        --config.tokenizer_from=maskgit-vqgan-imagenet-f16-256.bin --config.init_from=rear_l.safetensors \
+        --config.lpips.vgg16=vgg16-397923af.pth --config.lpips.heads=vgg.pth
+
+The recipe is that of LlamaGen in the paper: 100 steps of 128 images with 8 samples each, learning rate 1e-6, prior
+weight 0.1. Before it, reAR-L is at FID 1.86 with guidance. Sample from the result with
+--job=sample --config.sample.stage=posttrain. Not run here, and nothing is known to expect.
+"""
+
+from rear_jax.config import default
+
+
+def get_config():
+    config = default()
+    config.jobs = ("posttrain",)
+    config.model.depth = 24
+    config.model.width = 1024
+    config.model.mlp_width = 4096
+    config.method.deep_layer = 18
+    config.posttrain.accumulation = 2
+    config.sample.guidance_scale = 10.0
+    config.sample.guidance_power = 1.75
+    return config

@@ -169,3 +169,13 @@ def test_the_job_resumes_bit_for_bit_and_is_sampled(trained, tmp_path):
     lines = [json.loads(line) for line in (halves / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines if line["job"] == "posttrain"]
     assert steps == [1, 2, 3, 4]
+
+
+def test_starting_from_a_published_file(trained, tmp_path):
+    file = tmp_path / "generator.safetensors"
+    toy.run(tmp_path, "convert", convert__source=str(trained / "generator"), convert__export=str(file))
+    for name, given in (("file", {"init_from": str(file)}), ("folder", {"init_from": str(trained / "generator")})):
+        (tmp_path / name).mkdir()
+        toy.run(tmp_path / name, "posttrain", tokenizer_from=str(trained / "tokenizer"), **given, **MSE_ONLY)
+    a, b = ((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0] for name in ("file", "folder"))
+    assert json.loads(a)["reward"] == json.loads(b)["reward"]

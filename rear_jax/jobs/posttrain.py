@@ -97,8 +97,10 @@ def _bare_generator(config: ConfigDict, tokenizer: artifacts.Tokenizer) -> Any:
 
 
 def _starting_point(config: ConfigDict, workdir: Path, generator: Any, tokenizer: artifacts.Tokenizer) -> Any:
-    """Parameters of `config.init_from`, or of the generator trained in this workdir."""
-    place = Path(config.init_from) if config.init_from else artifacts.generator_folder(workdir)
+    """Parameters of the generator trained in this workdir, or of `config.init_from` where none was."""
+    place = artifacts.generator_folder(workdir)
+    if config.init_from and not place.exists():
+        place = Path(config.init_from)
     log.info("posttrain: starting from %s", place)
     return artifacts.read_generator(place, config, artifacts.generator_shapes(generator), tokenizer)
 

@@ -53,7 +53,7 @@ def test_full_size_round_trip(name, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     peak = int(done.stdout.split("peak ")[1])
-    assert peak < 2 * size + 0.5e9, f"{peak / 1e9:.1f} GB for a file of {size / 1e9:.1f} GB"
+    assert peak < 2 * size + 0.8e9, f"{peak / 1e9:.1f} GB for a file of {size / 1e9:.1f} GB"
 
     export = [f"--config.convert.source={tmp_path}/converted", f"--config.convert.export={back}"]
     subprocess.run([*command[:-1], *export], env=toy.environment(), check=True)

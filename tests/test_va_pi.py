@@ -179,3 +179,9 @@ def test_starting_from_a_published_file(trained, tmp_path):
         toy.run(tmp_path / name, "posttrain", tokenizer_from=str(trained / "tokenizer"), **given, **MSE_ONLY)
     a, b = ((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0] for name in ("file", "folder"))
     assert json.loads(a)["reward"] == json.loads(b)["reward"]
+
+
+@pytest.mark.parametrize(("job", "changes"), [("posttrain", MSE_ONLY), ("train", {"codes__on_the_fly": True})])
+def test_labels_that_do_not_fit_are_refused(trained, tmp_path, job, changes):
+    with pytest.raises(RearError, match=r"has 10 classes, config\.data\.num_classes is 9"):
+        toy.run(tmp_path, job, tokenizer_from=str(trained / "tokenizer"), data__num_classes=9, **changes)

@@ -124,6 +124,14 @@ class TfdsSource:
         return _decode(io.BytesIO(record["image"]), where), label
 
 
+def require_classes(source: ImageSource, num_classes: int) -> None:
+    """Raises RearError where a source has labels that `config.data.num_classes` leaves no room for."""
+    if source.num_classes > num_classes:
+        raise RearError(
+            f"{source.name} has {source.num_classes} classes, config.data.num_classes is {num_classes}: raise it."
+        )
+
+
 def open_source(name: str, path: str, split: str) -> ImageSource:
     """Opens one split of an image source.
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from rear_jax import artifacts, grpo, models, pictures
 from rear_jax.config import refuse_changes
 from rear_jax.data import batches
-from rear_jax.data.images import open_source
+from rear_jax.data.images import open_source, require_classes
 from rear_jax.errors import RearError
 from rear_jax.training import loop, mesh, perceptual, va_pi
 from rear_jax.training.checkpoints import Checkpoints
@@ -39,8 +39,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
             settings.perceptual_network, config.lpips, option="config.posttrain.perceptual_network"
         )
     networks = va_pi.Networks(generator, tokenizer.module, seen_through)
-    optimizer = adamw(settings.optimizer, settings.loop.steps)
+    optimizer = adamw(settings.optimizer, settings.loop.steps * settings.inner_updates)
     source = open_source(data.source, data.path, data.train_split)
+    require_classes(source, data.num_classes)
     checkpoints = Checkpoints(artifacts.posttrained_folder(workdir), keep=settings.loop.keep_checkpoints)
     if checkpoints.latest_step() is not None:
         saved = checkpoints.record()

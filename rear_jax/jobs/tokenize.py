@@ -12,7 +12,7 @@ from rear_jax import artifacts
 from rear_jax.data.batches import ordered_batches
 from rear_jax.data.codes import HEADER, CodesHeader, write_codes
 from rear_jax.data.crops import AUGMENTATIONS
-from rear_jax.data.images import ImageSource, open_source
+from rear_jax.data.images import ImageSource, open_source, require_classes
 from rear_jax.errors import RearError
 from rear_jax.progress import ProgressBar
 
@@ -25,10 +25,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     tokenizer = artifacts.load_tokenizer(config, workdir)
     data, settings = config.data, config.codes
     source = open_source(data.source, data.path, data.train_split)
-    if source.num_classes > data.num_classes:
-        raise RearError(
-            f"{source.name} has {source.num_classes} classes, config.data.num_classes is {data.num_classes}: raise it."
-        )
+    require_classes(source, data.num_classes)
     if settings.augmentation not in AUGMENTATIONS:
         raise RearError(f"config.codes.augmentation = {settings.augmentation!r}: use {', '.join(AUGMENTATIONS)}.")
     header = CodesHeader(

@@ -69,7 +69,7 @@ def posttrain_step(networks: Networks, config: ConfigDict, optimizer: optax.Grad
     """
     settings = config.posttrain
     check_settings(settings)
-    schedule = learning_rate(settings.optimizer, settings.loop.steps)
+    schedule = learning_rate(settings.optimizer, settings.loop.steps * settings.inner_updates)
 
     def first_loss(frozen):
         """The loss that draws its own samples: rollout and update in one forward pass."""
@@ -136,7 +136,7 @@ def posttrain_step(networks: Networks, config: ConfigDict, optimizer: optax.Grad
             last, gradients = accumulated_gradients(again, state.params, drawn, key, settings.accumulation)
             metrics |= {name: jnp.mean(last[name]) for name in ("ratio", "clip_share")}
             state = apply_gradients(state, gradients, optimizer)
-        return state.replace(step=start + 1), metrics | {"learning_rate": schedule(start)}
+        return state.replace(step=start + 1), metrics | {"learning_rate": schedule(start * settings.inner_updates)}
 
     return step
 

@@ -15,7 +15,9 @@ import optax
 
 from rear_jax import grpo, losses, models, tokenizers
 from rear_jax.config import llamagen_vq, maskgit_vqgan
-from rear_jax.training import perceptual, va_pi
+from rear_jax.training import perceptual
+from rear_jax.training.posttraining import parts as posttraining
+from rear_jax.training.posttraining import va_pi
 from rear_jax.training.state import adamw, new_state
 
 TOKENIZERS = {"rar": maskgit_vqgan, "llamagen": llamagen_vq}
@@ -40,11 +42,12 @@ def main() -> None:
     size = 16 * math.isqrt(arguments.codes)  # pixels: every tokenizer here halves four times
     tokenizer = tokenizers.build(config.tokenizer, size)
     network = perceptual.efficientnet("lite0")
-    networks = va_pi.Networks(generator, tokenizer, network)
+    networks = posttraining.Networks(generator, tokenizer, network)
 
     key = jax.random.key(0)
     images = jax.random.randint(key, (arguments.batch, size, size, 3), 0, 256).astype(jnp.uint8)
-    batch = {"image": images, "label": jnp.arange(arguments.batch) % arguments.classes}
+    labels = jnp.arange(arguments.batch) % arguments.classes
+    batch = {"image": images, "label": labels, "condition": labels, "index": jnp.arange(arguments.batch)}
     params = jax.jit(generator.init)(key, *models.example_inputs(generator))["params"]
     frozen = {
         "tokenizer": jax.jit(tokenizer.init)(key, jnp.zeros((1, size, size, 3)))["params"],
@@ -79,7 +82,7 @@ def main() -> None:
         return jax.lax.map(one, samples)
 
     def reward(frozen):
-        return va_pi.score(networks, settings, frozen, samples, images / 255.0)[0]
+        return posttraining.score(networks, settings, frozen, samples, batch)[0]
 
     parts = {
         "generator, one context an image": measure.timed(jax.jit(lambda p: update(p, 1)), lambda _: (params,), 3),
@@ -90,7 +93,7 @@ def main() -> None:
         "decode all samples": measure.timed(jax.jit(decode), lambda _: (frozen,), 3),
         "decode and reward": measure.timed(jax.jit(reward), lambda _: (frozen,), 3),
     }
-    step = jax.jit(va_pi.posttrain_step(networks, config, optimizer), donate_argnums=0)
+    step = jax.jit(va_pi.make_step(networks, config, optimizer), donate_argnums=0)
     state = new_state(jax.tree.map(jnp.copy, params), optimizer)
     whole, _ = measure.timed(
         step, lambda last: (state if last is None else last[0], batch, key, frozen), arguments.repeats

@@ -35,8 +35,13 @@ def generator_folder(workdir: Path) -> Path:
 
 
 def posttrained_folder(workdir: Path) -> Path:
-    """Checkpoints of `--job=posttrain`."""
+    """Checkpoints of a generator from `--job=posttrain`."""
     return workdir / "posttrained"
+
+
+def posttrained_decoder_folder(workdir: Path) -> Path:
+    """Checkpoints of a tokenizer's decoder from `--job=posttrain` with method 'tokenizer'."""
+    return workdir / "posttrained_decoder"
 
 
 def codes_folder(config: ConfigDict, workdir: Path) -> Path:
@@ -51,13 +56,16 @@ class Tokenizer:
     Attributes:
       module: see `tokenizers.Tokenizer`.
       params: its parameters.
-      fingerprint: a hash of parameters and sizes; two tokenizers with one fingerprint give the same codes.
+      fingerprint: a hash of parameters and sizes; two tokenizers with one fingerprint give the same codes. That of the
+        tokenizer as it was trained, whatever became of its decoder.
+      decoder: the same, or a hash of the post-trained decoder.
       origin: where it was loaded from, for people.
     """
 
     module: Any
     params: Any
     fingerprint: str
+    decoder: str
     origin: str
 
     @property
@@ -89,8 +97,13 @@ class Generator:
     fingerprint: str
 
 
-def load_tokenizer(config: ConfigDict, workdir: Path) -> Tokenizer:
+def load_tokenizer(config: ConfigDict, workdir: Path, *, stage: str = "train") -> Tokenizer:
     """The tokenizer of this experiment: trained here, in another workdir, or by somebody else.
+
+    Args:
+      config: the experiment.
+      workdir: its folder.
+      stage: 'posttrain' puts the post-trained decoder in, if that is what `config.posttrain.method` trains.
 
     Raises:
       RearError: it is missing, damaged, or not of the config's sizes.
@@ -99,7 +112,23 @@ def load_tokenizer(config: ConfigDict, workdir: Path) -> Tokenizer:
     place = Path(config.tokenizer_from) if config.tokenizer_from else tokenizer_folder(workdir)
     params = read_tokenizer(place, config, tokenizer_shapes(module))
     sizes = {k: v for k, v in config.tokenizer.to_dict().items() if k != "dtype"}
-    return Tokenizer(module, params, fingerprint(params, sizes), str(place))
+    original = fingerprint(params, sizes)
+    if stage == "train" or config.posttrain.method != "tokenizer":
+        return Tokenizer(module, params, original, original, str(place))
+    decoder = _read_posttrained_decoder(config, workdir, {"decoder": params["decoder"]}, original)
+    return Tokenizer(module, params | decoder, original, fingerprint(decoder, sizes), str(place))
+
+
+def _read_posttrained_decoder(config: ConfigDict, workdir: Path, like: Any, tokenizer_fingerprint: str) -> Any:
+    """{'decoder': parameters} that post-training has made of the tokenizer with this fingerprint."""
+    place = posttrained_decoder_folder(workdir)
+    _require_checkpoints(place, "posttrain")
+    checkpoints = Checkpoints(place, keep=1)
+    record = checkpoints.record()
+    refuse_changes(record, config, TOKENIZER_SETTINGS, str(place))
+    if record["tokenizer_fingerprint"] != tokenizer_fingerprint:
+        raise RearError(f"{place} was post-trained from another tokenizer: post-train again in another --workdir.")
+    return checkpoints.restore_params(_on_all_devices(jax.eval_shape(lambda: like)))[1]
 
 
 def load_generator(config: ConfigDict, workdir: Path, tokenizer: Tokenizer) -> Generator:
@@ -109,11 +138,11 @@ def load_generator(config: ConfigDict, workdir: Path, tokenizer: Tokenizer) -> G
       RearError: it is missing, damaged, of other sizes, or made with another tokenizer.
     """
     module = models.build(config, num_codes=tokenizer.num_codes, embedding_dim=tokenizer.module.embedding_dim)
-    place = _stage_folder(config, workdir)
-    if config.init_from and config.sample.stage == "train" and not place.exists():
+    stage, place = _stage_folder(config, workdir)
+    if config.init_from and stage == "train" and not place.exists():
         params = read_generator(Path(config.init_from), config, generator_shapes(module), tokenizer)
         return Generator(module, params, 0, fingerprint(params, {}))
-    _require_checkpoints(place, config.sample.stage)
+    _require_checkpoints(place, stage)
     checkpoints = Checkpoints(place, keep=1)
     record = checkpoints.record()
     refuse_changes(record, config, GENERATOR_SETTINGS, str(place))
@@ -125,11 +154,15 @@ def load_generator(config: ConfigDict, workdir: Path, tokenizer: Tokenizer) -> G
     return Generator(module, params, step, fingerprint(params, {}))
 
 
-def _stage_folder(config: ConfigDict, workdir: Path) -> Path:
+def _stage_folder(config: ConfigDict, workdir: Path) -> tuple[str, Path]:
+    """The job whose generator is wanted, and where it is."""
+    stage = config.sample.stage
     folders = {"train": generator_folder(workdir), "posttrain": posttrained_folder(workdir)}
-    if config.sample.stage not in folders:
-        raise RearError(f"config.sample.stage = {config.sample.stage!r}: use one of {', '.join(folders)}.")
-    return folders[config.sample.stage]
+    if stage not in folders:
+        raise RearError(f"config.sample.stage = {stage!r}: use one of {', '.join(folders)}.")
+    if config.posttrain.method == "tokenizer":
+        stage = "train"  # post-training left the generator alone
+    return stage, folders[stage]
 
 
 def tokenizer_shapes(module: Any) -> Any:
@@ -151,6 +184,21 @@ def read_tokenizer(place: Path, config: ConfigDict, shapes: Any) -> Any:
     checkpoints = Checkpoints(place, keep=1)
     refuse_changes(checkpoints.record(), config, TOKENIZER_SETTINGS, str(place))
     return checkpoints.restore_params({"tokenizer": _on_all_devices(shapes)})[1]["tokenizer"]
+
+
+def read_discriminator(config: ConfigDict, workdir: Path, shapes: Any) -> Any:
+    """Parameters of the discriminator that the tokenizer was trained with; shapes as `config.tokenizer_training` says.
+
+    Raises:
+      RearError: the tokenizer is a published file, or was trained without.
+    """
+    place = Path(config.tokenizer_from) if config.tokenizer_from else tokenizer_folder(workdir)
+    if place.is_file() or "discriminator" not in Checkpoints(place, keep=1).param_names():
+        raise RearError(
+            f"config.posttrain.reward.discriminator: {place} has no discriminator; train a tokenizer with "
+            "config.tokenizer_training.discriminator_weight, or set it to 0."
+        )
+    return Checkpoints(place, keep=1).restore_params({"discriminator": _on_all_devices(shapes)})[1]["discriminator"]
 
 
 def read_generator(place: Path, config: ConfigDict, shapes: Any, tokenizer: Tokenizer | None) -> Any:

@@ -96,14 +96,22 @@ def default() -> ConfigDict:
     train.loop = loop_settings()
     train.optimizer = optimizer_settings()
 
-    config.posttrain = post = ConfigDict()  # VA-π (arXiv 2512.19680) on the generator of --job=train or init_from
+    config.posttrain = post = ConfigDict()  # of the generator of --job=train or init_from
+    post.method = "va_pi"  # (arXiv 2512.19680), or a baseline: 'ste', 'tokenizer' or 'ar_grpo'
     post.group = 8  # G, samples per image
     post.noise_rate = 0.0  # ξ, probability that a code of the context is replaced
     post.noise_reading = "paper"  # by a different code, or 'released': by any code
-    post.mse_weight = 1.0  # of the reward's parts, images in [-1, 1]
-    post.perceptual_weight = 1.0
-    post.l1_weight = 0.0
+    post.reward = reward = ConfigDict()  # weight of each reward, see rear_jax/training/posttraining/rewards.py
+    reward.mse = 1.0
+    reward.perceptual = 1.0
+    reward.l1 = 0.0
+    reward.codebook = 0.0
+    reward.discriminator = 0.0  # the one that the tokenizer was trained with
+    reward.class_probability = 0.0
     post.perceptual_network = "lpips"  # as in tokenizer_training
+    post.probe_images = 10_000  # training images that the class probe is fitted to
+    post.captions = ""  # text-conditional generators: caption features; an image's label is the number of its caption
+    post.ste_temperature = 1.0  # τ of 'ste'
     post.images_at_once = 1  # how many images, each with its G samples, are decoded together
     post.max_advantage = 5.0
     post.clip_range = 0.2

@@ -6,8 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray
+from ml_collections import ConfigDict
 
 from rear_jax import guidance
+from rear_jax.errors import RearError
 from rear_jax.models import Decoder
 
 
@@ -32,6 +34,13 @@ class Sampler:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+
+
+def sampler_of(settings: ConfigDict) -> Sampler:
+    """The sampler that `config.sample` describes; raises RearError where the guidance schedule is unknown."""
+    if settings.guidance not in guidance.SCHEDULES:
+        raise RearError(f"config.sample.guidance = {settings.guidance!r}: use one of {', '.join(guidance.SCHEDULES)}.")
+    return Sampler(**{field.name: settings[field.name] for field in dataclasses.fields(Sampler)})
 
 
 def generate(

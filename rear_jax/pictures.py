@@ -1,9 +1,10 @@
 """Grids of images and PNG files."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from rear_jax.atomic import atomic_file
 
@@ -22,6 +23,21 @@ def grid(images: np.ndarray, columns: int, *, gap: int = 1) -> np.ndarray:
         top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
         sheet[top : top + height, left : left + width] = image
     return sheet
+
+
+def labelled(images: np.ndarray, texts: Sequence[str], *, smallest: int = 64) -> np.ndarray:
+    """uint8 images [n, H, W, 3] with a line of text under each, those below `smallest` pixels enlarged."""
+    factor = -(-smallest // images.shape[2])
+    large = images.repeat(factor, axis=1).repeat(factor, axis=2)
+    strips = np.stack([_strip(text, large.shape[2]) for text in texts])
+    return np.concatenate([large, strips], axis=1)
+
+
+def _strip(text: str, width: int) -> np.ndarray:
+    """One line of small black text on white, [12, width, 3]."""
+    strip = Image.new("RGB", (width, 12), "white")
+    ImageDraw.Draw(strip).text((2, 0), text, fill="black", font=ImageFont.load_default(size=10))
+    return np.asarray(strip)
 
 
 def save_png(path: Path, image: np.ndarray) -> None:

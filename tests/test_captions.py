@@ -3,10 +3,14 @@
 import numpy as np
 import pytest
 
-from rear_jax.data.captions import read_captions
+from rear_jax.data.captions import CaptionFile
 from rear_jax.errors import RearError
 
 FEATURES = np.arange(1, 13, dtype=np.float16).reshape(2, 3, 2)
+
+
+def read_captions(path, *, length, dim):
+    return CaptionFile(path, option="config.sample.captions", length=length, dim=dim)[:]
 
 
 def write(path, **arrays):
@@ -51,7 +55,7 @@ def test_padding_may_hold_anything(tmp_path):
         ({"features": FEATURES, "mask": np.ones((2, 2))}, r"mask is \(2, 2\), wanted \(2, 3\)"),
         ({"features": FEATURES, "mask": [[1, 1, 1], [0, 0, 0]]}, "caption 1 is all padding"),
         ({"features": FEATURES * np.nan, "mask": np.ones((2, 3))}, "not finite"),
-        ({"features": np.array([None]), "mask": np.ones((2, 3))}, "is not an "),
+        ({"features": np.array([None]), "mask": np.ones((2, 3))}, "does not hold captions"),
     ],
 )
 def test_refusals(tmp_path, arrays, message):
@@ -64,8 +68,19 @@ def test_no_file_or_another(tmp_path):
         with pytest.raises(RearError, match=r"config.sample.captions = "):
             read_captions(path, length=3, dim=2)
     (tmp_path / "c.npz").write_bytes(b"PK\x03\x04 and no more")
-    with pytest.raises(RearError, match="is not an "):
+    with pytest.raises(RearError, match="does not hold captions"):
         read_captions(str(tmp_path / "c.npz"), length=3, dim=2)
     np.save(tmp_path / "c.npy", FEATURES)
-    with pytest.raises(RearError, match="is not an "):
+    with pytest.raises(RearError, match="does not hold captions"):
         read_captions(str(tmp_path / "c.npy"), length=3, dim=2)
+
+
+def test_a_folder_gives_what_an_npz_does_by_number(tmp_path):
+    mask = np.array([[1, 1, 0], [0, 1, 0]])
+    np.save(tmp_path / "features.npy", FEATURES)
+    np.save(tmp_path / "mask.npy", mask)
+    whole = read_captions(write(tmp_path / "c.npz", features=FEATURES, mask=mask), length=4, dim=2)
+    folder = CaptionFile(str(tmp_path), option="config.posttrain.captions", length=4, dim=2)
+    assert len(folder) == 2
+    for part, wanted in zip(folder[np.array([1, 0, 1])], whole, strict=True):
+        np.testing.assert_array_equal(part, wanted[[1, 0, 1]])

@@ -11,11 +11,12 @@ import pytest
 
 from rear_jax import grpo, losses, models, tokenizers
 from rear_jax.errors import RearError
-from rear_jax.training import va_pi
+from rear_jax.training.posttraining import parts as posttraining
+from rear_jax.training.posttraining import va_pi
 from rear_jax.training.state import new_state
 from tests import toy
 
-MSE_ONLY = {"posttrain__perceptual_weight": 0.0, "posttrain__loop__batch_size": 4, "posttrain__loop__steps": 4}
+MSE_ONLY = {"posttrain__reward__perceptual": 0.0, "posttrain__loop__batch_size": 4, "posttrain__loop__steps": 4}
 KEY = jax.random.key(0)
 
 
@@ -32,15 +33,15 @@ def parts():
     images = jax.random.randint(KEY, (4, 32, 32, 3), 0, 256).astype(jnp.uint8)
     params = generator.init(KEY, *models.example_inputs(generator))["params"]
     params = jax.tree.map(lambda p: p + 0.2 * jax.random.normal(jax.random.key(p.size), p.shape), params)
-    frozen = {"tokenizer": tokenizer.init(KEY, images / 255.0)["params"], "perceptual": None, "reference": params}
-    batch = {"image": images, "label": jnp.arange(4)}
-    return va_pi.Networks(generator, tokenizer, None), params, frozen, batch
+    frozen = {"tokenizer": tokenizer.init(KEY, images / 255.0)["params"], "reference": params}
+    batch = {"image": images, "label": jnp.arange(4), "condition": jnp.arange(4), "index": jnp.array([7, 5, 3, 1])}
+    return posttraining.Networks(generator, tokenizer), params, frozen, batch
 
 
 def run_step(parts, **changes):
     networks, params, frozen, batch = parts
     optimizer = optax.sgd(1.0)  # the update is the gradient
-    step = jax.jit(va_pi.posttrain_step(networks, config(**changes), optimizer))
+    step = jax.jit(va_pi.make_step(networks, config(**changes), optimizer))
     state, metrics = step(new_state(params, optimizer), batch, KEY, frozen)
     return state, jax.device_get(metrics)
 
@@ -50,7 +51,7 @@ def test_the_first_update_is_on_policy(parts):
     assert metrics["ratio"] == 1.0
     assert metrics["clip_share"] == 0.0
     assert metrics["kl"] == 0.0
-    assert metrics["reward"] == pytest.approx(-metrics["reward_mse"])
+    assert metrics["reward"] == metrics["reward_mse"] < 0.0
     assert 0.0 < metrics["entropy"] <= np.log(16)
     assert state.step == 1
 
@@ -68,7 +69,7 @@ def test_one_forward_pass_gives_the_gradient_of_g(parts):
     group = made.posttrain.group
     logits = networks.generator.apply({"params": params}, codes, batch["label"]).logits
     samples = grpo.draw_groups(sample_key, logits, group)
-    rewards, _ = va_pi.score(networks, made.posttrain, frozen, samples, images)
+    rewards, _ = posttraining.score(networks, made.posttrain, frozen, samples, batch)
     advantages = grpo.group_advantages(rewards)
 
     def repeated(params):
@@ -90,8 +91,8 @@ def test_rewards_are_those_of_decoded_images_whatever_is_decoded_together(parts)
     networks, _, frozen, batch = parts
     images = batch["image"].astype(jnp.float32) / 255.0
     samples = jax.random.randint(KEY, (4, 3, 16), 0, 16)
-    one, _ = va_pi.score(networks, config().posttrain, frozen, samples, images)
-    many, _ = va_pi.score(networks, config(posttrain__images_at_once=3).posttrain, frozen, samples, images)
+    one, _ = posttraining.score(networks, config().posttrain, frozen, samples, batch)
+    many, _ = posttraining.score(networks, config(posttrain__images_at_once=3).posttrain, frozen, samples, batch)
     np.testing.assert_allclose(one, many, rtol=1e-5)
     decoded = networks.tokenizer.apply({"params": frozen["tokenizer"]}, samples[2], method="decode")
     want = -np.mean((2 * np.clip(decoded, 0, 1) - 2 * np.asarray(images[2])) ** 2, axis=(1, 2, 3))
@@ -101,7 +102,7 @@ def test_rewards_are_those_of_decoded_images_whatever_is_decoded_together(parts)
 def test_inner_updates_move_the_ratio_and_count_as_one_step(parts):
     networks, params, frozen, batch = parts
     optimizer = optax.sgd(0.05)
-    step = jax.jit(va_pi.posttrain_step(networks, config(posttrain__inner_updates=3), optimizer))
+    step = jax.jit(va_pi.make_step(networks, config(posttrain__inner_updates=3), optimizer))
     state, metrics = step(new_state(params, optimizer), batch, KEY, frozen)
     assert metrics["ratio"] != 1.0
     assert state.step == 1
@@ -112,9 +113,7 @@ def test_microbatches_keep_the_rollouts_with_their_images(parts):
     networks, params, frozen, batch = parts
     optimizer = optax.sgd(0.0)
     made = config(posttrain__inner_updates=2, posttrain__accumulation=2)
-    _, metrics = jax.jit(va_pi.posttrain_step(networks, made, optimizer))(
-        new_state(params, optimizer), batch, KEY, frozen
-    )
+    _, metrics = jax.jit(va_pi.make_step(networks, made, optimizer))(new_state(params, optimizer), batch, KEY, frozen)
     assert metrics["ratio"] == pytest.approx(1.0, abs=1e-6)
 
 
@@ -122,7 +121,7 @@ def test_post_training_raises_the_reward(parts):
     networks, params, frozen, batch = parts
     made = config(posttrain__prior_weight=0.0)
     optimizer = optax.adam(1e-2)
-    step = jax.jit(va_pi.posttrain_step(networks, made, optimizer))
+    step = jax.jit(va_pi.make_step(networks, made, optimizer))
     state, rewards = new_state(params, optimizer), []
     for n in range(30):
         state, metrics = step(state, batch, jax.random.key(n), frozen)
@@ -135,9 +134,12 @@ def test_post_training_raises_the_reward(parts):
     [
         ({"posttrain__group": 1}, "at least 2 samples"),
         ({"posttrain__noise_reading": "mine"}, "released"),
-        ({"posttrain__mse_weight": 0.0}, "has no reward"),
+        ({"posttrain__reward__mse": 0.0}, "is all 0"),
+        ({"posttrain__noise_rate": 1.5}, "lies in 0..1"),
         ({"posttrain__inner_updates": 0}, "at least 1"),
-        ({"posttrain__perceptual_weight": 1.0}, "config.lpips.vgg16"),
+        ({"posttrain__method": "mine"}, "va_pi, ste, tokenizer, ar_grpo"),
+        ({"posttrain__reward__discriminator": 1.0}, "has no discriminator"),
+        ({"posttrain__reward__perceptual": 1.0}, "config.lpips.vgg16"),
         ({"posttrain__accumulation": 3}, "multiple of 3"),
         ({"sample__stage": "mine"}, "posttrain"),
     ],

@@ -47,18 +47,23 @@ def image_batches(
       num_threads: batches that are made ahead in parallel; 0 makes each one when it is asked for.
 
     Returns:
-      An iterator (close it by `close()`) of {'image': uint8 [B/P, S, S, 3], 'label': int32 [B/P]}.
+      An iterator (close it by `close()`) of {'image': uint8 [B/P, S, S, 3], 'label': int32 [B/P], 'index': int32
+      [B/P]}, the last counting the images of the source.
 
     Raises:
       RearError: `augment` is unknown or B does not divide; while iterating, an image cannot be read.
     """
     view = RANDOM_VIEWS[_known(augment, tuple(RANDOM_VIEWS))]
 
-    def random_view(element: tuple[np.ndarray, int], rng: np.random.Generator) -> dict[str, np.ndarray | np.int32]:
-        image, label = element
-        return {"image": view(image, image_size, rng), "label": np.int32(label)}
+    def numbered(index: int, element: tuple[np.ndarray, int]) -> tuple[int, np.ndarray, int]:
+        return index, *element
 
-    sequence = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(random_view)
+    def random_view(element: tuple[int, np.ndarray, int], rng: np.random.Generator) -> dict[str, np.ndarray | np.int32]:
+        index, image, label = element
+        return {"image": view(image, image_size, rng), "label": np.int32(label), "index": np.int32(index)}
+
+    numbers = grain.MapDataset.source(source).map_with_index(numbered)
+    sequence = numbers.seed(seed).shuffle().repeat().random_map(random_view)
     share = _Share(batch_size, start_step, process_index, process_count)
     return _iterate(grain.MapDataset.source(_ImageRows(sequence, share)).batch(share.rows), num_threads)
 

@@ -42,7 +42,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     samples, labels = _load_samples(workdir / "samples.npz")
     train = open_source(data.source, data.path, data.train_split)
     held_out = open_source(data.source, data.path, data.eval_split)
-    tokenizer = artifacts.load_tokenizer(config, workdir)
+    tokenizer = artifacts.load_tokenizer(config, workdir, stage=config.sample.stage)
     extractor = efficientnet_extractor(
         efficientnet_weights.load(settings.network), settings.network, settings.feature_size
     )

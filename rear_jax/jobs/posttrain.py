@@ -1,6 +1,7 @@
-"""`--job=posttrain`: VA-π, a generator learns to sample codes that decode back to the image."""
+"""`--job=posttrain`: VA-π, a generator learns to sample codes that decode back to the image; or a baseline of it."""
 
 import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,76 +10,83 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rear_jax import artifacts, grpo, models, pictures
+from rear_jax import artifacts, models, pictures
 from rear_jax.config import refuse_changes
 from rear_jax.data import batches
-from rear_jax.data.images import open_source, require_classes
+from rear_jax.data.captions import CaptionFile
+from rear_jax.data.images import ImageSource, open_source, require_classes
 from rear_jax.errors import RearError
-from rear_jax.training import loop, mesh, perceptual, va_pi
+from rear_jax.tokenizers.discriminator import PatchDiscriminator
+from rear_jax.training import class_probe, loop, mesh, perceptual
 from rear_jax.training.checkpoints import Checkpoints
+from rear_jax.training.posttraining import METHODS, parts, rewards
 from rear_jax.training.state import TrainState, adamw, new_state
 
 log = logging.getLogger(__name__)
 
+IDENTITY = (*artifacts.GENERATOR_SETTINGS, "posttrain.method")
 SHEET = 8  # images on posttrain.png
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """Trains `workdir/posttrained` from the generator of `--job=train`, or from `config.init_from`.
 
-    Leaves `posttrain.png`: a row for each of a few held-out images with the original, its reconstruction, and samples.
+    Method 'tokenizer' trains `workdir/posttrained_decoder` instead. Either way `posttrain.png` is left: a row for each
+    of a few held-out images with the original, its reconstruction, and samples with their rewards.
     """
     settings, data = config.posttrain, config.data
+    method = _method(config)
     mesh.check_batch(settings.loop.batch_size, settings.accumulation, "config.posttrain.loop.batch_size")
-    va_pi.check_settings(settings)
     tokenizer = artifacts.load_tokenizer(config, workdir)
-    generator = _bare_generator(config, tokenizer)
-    seen_through = None
-    if settings.perceptual_weight:
-        seen_through = perceptual.load(
-            settings.perceptual_network, config.lpips, option="config.posttrain.perceptual_network"
-        )
-    networks = va_pi.Networks(generator, tokenizer.module, seen_through)
-    optimizer = adamw(settings.optimizer, settings.loop.steps * settings.inner_updates)
     source = open_source(data.source, data.path, data.train_split)
-    require_classes(source, data.num_classes)
-    checkpoints = Checkpoints(artifacts.posttrained_folder(workdir), keep=settings.loop.keep_checkpoints)
-    if checkpoints.latest_step() is not None:
+    networks, frozen = _networks(config, workdir, tokenizer, source)
+    conditions = _conditions(config, networks.generator, source)
+    checkpoints = Checkpoints(_folder(config, workdir), keep=settings.loop.keep_checkpoints)
+    fresh = checkpoints.latest_step() is None
+    if not fresh:
         saved = checkpoints.record()
-        refuse_changes(saved, config, artifacts.GENERATOR_SETTINGS, str(checkpoints.folder))
-        tokenizer.require(saved["tokenizer_fingerprint"], f"the generator in {checkpoints.folder}")
+        refuse_changes(saved, config, IDENTITY, str(checkpoints.folder))
+        tokenizer.require(saved["tokenizer_fingerprint"], f"what {checkpoints.folder} holds")
 
     given = {}
-    frozen = {"tokenizer": tokenizer.params, "perceptual": seen_through.params if seen_through else None}
-    if checkpoints.latest_step() is None or settings.kl_weight:
-        given = _starting_point(config, workdir, generator, tokenizer)
-    if settings.kl_weight:
-        frozen["reference"] = given
+    if method.TRAINS == "decoder":
+        frozen["generator"] = _starting_point(config, workdir, networks.generator, tokenizer)
+        given = {"decoder": tokenizer.params["decoder"]}
+    elif fresh or settings.kl_weight:
+        given = _starting_point(config, workdir, networks.generator, tokenizer)
+        if settings.kl_weight:
+            frozen["reference"] = given
+    optimizer = adamw(settings.optimizer, settings.loop.steps * settings.inner_updates)
 
     def init(given: Any) -> TrainState:
-        params = generator.init(jax.random.key(config.seed), *models.example_inputs(generator))["params"]
-        return new_state(params | given, optimizer)
+        if method.TRAINS == "decoder":
+            return new_state(given, optimizer)
+        params = networks.generator.init(jax.random.key(config.seed), *models.example_inputs(networks.generator))
+        return new_state(params["params"] | given, optimizer)
 
-    draw = _drawer(config, networks, frozen)
+    draw = _drawer(config, networks, frozen, conditions)
     state = loop.train(
         "posttrain",
-        va_pi.posttrain_step(networks, config, optimizer),
+        method.make_step(networks, config, optimizer),
         init,
         given,
-        lambda start: batches.image_batches(
-            source,
-            image_size=data.image_size,
-            augment=settings.augmentation,
-            batch_size=settings.loop.batch_size,
-            seed=config.seed,
-            start_step=start,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+        lambda start: _with_conditions(
+            batches.image_batches(
+                source,
+                image_size=data.image_size,
+                augment=settings.augmentation,
+                batch_size=settings.loop.batch_size,
+                seed=config.seed,
+                start_step=start,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            ),
+            conditions,
         ),
         frozen=frozen,
         settings=settings.loop,
         seed=config.seed,
-        record=config.to_dict() | {"holds": "generator", "tokenizer_fingerprint": tokenizer.fingerprint},
+        record=config.to_dict() | {"holds": method.TRAINS, "tokenizer_fingerprint": tokenizer.fingerprint},
         checkpoints=checkpoints,
         workdir=workdir,
         draw=draw,
@@ -87,14 +95,58 @@ def run(config: ConfigDict, workdir: Path) -> None:
     pictures.save_png(workdir / "posttrain.png", draw(state)["posttrain"])
 
 
+def _method(config: ConfigDict) -> Any:
+    """The module of `config.posttrain.method`, its settings checked."""
+    name = config.posttrain.method
+    if name not in METHODS:
+        raise RearError(f"config.posttrain.method = {name!r}: use one of {', '.join(METHODS)}.")
+    METHODS[name].check(config)
+    return METHODS[name]
+
+
+def _folder(config: ConfigDict, workdir: Path) -> Path:
+    """Where what is trained goes."""
+    if _method(config).TRAINS == "decoder":
+        return artifacts.posttrained_decoder_folder(workdir)
+    return artifacts.posttrained_folder(workdir)
+
+
+def _networks(
+    config: ConfigDict, workdir: Path, tokenizer: artifacts.Tokenizer, source: ImageSource
+) -> tuple[parts.Networks, dict[str, Any]]:
+    """Everything that plays a part, and the frozen parameters but for the generator's; rewards get what they need."""
+    settings, wanted = config.posttrain, rewards.wanted(config.posttrain)
+    frozen = {"tokenizer": tokenizer.params}
+    networks = parts.Networks(_bare_generator(config, tokenizer), tokenizer.module)
+    if "perceptual" in wanted:
+        network = perceptual.load(
+            settings.perceptual_network, config.lpips, option="config.posttrain.perceptual_network"
+        )
+        networks, frozen["perceptual"] = networks._replace(perceptual=network), network.params
+    if "discriminator" in wanted:
+        vq = config.tokenizer_training
+        network = PatchDiscriminator(vq.discriminator_channels, vq.discriminator_layers)
+        image = jax.ShapeDtypeStruct((1, config.data.image_size, config.data.image_size, 3), jnp.float32)
+        shapes = jax.eval_shape(network.init, jax.random.key(0), image)["params"]
+        networks = networks._replace(discriminator=network)
+        frozen["discriminator"] = artifacts.read_discriminator(config, workdir, shapes)
+    if "class_probability" in wanted:
+        if models.takes_captions(networks.generator):
+            raise RearError("config.posttrain.reward.class_probability: captions are no classes: set it to 0.")
+        require_classes(source, config.data.num_classes)
+        probe = class_probe.fit(
+            source, config.data, count=settings.probe_images, feature_size=config.evaluate.feature_size
+        )
+        log.info("posttrain: the class probe is right for %.1f %% of other real images", 100 * probe.real_accuracy)
+        networks, frozen["class_probe"] = networks._replace(class_probe=probe), probe.params
+    return networks, frozen
+
+
 def _bare_generator(config: ConfigDict, tokenizer: artifacts.Tokenizer) -> Any:
     """The config's generator without what only its training needs: projectors and dropout play no part here."""
     bare = config.copy_and_resolve_references()
     bare.method.name = "ar"
-    generator = models.build(bare, num_codes=tokenizer.num_codes, embedding_dim=tokenizer.module.embedding_dim)
-    if models.takes_captions(generator):
-        raise RearError("--job=posttrain has no captions to go with the images: set config.model.condition = 'class'.")
-    return generator
+    return models.build(bare, num_codes=tokenizer.num_codes, embedding_dim=tokenizer.module.embedding_dim)
 
 
 def _starting_point(config: ConfigDict, workdir: Path, generator: Any, tokenizer: artifacts.Tokenizer) -> Any:
@@ -106,29 +158,61 @@ def _starting_point(config: ConfigDict, workdir: Path, generator: Any, tokenizer
     return artifacts.read_generator(place, config, artifacts.generator_shapes(generator), tokenizer)
 
 
-def _drawer(config: ConfigDict, networks: va_pi.Networks, frozen: dict):
-    """state -> {'posttrain': the sheet of held-out images, their reconstructions and samples for them}."""
-    source = open_source(config.data.source, config.data.path, config.data.eval_split)
-    held_out = next(
-        batches.ordered_batches(source, start=0, stop=SHEET, image_size=config.data.image_size, batch_size=SHEET)
+def _conditions(config: ConfigDict, generator: Any, source: ImageSource) -> Callable[[np.ndarray], Any]:
+    """Labels [b] -> what the generator is conditioned on: themselves, or the captions with these numbers."""
+    if not models.takes_captions(generator):
+        require_classes(source, config.data.num_classes)
+        return lambda labels: labels
+    option = "config.posttrain.captions"
+    captions = CaptionFile(
+        config.posttrain.captions, option=option, length=generator.caption_length, dim=generator.caption_dim
     )
-    images, labels, group = held_out["image"], held_out["label"], config.posttrain.group
+    if source.num_classes > len(captions):
+        raise RearError(
+            f"{source.name} has labels up to {source.num_classes - 1}, {option} has {len(captions)} captions: an "
+            "image's label is the number of its caption."
+        )
+    return captions.__getitem__
+
+
+def _with_conditions(stream: Any, conditions: Callable[[np.ndarray], Any]) -> Iterator[dict[str, Any]]:
+    """The batches with 'condition' beside 'label'."""
+    try:
+        for batch in stream:
+            yield batch | {"condition": conditions(batch["label"])}
+    finally:
+        stream.close()
+
+
+def _drawer(
+    config: ConfigDict, networks: parts.Networks, frozen: dict, conditions: Callable[[np.ndarray], Any]
+) -> Callable[[TrainState], dict[str, np.ndarray]]:
+    """state -> {'posttrain': the sheet of held-out images, their reconstructions, and samples with rewards}."""
+    method, data, group = _method(config), config.data, config.posttrain.group
+    source = open_source(data.source, data.path, data.eval_split)
+    ordered = batches.ordered_batches(source, start=0, stop=SHEET, image_size=data.image_size, batch_size=SHEET)
+    held_out = next(ordered)
+    labels, originals = held_out["label"], held_out["image"]
+    batch = {"image": originals, "label": labels, "index": np.arange(len(labels)), "condition": conditions(labels)}
 
     @jax.jit
-    def sample(params, tokenizer_params):
-        def of_tokenizer(x, method):
-            return networks.tokenizer.apply({"params": tokenizer_params}, x, method=method)
-
-        codes = of_tokenizer(images.astype(jnp.float32) / 255.0, "encode")
-        logits = networks.generator.apply({"params": params}, codes, labels).logits
-        samples = grpo.draw_groups(jax.random.key(config.seed), logits, group)
+    def judged(params, frozen):
+        """Reconstructions and samples [8, 1 + G, H, W, 3] and the samples' rewards [8, G]."""
+        generator = params if method.TRAINS == "generator" else frozen["generator"]
+        if method.TRAINS == "decoder":
+            frozen = frozen | {"tokenizer": frozen["tokenizer"] | params}
+        key = jax.random.key(config.seed)
+        samples = method.draw_samples(networks, config, generator, frozen, batch, key)
+        codes = parts.read_context(networks, config.posttrain, frozen, batch, key).codes
         every = jnp.concatenate([codes[:, None], samples], axis=1)  # [8, 1 + G, N]
-        return of_tokenizer(every.reshape(-1, codes.shape[-1]), "decode")
+        images = jax.lax.map(lambda codes: parts.decode(networks, frozen["tokenizer"], codes), every)
+        return images, parts.score(networks, config.posttrain, frozen, samples, batch)[0]
 
     def draw(state: TrainState) -> dict[str, np.ndarray]:
-        decoded = pictures.to_uint8(sample(state.params, frozen["tokenizer"]))
-        rows = decoded.reshape(len(images), 1 + group, *images.shape[1:])
-        sheet = np.concatenate([images[:, None], rows], axis=1).reshape(-1, *images.shape[1:])
-        return {"posttrain": pictures.grid(sheet, 2 + group)}
+        images, reward = judged(state.params, frozen)
+        rows = np.concatenate([originals[:, None], pictures.to_uint8(images)], axis=1)
+        texts = [text for row in np.asarray(reward) for text in ("original", "decoded", *map("{:.3f}".format, row))]
+        tiles = pictures.labelled(rows.reshape(-1, *originals.shape[1:]), texts)
+        return {"posttrain": pictures.grid(tiles, 2 + group)}
 
     return draw

@@ -11,10 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rear_jax import artifacts, decode, guidance, models, pictures
+from rear_jax import artifacts, decode, models, pictures
 from rear_jax.atomic import atomic_file
-from rear_jax.data.captions import read_captions
-from rear_jax.errors import RearError
+from rear_jax.data.captions import CaptionFile
 from rear_jax.progress import ProgressBar
 from rear_jax.training import mesh as placement
 
@@ -45,7 +44,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """Writes `samples.npz` (arr_0: uint8 [n, H, W, 3]; labels: [n]), `samples.png` and `samples.json`, the recipe."""
     settings = config.sample
     placement.check_batch(settings.batch_size, 1, "config.sample.batch_size")
-    tokenizer = artifacts.load_tokenizer(config, workdir)
+    tokenizer = artifacts.load_tokenizer(config, workdir, stage=config.sample.stage)
     generator = artifacts.load_generator(config, workdir, tokenizer)
     conditions = conditions_of(config, generator.module)
     recipe = make_recipe(config, tokenizer, generator, conditions)
@@ -74,19 +73,12 @@ def run(config: ConfigDict, workdir: Path) -> None:
     log.info("sample: wrote %d images to %s, a sheet to %s", len(images), workdir / "samples.npz", "samples.png")
 
 
-def sampler_of(config: ConfigDict) -> decode.Sampler:
-    """The sampler that the config describes."""
-    if config.sample.guidance not in guidance.SCHEDULES:
-        raise RearError(
-            f"config.sample.guidance = {config.sample.guidance!r}: use one of {', '.join(guidance.SCHEDULES)}."
-        )
-    return decode.Sampler(**{f.name: config.sample[f.name] for f in dataclasses.fields(decode.Sampler)})
-
-
 def conditions_of(config: ConfigDict, model: models.Generator) -> Any:
     """All conditions there are, a tree of arrays whose leading axis is the label: classes, or captions from a file."""
     if models.takes_captions(model):
-        return read_captions(config.sample.captions, length=model.caption_length, dim=model.caption_dim)
+        return CaptionFile(
+            config.sample.captions, option="config.sample.captions", length=model.caption_length, dim=model.caption_dim
+        )[:]
     return np.arange(config.data.num_classes, dtype=np.int32)
 
 
@@ -102,12 +94,13 @@ def make_recipe(
     return {
         "num_images": config.sample.num_images,
         **labelled,
-        **dataclasses.asdict(sampler_of(config)),
+        **dataclasses.asdict(decode.sampler_of(config.sample)),
         "use_ema": config.sample.use_ema,
         "seed": config.seed,
         "generator_step": generator.step,
         "generator": generator.fingerprint,
         "tokenizer": tokenizer.fingerprint,
+        "decoder": tokenizer.decoder,
     }
 
 
@@ -130,7 +123,7 @@ def plan_batches(labels: np.ndarray, batch_size: int) -> Iterator[Batch]:
 
 def compile_sampler(config: ConfigDict, generator: models.Generator, tokenizer: Any):
     """One program: (generator params, tokenizer params, conditions, rows, indices) -> uint8 images [B, H, W, 3]."""
-    decoder, sampler = models.decoder_of(generator), sampler_of(config)
+    decoder, sampler = models.decoder_of(generator), decode.sampler_of(config.sample)
     offset = EIGHT_BIT_OFFSET[config.model.name]
 
     def draw(generator_params, tokenizer_params, conditions, rows, indices):

@@ -38,7 +38,7 @@ def efficientnet_extractor(params: Any, variant: str, size: int) -> FeatureExtra
       variant: "lite0" or "lite2".
       size: side in pixels that the network sees.
     """
-    apply = functools.partial(_efficientnet_features, jax.device_put(params), variant=variant, size=size)
+    apply = functools.partial(efficientnet_features, jax.device_put(params), variant=variant, size=size)
     return FeatureExtractor(
         name=f"EffNet{variant.capitalize()}@{size}",
         recipe=f"EfficientNet-{variant} pooled features; antialiased bilinear resize to {size}x{size}; float32",
@@ -48,7 +48,7 @@ def efficientnet_extractor(params: Any, variant: str, size: int) -> FeatureExtra
 
 
 @functools.partial(jax.jit, static_argnames=("variant", "size"))
-def _efficientnet_features(params: Any, images: jax.Array, *, variant: str, size: int) -> jax.Array:
+def efficientnet_features(params: Any, images: jax.Array, *, variant: str, size: int) -> jax.Array:
     resized = _resize(_unit_range(images), size)
     return efficientnet.EfficientNetLite(variant).apply({"params": params}, resized).pooled
 

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 Metrics = dict[str, jax.Array]
 StepFunction = Callable[[TrainState, Any, jax.Array, Any], tuple[TrainState, Metrics]]
+SUSPECT = "suspect"  # a metric that is not logged: where in the data set a value is not finite, -1 = nowhere
 AHEAD = 2  # steps that may be queued on the device: it never waits for the host, and a signal is heard soon
 
 
@@ -143,14 +144,17 @@ def _restore_or_init(
 def _finite_means(job: str, step: int, pending: list[Metrics], checkpoints: Checkpoints) -> dict[str, float]:
     """Means over the steps since the last call; stops the run if any single value is not finite."""
     values = jax.device_get(pending)
-    names = list(values[0])
+    names = [name for name in values[0] if name != SUSPECT]
     for offset, metrics in enumerate(values):
         broken = [name for name in names if not np.isfinite(metrics[name])]
         if broken:
             checkpoints.wait()
+            suspect = metrics.get(SUSPECT, -1)
+            first = f", first for image {suspect} of the training images (counted from 0)" if suspect >= 0 else ""
             raise RearError(
-                f"{job}: {', '.join(broken)} not finite at step {step - len(values) + 1 + offset}; the checkpoint of "
-                f"step {checkpoints.latest_step() or 0} is intact. Lower the learning rate or raise the precision."
+                f"{job}: {', '.join(broken)} not finite at step {step - len(values) + 1 + offset}{first}; the "
+                f"checkpoint of step {checkpoints.latest_step() or 0} is intact. Lower the learning rate or raise the "
+                "precision."
             )
     return {name: float(np.mean([metrics[name] for metrics in values])) for name in names}
 

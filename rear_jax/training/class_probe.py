@@ -1,0 +1,89 @@
+"""A frozen classifier of this data set's classes, for rewards: a linear probe on EfficientNet-Lite0 features."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from rear_jax.convert import efficientnet as efficientnet_weights
+from rear_jax.data.batches import ordered_batches
+from rear_jax.data.images import ImageSource
+from rear_jax.errors import RearError
+from rear_jax.metrics import features
+from rear_jax.metrics.probe import fit_probe
+
+NETWORK = "lite0"  # not the one that the default evaluation looks through
+BATCH_SIZE = 64
+
+
+class ClassProbe(NamedTuple):
+    """The classifier; the function takes the parameters first, so that a compiled step need not hold them.
+
+    Attributes:
+      params: frozen.
+      log_probability: (params, images [B, H, W, 3] in [0, 1], labels [B]) -> [B], differentiable in the images.
+      real_accuracy: top-1 accuracy on real images that it was not fitted to.
+    """
+
+    params: Any
+    log_probability: Callable[[Any, jax.Array, jax.Array], jax.Array]
+    real_accuracy: float
+
+
+def fit(source: ImageSource, data: ConfigDict, *, count: int, feature_size: int) -> ClassProbe:
+    """Fits the probe to images that are evenly spread over a source; the same input gives the same probe.
+
+    Args:
+      source: labelled images.
+      data: `config.data`.
+      count: how many of them to look at, at most.
+      feature_size: pixels, both sides, at which the network looks.
+
+    Raises:
+      RearError: a class of the data is not among the images looked at.
+    """
+    network = efficientnet_weights.load(NETWORK)
+    extractor = features.efficientnet_extractor(network, NETWORK, feature_size)
+    labels: list[np.ndarray] = []
+
+    def images():
+        for batch in ordered_batches(_Spread(source, count), image_size=data.image_size, batch_size=BATCH_SIZE):
+            labels.append(batch["label"])
+            yield batch["image"]
+
+    extracted = features.extract(extractor, images())
+    probe = fit_probe(extracted, np.concatenate(labels))
+    scaler, regression = (step for _, step in probe.classifier.steps)
+    if missing := sorted(set(range(data.num_classes)) - set(regression.classes_)):
+        raise RearError(
+            f"config.posttrain.reward.class_probability: none of the {len(extracted)} images that the probe looked at "
+            f"is of class {missing[0]}; raise config.posttrain.probe_images."
+        )
+    coefficients, intercept = regression.coef_, regression.intercept_
+    if len(coefficients) == 1:  # scikit-learn keeps one row for two classes
+        coefficients, intercept = (np.concatenate([-x / 2, x / 2]) for x in (coefficients, intercept))
+    kernel = (coefficients / scaler.scale_).T.astype(np.float32)  # [D, classes]
+    bias = (intercept - coefficients @ (scaler.mean_ / scaler.scale_)).astype(np.float32)
+
+    def log_probability(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+        pooled = features.efficientnet_features(params["network"], images, variant=NETWORK, size=feature_size)
+        logits = jnp.dot(pooled, params["kernel"], precision="highest") + params["bias"]
+        return jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=-1)[:, 0]
+
+    return ClassProbe({"network": network, "kernel": kernel, "bias": bias}, log_probability, probe.real_accuracy)
+
+
+class _Spread:
+    """At most `count` images of a source, evenly spread, so that a set sorted by class stays balanced."""
+
+    def __init__(self, source: ImageSource, count: int):
+        self._source, self._count = source, min(len(source), count)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index) -> tuple[np.ndarray, int]:
+        return self._source[int(index) * len(self._source) // self._count]

@@ -1,0 +1,114 @@
+"""Policy gradients over groups of samples: what VA-π and AR-GRPO share, from rewards to the optimiser's steps."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from rear_jax import grpo
+from rear_jax.errors import RearError
+from rear_jax.training.loop import SUSPECT
+from rear_jax.training.posttraining import parts
+from rear_jax.training.state import TrainState, accumulated_gradients, apply_gradients, learning_rate, merged_parts
+
+
+class Rollout(NamedTuple):
+    """What the policy drew, and what it was worth.
+
+    Attributes:
+      context: what the samples' probabilities are conditioned on, arrays that lead with B.
+      samples: [B, G, N].
+      old: [B, G, N] log-probabilities of the samples when they were drawn.
+      advantages: [B, G].
+    """
+
+    context: Any
+    samples: jax.Array
+    old: jax.Array
+    advantages: jax.Array
+
+
+def check(settings: ConfigDict) -> None:
+    """Raises RearError where the settings of a policy gradient cannot work."""
+    if settings.group < 2:
+        raise RearError(f"config.posttrain.group = {settings.group}: a standard deviation needs at least 2 samples.")
+    if settings.inner_updates < 1:
+        raise RearError(f"config.posttrain.inner_updates = {settings.inner_updates}: give at least 1.")
+
+
+def judge(
+    networks: parts.Networks, settings: ConfigDict, frozen: dict, samples: jax.Array, batch: dict
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Advantages [B, G] of samples [B, G, N], and what to watch of their rewards."""
+    reward, by_name = parts.score(networks, settings, frozen, samples, batch)
+    advantages = grpo.group_advantages(reward, max_advantage=settings.max_advantage)
+    return advantages, {
+        "reward": jnp.mean(reward),
+        "reward_std": jnp.std(reward),
+        "reward_spread": jnp.mean(jnp.std(reward, axis=-1, ddof=1)),
+        "advantage_spread": jnp.std(advantages),
+        SUSPECT: parts.first_not_finite(reward, batch),
+        **{f"reward_{name}": jnp.mean(part) for name, part in by_name.items()},
+    }
+
+
+def clipped_loss(
+    settings: ConfigDict, new: jax.Array, rollout: Rollout, reference: Callable[[], jax.Array]
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The clipped objective and, where its weight is not 0, the divergence from the reference.
+
+    Args:
+      settings: `config.posttrain`.
+      new: [B, G, N] log-probabilities of the samples under the policy as it is now.
+      rollout: the samples.
+      reference: makes those under the generator that training started from; called only if needed.
+
+    Returns:
+      The loss and its terms by name.
+    """
+    policy = grpo.policy_terms(new, rollout.old, rollout.advantages, clip_range=settings.clip_range)
+    metrics = {"policy": policy.loss, "ratio": policy.ratio, "clip_share": policy.clip_share}
+    if not settings.kl_weight:
+        return policy.loss, metrics
+    kl = grpo.kl_to_reference(new, reference())
+    return policy.loss + settings.kl_weight * kl, metrics | {"kl": kl}
+
+
+def make_step(config: ConfigDict, optimizer: optax.GradientTransformation, first_loss, later_loss):
+    """The step function of a policy gradient with `inner_updates` optimiser steps for each rollout.
+
+    Args:
+      config: the experiment.
+      optimizer: of the generator's parameters.
+      first_loss: (params, batch, key, frozen) -> (loss, (metrics, rollout)): draws its own samples, so that rollout
+        and first update may share a forward pass.
+      later_loss: (params, rollout, frozen) -> (loss, metrics), for the updates after it.
+
+    Returns:
+      step(state, batch, key, frozen) -> (state, metrics).
+    """
+    settings = config.posttrain
+    schedule = learning_rate(settings.optimizer, settings.loop.steps * settings.inner_updates)
+
+    def step(state: TrainState, batch: dict, key: jax.Array, frozen: dict) -> tuple[TrainState, dict]:
+        def first(params, batch, key):
+            return first_loss(params, batch, key, frozen)
+
+        def later(params, rollout, key):
+            return later_loss(params, rollout, frozen)
+
+        start = state.step
+        (stacked, rollout), gradients = accumulated_gradients(first, state.params, batch, key, settings.accumulation)
+        metrics = parts.means(stacked) | {"gradient_norm": optax.tree.norm(gradients)}
+        rollout = merged_parts(rollout)
+        state = apply_gradients(state, gradients, optimizer)
+        for _ in range(settings.inner_updates - 1):
+            last, gradients = accumulated_gradients(later, state.params, rollout, key, settings.accumulation)
+            metrics |= {name: jnp.mean(last[name]) for name in ("ratio", "clip_share")}
+            state = apply_gradients(state, gradients, optimizer)
+        return state.replace(step=start + 1), metrics | {"learning_rate": schedule(start * settings.inner_updates)}
+
+    return step

@@ -1,0 +1,74 @@
+"""Straight-through post-training: the decoder's gradient flows into the logits (a baseline in arXiv 2512.19680).
+
+Forward, each position decodes the vector of its most probable code; backward, that of softmax(logits / τ). The vectors
+are those that decoding uses, normalised where the tokenizer normalises.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from rear_jax import grpo, losses
+from rear_jax.errors import RearError
+from rear_jax.training.loop import SUSPECT
+from rear_jax.training.posttraining import parts, rewards
+
+TRAINS = "generator"
+draw_samples = parts.teacher_forced_samples
+
+
+def check(config: ConfigDict) -> None:
+    """Raises RearError where `config.posttrain` cannot work."""
+    parts.check(config.posttrain)
+    rewards.require(config.posttrain, rewards.DIFFERENTIABLE, "has no gradient in the image, which 'ste' needs")
+    if config.posttrain.ste_temperature <= 0.0:
+        raise RearError(f"config.posttrain.ste_temperature = {config.posttrain.ste_temperature}: give more than 0.")
+
+
+def make_step(networks: parts.Networks, config: ConfigDict, optimizer: optax.GradientTransformation):
+    """step(state, batch, key, frozen with 'tokenizer' and what rewards need)."""
+    settings = config.posttrain
+    check(config)
+
+    def loss_fn(params: Any, batch: dict, key: jax.Array, frozen: dict):
+        context = parts.read_context(networks, settings, frozen, batch, key)
+        logits = parts.predict(networks, params, context)
+        reward, by_name = reconstruction(networks, settings, frozen, logits, batch)
+        prior = jnp.mean(losses.next_code_cross_entropy(logits, context.codes))
+        loss = settings.prior_weight * prior - jnp.mean(reward)
+        watched = {"loss": loss, "prior": prior, "entropy": grpo.entropy(logits), "reward": jnp.mean(reward)}
+        suspect = {SUSPECT: parts.first_not_finite(reward[:, None], batch)}
+        return loss, watched | suspect | {f"reward_{name}": jnp.mean(part) for name, part in by_name.items()}
+
+    return parts.descent_step(config, optimizer, loss_fn)
+
+
+def reconstruction(
+    networks: parts.Networks, settings: ConfigDict, frozen: dict, logits: jax.Array, batch: dict
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Rewards [B] of what logits [B, N, K] decode to, and their parts; their gradient is the straight-through one."""
+    tokenizer, variables = networks.tokenizer, {"params": frozen["tokenizer"]}
+    every = jnp.arange(tokenizer.codebook_size)[None]
+    vectors = tokenizer.apply(variables, every, method="embed")[0]  # [K, D]
+
+    @jax.checkpoint
+    def of_one_image(inputs):
+        logits, image, label = inputs
+        mixed = straight_through(logits, settings.ste_temperature) @ vectors  # [N, D]
+        decoded = tokenizer.apply(variables, mixed[None], method="decode_embeddings")
+        seen = rewards.Seen(networks, frozen, None, image[None])
+        return rewards.total(settings, decoded, label[None], seen)
+
+    inputs = logits, parts.unit_images(batch), batch["label"]
+    reward, by_name = jax.lax.map(of_one_image, inputs, batch_size=settings.images_at_once)
+    return reward[:, 0], by_name
+
+
+def straight_through(logits: jax.Array, temperature: float) -> jax.Array:
+    """One-hot argmax of logits [..., K] in float32, with the gradient of softmax(logits / temperature)."""
+    soft = jax.nn.softmax(logits.astype(jnp.float32) / temperature, axis=-1)
+    hard = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1])
+    return soft + jax.lax.stop_gradient(hard - soft)

@@ -1,0 +1,59 @@
+"""VA-π: a generator is rewarded for teacher-forced samples that decode back to the image (arXiv 2512.19680).
+
+One forward pass serves an image: its logits are what samples are drawn from, what their log-probabilities are gathered
+from, and what the prior's cross-entropy is of. Dropout and label dropping are off, so that ρ is 1 at the first update.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from rear_jax import grpo, losses
+from rear_jax.training.posttraining import parts, policy
+
+TRAINS = "generator"
+draw_samples = parts.teacher_forced_samples
+
+
+def check(config: ConfigDict) -> None:
+    """Raises RearError where `config.posttrain` cannot work."""
+    parts.check(config.posttrain)
+    policy.check(config.posttrain)
+
+
+def make_step(networks: parts.Networks, config: ConfigDict, optimizer: optax.GradientTransformation):
+    """step(state, batch, key, frozen with 'tokenizer', what rewards need, and 'reference' for a KL term)."""
+    settings = config.posttrain
+    check(config)
+
+    def first_loss(params: Any, batch: dict, key: jax.Array, frozen: dict):
+        noise_key, sample_key = jax.random.split(key)
+        context = parts.read_context(networks, settings, frozen, batch, noise_key)
+        logits = parts.predict(networks, params, context)
+        samples = grpo.draw_groups(sample_key, jax.lax.stop_gradient(logits), settings.group)
+        advantages, watched = policy.judge(networks, settings, frozen, samples, batch)
+        old = jax.lax.stop_gradient(grpo.gather_log_probabilities(logits, samples))
+        rollout = policy.Rollout(context, samples, old, advantages)
+        loss, metrics = objective(logits, rollout, frozen)
+        return loss, (metrics | watched | {"entropy": grpo.entropy(logits)}, rollout)
+
+    def later_loss(params: Any, rollout: policy.Rollout, frozen: dict):
+        return objective(parts.predict(networks, params, rollout.context), rollout, frozen)
+
+    def objective(logits: jax.Array, rollout: policy.Rollout, frozen: dict):
+        """Clipped objective + β · cross-entropy of the image's own codes, for logits of the policy as it is now."""
+
+        def reference():
+            logits = parts.predict(networks, frozen["reference"], rollout.context)
+            return grpo.gather_log_probabilities(logits, rollout.samples)
+
+        new = grpo.gather_log_probabilities(logits, rollout.samples)
+        loss, metrics = policy.clipped_loss(settings, new, rollout, reference)
+        prior = jnp.mean(losses.next_code_cross_entropy(logits, rollout.context.codes))
+        loss += settings.prior_weight * prior
+        return loss, metrics | {"prior": prior, "loss": loss}
+
+    return policy.make_step(config, optimizer, first_loss, later_loss)

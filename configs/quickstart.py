@@ -3,70 +3,12 @@
     python -m rear_jax.main --config=configs/quickstart.py --workdir=/tmp/quickstart
 
 Trains a tokenizer (8×8 codes of 256), encodes 12 000 images that ship with the package, trains a small reAR on the
-codes, samples 100 garments of each of the ten classes, and scores them. See README.md for what to expect.
+codes, post-trains it by VA-π, samples 100 garments of each of the ten classes, and scores them. See README.md for what
+to expect.
 """
 
-from rear_jax.config import default
+from rear_jax.experiments import fashion_mnist
 
 
 def get_config():
-    config = default()
-    config.jobs = ("tokenizer", "tokenize", "train", "sample", "evaluate")
-
-    config.data.source = "fashion_mnist"
-    config.data.path = ""  # the embedded subset
-    config.data.eval_split = "test"
-    config.data.image_size = 32
-    config.data.num_classes = 10
-
-    config.tokenizer.codebook_size = 256
-    config.tokenizer.z_channels = 16
-    config.tokenizer.hidden_channels = 16
-    config.tokenizer.channel_mult = (1, 2, 2)
-    config.tokenizer.num_res_blocks = 1
-
-    vq = config.tokenizer_training
-    vq.mse_weight = 4.0
-    vq.perceptual_weight = 0.1
-    vq.codebook_update = "ema"
-    vq.codebook_decay = 0.9
-    vq.revive_below = 0.05
-    vq.augmentation = "flip"
-    vq.loop.steps = 160
-    vq.loop.batch_size = 32
-    vq.loop.log_every = 10
-    vq.loop.picture_every = 160
-    vq.loop.checkpoint_every = 80
-    vq.optimizer.learning_rate = 2e-3
-    vq.optimizer.warmup_steps = 30
-
-    config.codes.augmentation = "center"
-    config.codes.num_shards = 8
-    config.codes.in_memory = True
-
-    config.model.width = 128
-    config.model.depth = 3
-    config.model.heads = 4
-    config.model.mlp_width = 512
-    config.model.dropout = 0.0
-    config.model.dtype = "float32"
-    config.model.unroll = 3
-    config.method.deep_layer = 2
-    config.method.projector_width = 128
-
-    config.train.loop.steps = 320
-    config.train.loop.batch_size = 32
-    config.train.loop.log_every = 10
-    config.train.loop.picture_every = 0
-    config.train.loop.checkpoint_every = 160
-    config.train.optimizer.learning_rate = 3e-3
-    config.train.optimizer.warmup_steps = 40
-
-    config.sample.num_images = 1000
-    config.sample.batch_size = 100
-    config.sample.guidance_scale = 3.0
-    config.sample.guidance_power = 1.0
-
-    config.evaluate.feature_size = 64
-    config.evaluate.num_reference = 1000
-    return config
+    return fashion_mnist()

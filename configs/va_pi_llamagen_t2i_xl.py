@@ -14,7 +14,7 @@ T5-XL features [captions, at most 120, 2048] and their mask (rear_jax/data/capti
 --config.sample.stage=posttrain --config.sample.captions=... Not run here: the results are the paper's.
 """
 
-from rear_jax.config import llamagen_imagenet
+from rear_jax.experiments import llamagen_imagenet
 
 
 def get_config():

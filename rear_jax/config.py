@@ -115,6 +115,7 @@ def default() -> ConfigDict:
     post.images_at_once = 1  # how many images, each with its G samples, are decoded together
     post.max_advantage = 5.0
     post.clip_range = 0.2
+    post.policy_weight = 1.0  # of the clipped objective; 0 leaves the prior alone, with rewards watched
     post.prior_weight = 0.1  # β, of the cross-entropy of the image's own codes
     post.kl_weight = 0.0  # of the divergence from the generator that training started from; 0 = none is kept
     post.inner_updates = 1  # optimiser steps per rollout
@@ -132,6 +133,13 @@ def default() -> ConfigDict:
     post.optimizer.warmup_steps = 0
     post.optimizer.b2 = 0.999
     post.optimizer.weight_decay = 1e-4
+
+    config.study = study = ConfigDict()  # one experiment in variants, over seeds; see rear_jax/jobs/study.py
+    study.seeds = (0, 1, 2)
+    study.jobs = ("train",)  # once a seed, for all variants
+    study.variants = ConfigDict()  # name -> settings that differ, nested as here
+    study.variant_jobs = ("posttrain", "sample", "evaluate")  # once a seed and variant
+    study.last = 20  # logged steps that the table's training metrics are means of
 
     config.sample = sample = ConfigDict()
     sample.stage = "train"  # whose generator: that of --job=train, or 'posttrain'
@@ -241,24 +249,6 @@ def llamagen() -> ConfigDict:
     model.remat = False
     model.unroll = 1
     return model
-
-
-def llamagen_imagenet(image_size: int) -> ConfigDict:
-    """LlamaGen's experiment on ImageNet-1k with its own tokenizer, at the size of GPT-B; its configs start from it."""
-    config = default()
-    config.data.image_size = image_size
-    config.tokenizer = llamagen_vq()
-    config.model = llamagen()
-    config.method.name = "ar"
-    config.train.loop.batch_size = 256
-    config.train.loop.steps = 300 * 5_004  # 300 epochs of whole batches
-    optimizer = config.train.optimizer
-    optimizer.learning_rate = optimizer.final_learning_rate = 1e-4  # constant
-    optimizer.warmup_steps = 0
-    optimizer.b2 = 0.95
-    optimizer.weight_decay = 0.05
-    config.sample.guidance = "constant"
-    return config.lock()
 
 
 def loop_settings() -> ConfigDict:

@@ -1,6 +1,6 @@
 """Jobs: one file each, a `run(config, workdir)` that reads top to bottom."""
 
-from rear_jax.jobs import convert, evaluate, import_codes, posttrain, sample, tokenize, tokenizer, train
+from rear_jax.jobs import convert, evaluate, import_codes, posttrain, sample, study, tokenize, tokenizer, train
 
 JOBS = {
     "tokenizer": tokenizer.run,
@@ -10,5 +10,6 @@ JOBS = {
     "posttrain": posttrain.run,
     "sample": sample.run,
     "evaluate": evaluate.run,
+    "study": study.run,
     "convert": convert.run,
 }

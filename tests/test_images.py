@@ -199,7 +199,7 @@ def test_tfds(prepared: Path):
 
 
 def test_tfds_by_name(prepared: Path):
-    with pytest.raises(RearError, match=r"tfds build tiny_pictures --file_format=array_record"):
+    with pytest.raises(RearError, match=r"--dataset=tiny_pictures --data_dir=DIR`, or set TFDS_DATA_DIR"):
         open_source("tfds", "tiny_pictures", "train")
     tfds.core.add_data_dir(prepared.parent.parent)
     assert len(open_source("tfds", "tiny_pictures", "train")) == 7

@@ -6,7 +6,8 @@ A source is a random-access sequence of (image, label). `open_source(name, path,
                  `split` is 'train' or 'test'.
   folder         the images are in `<path>/<split>/<class>/`, or for the split '' in `<path>/<class>/`.
   tfds           `path` is a TFDS name ('imagenet2012', looked for in $TFDS_DATA_DIR) or the version folder of a
-                 prepared set ('DIR/imagenet2012/5.1.0'), stored as array_record; `split` is one of its splits.
+                 prepared set ('DIR/imagenet2012/5.1.0'), stored as array_record (launch/prepare_imagenet.sh makes
+                 one); `split` is one of its splits.
   arrays         `path` is an .npz with `<split>_images` and `<split>_labels`, or for the split '' `images` and
                  `labels`; a `num_classes` in it is heeded.
 """
@@ -188,7 +189,7 @@ def _open_tfds(path: str, split: str) -> ImageSource:
     except NotImplementedError:
         raise RearError(
             f"TFDS data set {path} is not stored for random access: "
-            f"run `tfds build {builder.name} --file_format=array_record --data_dir=DIR` with a new DIR"
+            f"prepare it anew by `launch/prepare_imagenet.sh --dataset={builder.name} --data_dir=DIR` with a new DIR"
         ) from None
     except ValueError as error:
         known = ", ".join(builder.info.splits)
@@ -208,8 +209,8 @@ def _tfds_builder(tfds: ModuleType, path: str) -> Any:
         raise RearError(f"{path!r} is neither a prepared TFDS version folder nor a TFDS name ({reason})") from None
     if not (Path(builder.data_dir) / "dataset_info.json").is_file():
         raise RearError(
-            f"TFDS data set {path} is not prepared in {builder.data_dir}: run `tfds build {path} "
-            "--file_format=array_record`, or set TFDS_DATA_DIR to where it is"
+            f"TFDS data set {path} is not prepared in {builder.data_dir}: run `launch/prepare_imagenet.sh "
+            f"--dataset={path} --data_dir=DIR`, or set TFDS_DATA_DIR to where it is"
         )
     return builder
 

@@ -141,9 +141,7 @@ class BlockC(Block):
         branches = [
             Conv(192, name="branch1x1")(x),
             self.chain(x, "branch7x7", (inner, (1, 1)), (inner, row), (192, column)),
-            self.chain(
-                x, "branch7x7dbl", (inner, (1, 1)), (inner, column), (inner, row), (inner, column), (192, row)
-            ),
+            self.chain(x, "branch7x7dbl", (inner, (1, 1)), (inner, column), (inner, row), (inner, column), (192, row)),
             Conv(192, name="branch_pool")(average_pool(x)),
         ]
         return jnp.concatenate(branches, axis=-1)

@@ -219,7 +219,7 @@ class TestFeatures:
 
         def mean_colour(batch):
             shapes.append(batch.shape)
-            return jnp.asarray(batch, jnp.float32).mean(axis=(1, 2))
+            return {"pooled": jnp.asarray(batch, jnp.float32).mean(axis=(1, 2))}
 
         images = np.random.default_rng(0).integers(256, size=(11, 4, 6, 3), dtype=np.uint8)
         extractor = FeatureExtractor(name="colour", recipe="mean colour", dim=3, apply=mean_colour)

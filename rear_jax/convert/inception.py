@@ -1,5 +1,6 @@
 """The weights of FID's Inception-v3, out of the PyTorch port of the 2015 graph (`pt_inception-2015-12-05`)."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,12 +39,18 @@ def params_from(tensors: Mapping[str, np.ndarray], *, source: str = "the state d
     Raises:
       RearError: a tensor is missing, unexpected or of another shape, or not finite.
     """
-    images = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
-    shapes = jax.eval_shape(InceptionV3().init, jax.random.key(0), images)["params"]
-    params = from_torch(fold_batch_norm(tensors, source=source), shapes, torch_name, ignore=UNUSED, source=source)
+    folded = fold_batch_norm(tensors, source=source)
+    params = from_torch(folded, parameter_shapes(), torch_name, ignore=UNUSED, source=source)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
         raise RearError(f"{source} has weights that are NaN or infinite; fetch the file again.")
     return params
+
+
+@functools.cache
+def parameter_shapes() -> Any:
+    """Of `InceptionV3`."""
+    images = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
+    return jax.eval_shape(InceptionV3().init, jax.random.key(0), images)["params"]
 
 
 def torch_name(path: Path) -> TorchName:

@@ -299,8 +299,8 @@ def test_a_tokenizer_alone(workdir, quick_network, caplog):
 @pytest.mark.slow
 def test_the_whole_of_it_on_inception(workdir, tmp_path):
     save_file(test_inception.tensors(), tmp_path / "inception.safetensors")
-    changes = {"network": "inception", "inception": str(tmp_path / "inception.safetensors"), "kid_subset_size": 20}
-    changes |= {"num_reference": 30, "batch_size": 10}
+    changes = {"network": "inception", "inception": str(tmp_path / "inception.safetensors"), "kid_subset_size": 10}
+    changes |= {"num_reference": 12, "batch_size": 12}
     toy.run(workdir, "evaluate", **{f"evaluate__{key}": value for key, value in changes.items()})
     result = json.loads((workdir / "scores.json").read_text())
     assert all(np.isfinite(list(values.values())).all() for values in result["scores"].values())

@@ -16,8 +16,9 @@ from rear_jax.experiments import fashion_mnist
 def get_config():
     config = fashion_mnist()
     config.jobs = ("tokenizer", "tokenize", "study")
-    config.posttrain.loop.steps = 120
+    config.posttrain.loop.steps = 100
     config.posttrain.loop.log_every = 4
+    config.evaluate.tokenizer = False  # it is the same in all variants
     config.study.last = 10
     with config.study.unlocked():
         config.study.variants = ConfigDict(

@@ -166,11 +166,18 @@ def default() -> ConfigDict:
     import_codes.source = ""  # RAR's .jsonl, LlamaGen's folder of .npy files or AliTok's .npz
 
     config.evaluate = evaluate = ConfigDict()
-    evaluate.network = "lite2"  # EfficientNet-Lite member whose features are compared
-    evaluate.feature_size = 224  # pixels, both sides, at which that network looks
+    evaluate.network = "lite2"  # EfficientNet-Lite 'lite0' or 'lite2', or 'inception' for FID, sFID, IS and KID
+    evaluate.inception = ""  # the latter's weights, pt_inception-2015-12-05-6726825d.pth
+    evaluate.feature_size = 224  # pixels, both sides, at which an EfficientNet looks
     evaluate.batch_size = 64
+    evaluate.reference = ""  # '' = training images; else an .npz such as ADM's VIRTUAL_imagenet256_labeled.npz
     evaluate.num_reference = 50_000  # training images that the score is taken against
+    evaluate.num_compared = 10_000  # images of the reference that precision, recall and KID look at
     evaluate.neighbours = 3  # k of precision and recall
+    evaluate.kid_subsets = 100
+    evaluate.kid_subset_size = 1000  # 0 = no KID
+    evaluate.tokenizer = True  # score held-out images and their reconstructions too
+    evaluate.cache = ""  # folder that keeps what a reference comes to; '' = <workdir>/references
     return config.lock()
 
 

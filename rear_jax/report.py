@@ -46,12 +46,21 @@ def _scores(result: dict) -> list[str]:
     for name, values in result["scores"].items():
         cells = (f"{values[column]:.3f}" if column in values else "" for column in columns)
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    return [
-        *lines,
-        "",
-        f"{columns[0]} is a Fréchet distance on the named network's features: lower is better, and the floor is what "
-        "real images score. It is not FID and compares with no published one.",
-    ]
+    return [*lines, "", _meaning(columns, result["recipe"])]
+
+
+def _meaning(columns: list[str], recipe: dict) -> str:
+    """What the distance is, and whether it compares with published ones."""
+    lower = "lower is better, and the floor is what real images score."
+    if "FID" not in columns and "rFID" not in columns:
+        return (
+            f"{columns[0]} is a Fréchet distance on the named network's features: {lower} "
+            "It is not FID and compares with no published one."
+        )
+    if recipe["comparable_with_published_FID"]:
+        return f"FID is by the protocol of ADM's evaluator: {lower} The samples' compares with published ones."
+    reasons = "; ".join(recipe["not_comparable_because"])
+    return f"FID is on Inception's features: {lower} It compares with no published one: {reasons}."
 
 
 def _last(records: list[dict], names: tuple[str, ...]) -> list[str]:

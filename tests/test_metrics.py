@@ -14,7 +14,7 @@ from rear_jax.errors import RearError
 from rear_jax.metrics import perceptual
 from rear_jax.metrics.efficientnet import EfficientNetLite
 from rear_jax.metrics.features import FeatureExtractor, efficientnet_extractor, extract
-from rear_jax.metrics.precision_recall import precision_recall
+from rear_jax.metrics.precision_recall import kth_smallest, precision_recall
 from rear_jax.metrics.probe import fit_probe
 from rear_jax.metrics.statistics import Gaussian, GaussianStatistics, frechet_distance
 
@@ -114,6 +114,11 @@ class TestPrecisionRecall:
         assert min(expected) > 0.3
         assert max(expected) < 1
         np.testing.assert_allclose(precision_recall(real, generated, neighbours), expected, atol=1e-12)
+
+    @pytest.mark.parametrize("k", [1, 2, 5])
+    def test_kth_smallest_counts_equal_ones_apiece(self, k):
+        values = np.random.default_rng(0).integers(6, size=(40, 9)).astype(np.float32)
+        np.testing.assert_array_equal(jax.jit(kth_smallest, static_argnums=1)(values, k), np.sort(values)[:, k - 1])
 
     def test_refusals(self):
         points = np.zeros((5, 2))
@@ -219,7 +224,7 @@ class TestFeatures:
 
         def mean_colour(batch):
             shapes.append(batch.shape)
-            return jnp.asarray(batch, jnp.float32).mean(axis=(1, 2))
+            return {"pooled": jnp.asarray(batch, jnp.float32).mean(axis=(1, 2))}
 
         images = np.random.default_rng(0).integers(256, size=(11, 4, 6, 3), dtype=np.uint8)
         extractor = FeatureExtractor(name="colour", recipe="mean colour", dim=3, apply=mean_colour)

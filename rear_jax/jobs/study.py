@@ -56,11 +56,12 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 
 def _seeded(config: ConfigDict, workdir: Path, seed: int) -> ConfigDict:
-    """The experiment with another seed, on the tokenizer and the codes of the whole study."""
+    """The experiment with another seed, on the tokenizer, the codes and the reference of the whole study."""
     made = config.copy_and_resolve_references()
     made.seed = seed
     made.tokenizer_from = config.tokenizer_from or str(artifacts.tokenizer_folder(workdir))
     made.codes_from = str(artifacts.codes_folder(config, workdir))
+    made.evaluate.cache = config.evaluate.cache or str(workdir / "references")
     return made
 
 

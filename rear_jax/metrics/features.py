@@ -2,15 +2,18 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from rear_jax.errors import RearError
-from rear_jax.metrics import efficientnet
+from rear_jax.metrics import efficientnet, inception
+
+Features = dict[str, np.ndarray]  # 'pooled' [n, D], and what else the network has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,15 +22,16 @@ class FeatureExtractor:
 
     Attributes:
       name: short name for tables, such as "EffNetLite2@96".
-      recipe: everything that decides the features, to be printed beside each number.
-      dim: D, the width of the features.
-      apply: images [B, H, W, 3], uint8 in [0, 255] or float in [0, 1], to features [B, D] float32; jitted.
+      recipe: everything that decides the features but the weights, to be printed beside each number.
+      dim: D, the width of the pooled features.
+      apply: images [B, H, W, 3], uint8 in [0, 255] or float in [0, 1], to float32 features by name: 'pooled' [B, D],
+        of Inception also 'spatial' [B, 2023] and 'logits' [B, 1008]; jitted.
     """
 
     name: str
     recipe: str
     dim: int
-    apply: Callable[[jax.Array | np.ndarray], jax.Array]
+    apply: Callable[[jax.Array | np.ndarray], dict[str, jax.Array]]
 
 
 def efficientnet_extractor(params: Any, variant: str, size: int) -> FeatureExtractor:
@@ -38,7 +42,7 @@ def efficientnet_extractor(params: Any, variant: str, size: int) -> FeatureExtra
       variant: "lite0" or "lite2".
       size: side in pixels that the network sees.
     """
-    apply = functools.partial(efficientnet_features, jax.device_put(params), variant=variant, size=size)
+    apply = functools.partial(efficientnet_features, _on_all_devices(params), variant=variant, size=size)
     return FeatureExtractor(
         name=f"EffNet{variant.capitalize()}@{size}",
         recipe=f"EfficientNet-{variant} pooled features; antialiased bilinear resize to {size}x{size}; float32",
@@ -47,10 +51,31 @@ def efficientnet_extractor(params: Any, variant: str, size: int) -> FeatureExtra
     )
 
 
+def inception_extractor(params: Any) -> FeatureExtractor:
+    """What FID, sFID and the Inception Score are computed from.
+
+    Args:
+      params: of `InceptionV3`, as `rear_jax.convert.inception.load` gives.
+    """
+    return FeatureExtractor(
+        name="Inception",
+        recipe="Inception-v3 of 2015-12-05; TensorFlow 1's bilinear resize to 299x299; float32",
+        dim=inception.POOLED,
+        apply=functools.partial(_inception_features, _on_all_devices(params)),
+    )
+
+
 @functools.partial(jax.jit, static_argnames=("variant", "size"))
-def efficientnet_features(params: Any, images: jax.Array, *, variant: str, size: int) -> jax.Array:
+def efficientnet_features(params: Any, images: jax.Array, *, variant: str, size: int) -> dict[str, jax.Array]:
     resized = _resize(_unit_range(images), size)
-    return efficientnet.EfficientNetLite(variant).apply({"params": params}, resized).pooled
+    return {"pooled": efficientnet.EfficientNetLite(variant).apply({"params": params}, resized).pooled}
+
+
+@jax.jit
+def _inception_features(params: Any, images: jax.Array) -> dict[str, jax.Array]:
+    levels = images if images.dtype == jnp.uint8 else 255.0 * images
+    outputs = inception.InceptionV3().apply({"params": params}, inception.resize(levels))
+    return {"pooled": outputs.pooled, "spatial": outputs.spatial, "logits": outputs.logits}
 
 
 def _unit_range(images: jax.Array) -> jax.Array:
@@ -63,33 +88,55 @@ def _resize(images: jax.Array, size: int) -> jax.Array:
     return jax.image.resize(images, (len(images), size, size, 3), "bilinear", antialias=True)
 
 
-def extract(extractor: FeatureExtractor, batches: Iterable[np.ndarray]) -> np.ndarray:
-    """Features of a stream of image batches, in order.
+def _placement(*axes: str) -> NamedSharding:
+    """On all devices of this process: whole copies, or with the axis 'data' divided."""
+    mesh = jax.make_mesh(
+        (jax.local_device_count(),), ("data",), devices=jax.local_devices(), axis_types=(AxisType.Auto,)
+    )
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+
+def _on_all_devices(params: Any) -> Any:
+    return jax.device_put(params, _placement())
+
+
+def stream(extractor: FeatureExtractor, batches: Iterable[np.ndarray]) -> Iterator[Features]:
+    """Features of a stream of image batches, batch by batch in order, computed on all devices of this process.
 
     Smaller batches than the first, as a last one may be, are padded to its size and so compile nothing new. One batch
-    is computed on the device while the next is being read.
+    is computed on the devices while the next is being read.
 
     Args:
       extractor: what to apply.
       batches: arrays [b, H, W, 3] that the extractor takes, of one H, W and dtype.
 
-    Returns:
-      [n, D] float32.
+    Yields:
+      The extractor's features of each batch, on the host.
 
     Raises:
       RearError: there are no images, or a batch is larger than the first.
     """
-    computed: list[jax.Array | np.ndarray] = []
-    size = 0
+    size, devices, split = 0, jax.local_device_count(), _placement("data")
+    running: tuple[dict[str, jax.Array], int] | None = None
     for batch in batches:
         size = size or len(batch)
         if len(batch) > size:
             raise RearError(f"A batch of {len(batch)} images follows a first one of {size}; give batches of one size.")
-        padded = batch if len(batch) == size else np.pad(batch, ((0, size - len(batch)), (0, 0), (0, 0), (0, 0)))
-        running = extractor.apply(padded)[: len(batch)]
-        if computed:
-            computed[-1] = np.asarray(computed[-1])  # fetched while the new batch runs
-        computed.append(running)
-    if not size:
+        missing = -(-size // devices) * devices - len(batch)
+        padded = np.pad(batch, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else batch
+        started = extractor.apply(jax.device_put(padded, split)), len(batch)
+        if running:
+            yield _fetch(*running)  # while the new batch runs
+        running = started
+    if not running:
         raise RearError("There are no images to take features of; check the folder or the data set's split.")
-    return np.concatenate(computed)
+    yield _fetch(*running)
+
+
+def _fetch(features: dict[str, jax.Array], count: int) -> Features:
+    return {name: np.asarray(array)[:count] for name, array in features.items()}
+
+
+def extract(extractor: FeatureExtractor, batches: Iterable[np.ndarray]) -> np.ndarray:
+    """The pooled features [n, D] of a stream of image batches, see `stream`."""
+    return np.concatenate([features["pooled"] for features in stream(extractor, batches)])

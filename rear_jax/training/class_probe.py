@@ -69,8 +69,8 @@ def fit(source: ImageSource, data: ConfigDict, *, count: int, feature_size: int)
     bias = (intercept - coefficients @ (scaler.mean_ / scaler.scale_)).astype(np.float32)
 
     def log_probability(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-        pooled = features.efficientnet_features(params["network"], images, variant=NETWORK, size=feature_size)
-        logits = jnp.dot(pooled, params["kernel"], precision="highest") + params["bias"]
+        seen = features.efficientnet_features(params["network"], images, variant=NETWORK, size=feature_size)
+        logits = jnp.dot(seen["pooled"], params["kernel"], precision="highest") + params["bias"]
         return jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=-1)[:, 0]
 
     return ClassProbe({"network": network, "kernel": kernel, "bias": bias}, log_probability, probe.real_accuracy)

@@ -1,0 +1,305 @@
+"""What an evaluation is made of: the network, the reference images, and the tokenizer's reconstructions.
+
+`--job=evaluate` puts these together; so can whatever else wants a score of a set of images: make the extractor and the
+reference once, then call `metrics.scores.score` as often as there are sets.
+"""
+
+import hashlib
+import json
+import logging
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from rear_jax import artifacts
+from rear_jax.atomic import atomic_file
+from rear_jax.convert import efficientnet as efficientnet_weights
+from rear_jax.convert import inception as inception_weights
+from rear_jax.data.archive import STATISTICS, ImageArchive
+from rear_jax.data.batches import ordered_batches
+from rear_jax.data.images import open_source
+from rear_jax.errors import RearError
+from rear_jax.metrics import scores
+from rear_jax.metrics.efficientnet import SCALES
+from rear_jax.metrics.features import FeatureExtractor, efficientnet_extractor, inception_extractor
+from rear_jax.metrics.similarity import psnr, ssim
+from rear_jax.metrics.statistics import Gaussian
+from rear_jax.pictures import to_uint8
+from rear_jax.progress import ProgressBar
+from rear_jax.tokenizers import quantizer
+from rear_jax.training import mesh as placement
+from rear_jax.training.perceptual import PerceptualNetwork
+
+log = logging.getLogger(__name__)
+
+PROBES = 8  # images of a data set that its fingerprint is taken of
+
+
+class Network(NamedTuple):
+    """An extractor and the hash of its weights."""
+
+    extractor: FeatureExtractor
+    weights: str
+
+
+def load_network(settings: ConfigDict) -> Network:
+    """The network of `config.evaluate` with its weights.
+
+    Raises:
+      RearError: its name is unknown, or its weights are not given, missing, damaged or of another network.
+    """
+    if settings.network in SCALES:
+        params = efficientnet_weights.load(settings.network)
+        extractor = efficientnet_extractor(params, settings.network, settings.feature_size)
+    elif settings.network == "inception":
+        if not settings.inception:
+            raise RearError(
+                "config.evaluate.network = 'inception' needs its weights: give config.evaluate.inception, "
+                "the file pt_inception-2015-12-05-6726825d.pth."
+            )
+        params = inception_weights.load(settings.inception)
+        extractor = inception_extractor(params)
+    else:
+        raise RearError(f"config.evaluate.network = {settings.network!r}: use {', '.join(SCALES)} or inception.")
+    return Network(extractor, artifacts.fingerprint(params, {}))
+
+
+def score_settings(settings: ConfigDict) -> scores.Settings:
+    """What of `config.evaluate` the scores depend on."""
+    return scores.Settings(settings.neighbours, settings.kid_subsets, settings.kid_subset_size)
+
+
+class RealImages:
+    """A number of images of a source, evenly spread over it, so that a set sorted by class stays balanced."""
+
+    def __init__(self, data: ConfigDict, split: str, wanted: int):
+        """Opens `split` of `config.data`; takes `wanted` of its images, or all where it has fewer."""
+        self.source = open_source(data.source, data.path, split)
+        self.indices = spread(len(self.source), wanted)
+        self.size = data.image_size
+        self.name = f"{len(self.indices)} images of {data.source} {data.path}/{split}, evenly spread, centre crop"
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index) -> tuple[np.ndarray, int]:
+        return self.source[int(self.indices[int(index)])]
+
+    def batches(self, batch_size: int, labels: list[np.ndarray]) -> Iterator[np.ndarray]:
+        """uint8 batches [b, S, S, 3] in order; their labels [b] are added to `labels`."""
+        for batch in ordered_batches(self, image_size=self.size, batch_size=batch_size):
+            labels.append(batch["label"])
+            yield batch["image"]
+
+    def fingerprint(self) -> str:
+        """Names the set by its description and a few of its images."""
+        digest = hashlib.sha256(f"{self.name} at {self.size}, {len(self.source)} in all".encode())
+        for index in spread(len(self), PROBES):
+            image, label = self[index]
+            digest.update(np.ascontiguousarray(image).tobytes() + str(label).encode())
+        return digest.hexdigest()[:16]
+
+
+def spread(total: int, wanted: int) -> np.ndarray:
+    """At most `wanted` indices of `total`, evenly spread."""
+    count = min(total, wanted)
+    return np.arange(count) * total // count
+
+
+class ReferencePlan(NamedTuple):
+    """A reference that need not be computed yet: what it is of, and the name of the file that keeps it."""
+
+    images: RealImages | ImageArchive
+    name: str
+    fingerprint: str
+    size: int
+    published: bool  # statistics and images in the form of ADM's reference batches
+
+
+def plan_reference(config: ConfigDict, network: Network) -> ReferencePlan:
+    """What the images are to be compared with: those of `config.evaluate.reference`, or training images.
+
+    Raises:
+      RearError: the file or the data set is missing, damaged, or of no use as a reference.
+    """
+    settings = config.evaluate
+    if settings.reference:
+        images = ImageArchive(Path(settings.reference), remedy="give config.evaluate.reference another .npz")
+        inception = settings.network == "inception"
+        if not images.shape and not (inception and set(STATISTICS) <= set(images.names)):
+            raise RearError(f"{images.path} is no reference: it has neither images arr_0 nor statistics of Inception.")
+        size = images.shape[1] if images.shape else 0
+        name = f"{images.path.name}: {len(images)} images"
+        content, published = images.fingerprint, inception and bool(images.shape) and _has_statistics(images)
+    else:
+        images = RealImages(config.data, config.data.train_split, settings.num_reference)
+        name, size, content, published = images.name, images.size, images.fingerprint(), False
+    decides = (content, network.weights, network.extractor.recipe, settings.num_compared)
+    fingerprint = hashlib.sha256(repr(decides).encode()).hexdigest()[:16]
+    return ReferencePlan(images, name, fingerprint, size, published)
+
+
+def prepare_reference(
+    plan: ReferencePlan, extractor: FeatureExtractor, settings: ConfigDict, folder: Path
+) -> scores.Reference:
+    """The reference of a plan, read from `folder` where it was made before, else computed and kept there.
+
+    Raises:
+      RearError: an image or statistic cannot be read, or is not fit for the network.
+    """
+    path = folder / f"reference-{plan.fingerprint}.npz"
+    if path.exists():
+        try:
+            return scores.Reference.load(path)
+        except (zipfile.BadZipFile, KeyError, ValueError, EOFError, OSError) as error:
+            raise RearError(f"{path} cannot be read ({error}): delete it, it will be made again.") from error
+    reference = _compute_reference(plan, extractor, settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as temporary:
+        reference.save(temporary)
+    log.info("evaluate: kept the reference in %s", path)
+    return reference
+
+
+def _compute_reference(plan: ReferencePlan, extractor: FeatureExtractor, settings: ConfigDict) -> scores.Reference:
+    labels: list[np.ndarray] = []
+    described = None
+    if isinstance(plan.images, RealImages):
+        described = describe(plan.images.batches(settings.batch_size, labels), len(plan.images), extractor, "reference")
+    elif plan.images.shape:
+        described = describe(plan.images.batches(settings.batch_size), len(plan.images), extractor, "reference")
+    if isinstance(plan.images, ImageArchive) and extractor.name == "Inception" and _has_statistics(plan.images):
+        moments, spatial = (_read_gaussian(plan.images, *names) for names in (STATISTICS[:2], STATISTICS[2:]))
+    else:
+        moments, spatial = scores.moments(described.pooled), described.spatial
+    pooled = described.pooled if described else np.zeros((0, extractor.dim), np.float32)
+    compared = spread(len(pooled), settings.num_compared) if len(pooled) else slice(0)
+    return scores.Reference(
+        name=plan.name,
+        fingerprint=plan.fingerprint,
+        size=plan.size,
+        moments=moments,
+        spatial=spatial,
+        features=pooled[compared],
+        labels=np.concatenate(labels)[compared] if labels else np.zeros(0, np.int32),
+    )
+
+
+def describe(batches: Iterable[np.ndarray], count: int, extractor: FeatureExtractor, name: str) -> scores.Described:
+    """`metrics.scores.describe` under a progress bar."""
+    with ProgressBar(f"evaluate {name}", total=count, unit="image") as bar:
+        return scores.describe(extractor, bar.over(batches))
+
+
+def _has_statistics(archive: ImageArchive) -> bool:
+    return set(STATISTICS) <= set(archive.names)
+
+
+def _read_gaussian(archive: ImageArchive, mean: str, covariance: str) -> Gaussian:
+    found = Gaussian(*(archive.read(name).astype(np.float64) for name in (mean, covariance)))
+    if found.mean.ndim != 1 or found.covariance.shape != 2 * found.mean.shape:
+        raise RearError(
+            f"{archive.path}: {mean} {found.mean.shape} and {covariance} {found.covariance.shape} are no moments."
+        )
+    return found
+
+
+class Reconstructions:
+    """Images through the tokenizer, with what they lose on the way."""
+
+    def __init__(self, tokenizer: artifacts.Tokenizer, network: PerceptualNetwork | None):
+        """Takes the tokenizer, and LPIPS where its files are given."""
+        self._tokenizer, self._network = tokenizer, network
+        self._mesh = placement.make_mesh()
+        lpips = network.params if network else {}
+        self._params = jax.device_put((tokenizer.params, lpips), placement.replicated(self._mesh))
+        self._codes: list[np.ndarray] = []
+        self._differences: list[dict[str, np.ndarray]] = []
+        self._rows = 0
+
+    def over(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """uint8 images [b, S, S, 3] -> the same through the codes, as 8 bits; no batch is larger than the first."""
+        reconstruct, differ = jax.jit(self._reconstruct), jax.jit(self._differ)
+        for images in batches:
+            count, devices = len(images), jax.device_count()
+            self._rows = self._rows or -(-count // devices) * devices
+            before = np.pad(images, ((0, self._rows - count), (0, 0), (0, 0), (0, 0)))
+            codes, decoded = reconstruct(self._params[0], jax.device_put(before, placement.split(self._mesh)))
+            after = to_uint8(np.asarray(decoded))
+            pair = jax.device_put((before, after), placement.split(self._mesh))
+            found = differ(self._params[1], *pair)
+            self._codes.append(np.asarray(codes)[:count])
+            self._differences.append({name: np.asarray(value)[:count] for name, value in found.items()})
+            yield after[:count]
+
+    def scores(self) -> dict[str, float]:
+        """Means over the images that have passed: PSNR (dB), SSIM and LPIPS, then how the codebook was used."""
+        names = self._differences[0]
+        means = {name: float(np.concatenate([d[name] for d in self._differences]).mean()) for name in names}
+        codes, size = np.concatenate(self._codes), self._tokenizer.module.codebook_size
+        return means | {
+            "codebook_usage": float(quantizer.codebook_usage(codes, size)),
+            "codebook_perplexity": float(quantizer.perplexity(codes, size)),
+        }
+
+    def _reconstruct(self, params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        apply = self._tokenizer.module.apply
+        codes = apply({"params": params}, images.astype(jnp.float32) / 255.0, method="encode")
+        return codes, apply({"params": params}, codes, method="decode")
+
+    def _differ(self, params: Any, before: jax.Array, after: jax.Array) -> dict[str, jax.Array]:
+        pair = [images.astype(jnp.float32) / 255.0 for images in (before, after)]
+        found = {"PSNR": psnr(*pair), "SSIM": ssim(*pair)}
+        return found | ({"LPIPS": self._network.distance(params, *pair)} if self._network else {})
+
+
+class Samples(NamedTuple):
+    """A sampled set: its images, read in a stream, their labels [n], and the recipe that it was drawn by."""
+
+    images: ImageArchive
+    labels: np.ndarray
+    recipe: dict | str
+
+
+def open_samples(workdir: Path) -> Samples:
+    """What `--job=sample` has left.
+
+    Raises:
+      RearError: it is missing or damaged, or holds fewer images than were asked for.
+    """
+    path, drawn_by = workdir / "samples.npz", workdir / "samples.json"
+    images = ImageArchive(path, remedy="delete it and run --job=sample again" if path.exists() else "run --job=sample")
+    if not images.shape:
+        raise RearError(f"{path} cannot be read (no images arr_0): delete it and run --job=sample again.")
+    labels = images.read("labels")
+    recipe = json.loads(drawn_by.read_text()) if drawn_by.exists() else "unknown: no samples.json beside them"
+    asked = recipe["num_images"] if isinstance(recipe, dict) else len(images)
+    if not len(images) == len(labels) == asked:
+        raise RearError(
+            f"{path} holds {len(images)} images and {len(labels)} labels where {asked} were asked for: "
+            "delete it and run --job=sample again."
+        )
+    return Samples(images, labels, recipe)
+
+
+def not_comparable(network: str, plan: ReferencePlan, samples: Samples | None, num_classes: int) -> list[str]:
+    """Why the FID of these samples is no number to hold against published ones; empty where it is one."""
+    if samples is None:
+        return ["there are no samples"]
+    count, height, width, _ = samples.images.shape
+    per_class = np.bincount(samples.labels, minlength=num_classes)
+    conditions = {
+        f"the network is {network}, not inception": network == "inception",
+        "the reference is no ADM reference batch of 256 pixels": plan.published and plan.size == 256,
+        f"there are {count} samples, not 50000": count == 50_000,
+        f"the samples' labels are not balanced: {per_class.min()} to {per_class.max()} per class": np.ptp(per_class)
+        == 0,
+        f"the samples have {height}x{width} pixels, not 256x256": (height, width) == (256, 256),
+    }
+    return [reason for reason, met in conditions.items() if not met]

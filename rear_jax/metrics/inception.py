@@ -1,0 +1,230 @@
+"""Inception-v3 as the published FIDs use it: the graph of 2015-12-05, not torchvision's network of that name.
+
+It differs in that average pools leave the padding out of the count, the last block has a max pool, and images are
+resized to 299 × 299 by TensorFlow 1's bilinear rule (Szegedy et al. 2015, arXiv:1512.00567; Heusel et al. 2017,
+arXiv:1706.08500). The network is only ever used frozen, so every convolution carries its BatchNorm folded into a kernel
+and a bias; `rear_jax.convert.inception` does the folding and loads the weights, which are the user's.
+
+Blocks and branches have the names of the public PyTorch port (`pt_inception-2015-12-05`).
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+SIZE = 299  # pixels, both sides, that the network sees
+POOLED = 2048  # width of the features of FID
+SPATIAL = 17 * 17 * 7  # ... and of sFID
+CLASSES = 1008
+
+
+class Outputs(NamedTuple):
+    """What the network says about B images, all float32; the first three are averaged over space.
+
+    `spatial` is what the evaluator of ADM (guided-diffusion, evaluations/evaluator.py) takes for sFID: the first seven
+    channels of the graph's tensor `mixed_6/conv:0`. The graph counts its blocks `mixed`, `mixed_1` … `mixed_10`, which
+    are 5b, 5c, 5d, 6a … 6e, 7a, 7b, 7c here, so `mixed_6` is 6d; a convolution's scope is named after its last node,
+    the ReLU, and `conv` without a `tower` before it is the block's 1×1 branch. (`mixed_7` would be 6e.)
+
+    Attributes:
+      first: [B, 64], after the first max pool.
+      second: [B, 192], after the second.
+      middle: [B, 768], of the last block at 17 × 17.
+      pooled: [B, 2048], of the last block: the features of FID, KID, precision and recall.
+      spatial: [B, 2023], [17, 17, 7] laid out row by row: the features of sFID.
+      logits: [B, 1008], without the bias, as the Inception Score takes them.
+    """
+
+    first: jax.Array
+    second: jax.Array
+    middle: jax.Array
+    pooled: jax.Array
+    spatial: jax.Array
+    logits: jax.Array
+
+
+def resize(images: jax.Array, size: int = SIZE) -> jax.Array:
+    """TensorFlow 1's bilinear resize: align_corners=False, no half-pixel centres, no antialiasing.
+
+    Output pixel i looks at the place i · n / size of n pixels; beyond the last one that one is repeated.
+
+    Args:
+      images: [B, H, W, C] of any dtype.
+      size: the new height and width.
+
+    Returns:
+      [B, size, size, C] float32, the values unchanged where the size is right already.
+    """
+    return _resize_axis(_resize_axis(images.astype(jnp.float32), 2, size), 1, size)
+
+
+def _resize_axis(images: jax.Array, axis: int, size: int) -> jax.Array:
+    length = images.shape[axis]
+    if length == size:
+        return images
+    place = np.arange(size, dtype=np.float32) * (np.float32(length) / np.float32(size))
+    lower = np.floor(place).astype(np.int32)
+    share = np.expand_dims(place - lower, [i for i in range(images.ndim) if i != axis])
+    below = jnp.take(images, lower, axis=axis)
+    above = jnp.take(images, np.minimum(lower + 1, length - 1), axis=axis)
+    return below + (above - below) * share
+
+
+class Conv(nn.Module):
+    """A convolution with bias and ReLU at full float32 precision: "SAME", or "VALID" with a stride."""
+
+    features: int
+    kernel: tuple[int, int] = (1, 1)
+    stride: int = 1
+    padding: str = "SAME"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        strides = (self.stride, self.stride)
+        convolution = nn.Conv(
+            self.features, self.kernel, strides, self.padding, precision=jax.lax.Precision.HIGHEST, name="conv"
+        )
+        return nn.relu(convolution(x))
+
+
+class Block(nn.Module):
+    """What the blocks share: convolutions by the name of their branch, and pools."""
+
+    def chain(self, x: jax.Array, branch: str, *layers: tuple[int, tuple[int, int]]) -> jax.Array:
+        """Convolutions (features, kernel) in a row, named `<branch>_1`, `<branch>_2` …"""
+        for index, (features, kernel) in enumerate(layers, start=1):
+            x = Conv(features, kernel, name=f"{branch}_{index}")(x)
+        return x
+
+
+class BlockA(Block):
+    """35 × 35: 1×1, 5×5, two 3×3, and an average pool with `pool` channels."""
+
+    pool: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        branches = [
+            Conv(64, name="branch1x1")(x),
+            self.chain(x, "branch5x5", (48, (1, 1)), (64, (5, 5))),
+            self.chain(x, "branch3x3dbl", (64, (1, 1)), (96, (3, 3)), (96, (3, 3))),
+            Conv(self.pool, name="branch_pool")(average_pool(x)),
+        ]
+        return jnp.concatenate(branches, axis=-1)
+
+
+class BlockB(Block):
+    """35 × 35 to 17 × 17."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        double = self.chain(x, "branch3x3dbl", (64, (1, 1)), (96, (3, 3)))
+        branches = [
+            Conv(384, (3, 3), 2, "VALID", name="branch3x3")(x),
+            Conv(96, (3, 3), 2, "VALID", name="branch3x3dbl_3")(double),
+            halving_pool(x),
+        ]
+        return jnp.concatenate(branches, axis=-1)
+
+
+class BlockC(Block):
+    """17 × 17: 1×1, 7×7 as 1×7 and 7×1 through `inner` channels, twice that, and an average pool."""
+
+    inner: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        row, column, inner = (1, 7), (7, 1), self.inner
+        branches = [
+            Conv(192, name="branch1x1")(x),
+            self.chain(x, "branch7x7", (inner, (1, 1)), (inner, row), (192, column)),
+            self.chain(x, "branch7x7dbl", (inner, (1, 1)), (inner, column), (inner, row), (inner, column), (192, row)),
+            Conv(192, name="branch_pool")(average_pool(x)),
+        ]
+        return jnp.concatenate(branches, axis=-1)
+
+
+class BlockD(Block):
+    """17 × 17 to 8 × 8."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        single = self.chain(x, "branch3x3", (192, (1, 1)))
+        seven = self.chain(x, "branch7x7x3", (192, (1, 1)), (192, (1, 7)), (192, (7, 1)))
+        branches = [
+            Conv(320, (3, 3), 2, "VALID", name="branch3x3_2")(single),
+            Conv(192, (3, 3), 2, "VALID", name="branch7x7x3_4")(seven),
+            halving_pool(x),
+        ]
+        return jnp.concatenate(branches, axis=-1)
+
+
+class BlockE(Block):
+    """8 × 8: 1×1, a 3×3 split into 1×3 beside 3×1, a second one deeper, and a pool: average, or max where `last`."""
+
+    last: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        single = Conv(384, name="branch3x3_1")(x)
+        double = self.chain(x, "branch3x3dbl", (448, (1, 1)), (384, (3, 3)))
+        pooled = nn.max_pool(x, (3, 3), padding="SAME") if self.last else average_pool(x)
+        branches = [
+            Conv(320, name="branch1x1")(x),
+            Conv(384, (1, 3), name="branch3x3_2a")(single),
+            Conv(384, (3, 1), name="branch3x3_2b")(single),
+            Conv(384, (1, 3), name="branch3x3dbl_3a")(double),
+            Conv(384, (3, 1), name="branch3x3dbl_3b")(double),
+            Conv(192, name="branch_pool")(pooled),
+        ]
+        return jnp.concatenate(branches, axis=-1)
+
+
+def average_pool(x: jax.Array) -> jax.Array:
+    """3 × 3 means over the pixels that there are."""
+    return nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)
+
+
+def halving_pool(x: jax.Array) -> jax.Array:
+    """3 × 3 maxima at every second pixel."""
+    return nn.max_pool(x, (3, 3), strides=(2, 2), padding="VALID")
+
+
+class InceptionV3(nn.Module):
+    """The network from resized images to `Outputs`."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> Outputs:
+        """Maps images [B, 299, 299, 3], float in [0, 255], as `resize` gives them, to `Outputs`."""
+        x = (images - 128.0) / 128.0
+        x = Conv(32, (3, 3), 2, "VALID", name="Conv2d_1a_3x3")(x)
+        x = Conv(32, (3, 3), padding="VALID", name="Conv2d_2a_3x3")(x)
+        x = Conv(64, (3, 3), name="Conv2d_2b_3x3")(x)
+        first = x = halving_pool(x)
+        x = Conv(80, name="Conv2d_3b_1x1")(x)
+        x = Conv(192, (3, 3), padding="VALID", name="Conv2d_4a_3x3")(x)
+        second = x = halving_pool(x)
+        for name, pool in (("5b", 32), ("5c", 64), ("5d", 64)):
+            x = BlockA(pool, name=f"Mixed_{name}")(x)
+        x = BlockB(name="Mixed_6a")(x)
+        for name, inner in (("6b", 128), ("6c", 160), ("6d", 160), ("6e", 192)):
+            x = BlockC(inner, name=f"Mixed_{name}")(x)
+            if name == "6d":
+                spatial = x[..., :7]  # a block's output begins with its 1×1 branch
+        middle = x
+        x = BlockD(name="Mixed_7a")(x)
+        x = BlockE(last=False, name="Mixed_7b")(x)
+        x = BlockE(last=True, name="Mixed_7c")(x)
+        pooled = x.mean(axis=(1, 2))
+        logits = nn.Dense(CLASSES, use_bias=False, precision=jax.lax.Precision.HIGHEST, name="fc")(pooled)
+        return Outputs(
+            first=first.mean(axis=(1, 2)),
+            second=second.mean(axis=(1, 2)),
+            middle=middle.mean(axis=(1, 2)),
+            pooled=pooled,
+            spatial=spatial.reshape(len(spatial), -1),
+            logits=logits,
+        )

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from rear_jax.convert import layout, llamagen, llamagen_vq, maskgit_vqgan, rar, vqgan_plus
+from rear_jax.convert import alitok_tokenizer, layout, llamagen, llamagen_vq, maskgit_vqgan, rar, titok, vqgan_plus
 from rear_jax.convert.torch_files import read_tensors
 from rear_jax.errors import RearError
 
@@ -38,8 +38,10 @@ FORMATS = (
     Format("tokenizer", "maskgit_vqgan", maskgit_vqgan),
     Format("tokenizer", "vqgan_plus", vqgan_plus),
     Format("tokenizer", "llamagen_vq", llamagen_vq),
+    Format("tokenizer", "titok", titok),
+    Format("tokenizer", "alitok", alitok_tokenizer),
 )
-PUBLISHED = {  # (network, width, depth), for tokenizers (network, levels) -> name and million parameters
+PUBLISHED = {  # (network, width, depth), for tokenizers (network, `EXTENT`) -> name and million parameters
     ("rar", 768, 20): ("reAR-S", 218.4),
     ("rar", 768, 24): ("RAR-B or reAR-B", 260.9),
     ("rar", 1024, 24): ("RAR-L or reAR-L", 461.7),
@@ -55,6 +57,14 @@ PUBLISHED = {  # (network, width, depth), for tokenizers (network, levels) -> na
     ("vqgan_plus", 5): ("VQGAN+", 55.0),
     ("llamagen_vq", 5): ("LlamaGen VQ-16", 71.9),
     ("llamagen_vq", 4): ("LlamaGen VQ-8", 70.1),
+    ("titok", 512, "codes", 128): ("TiTok-S-128", 83.7),
+    ("titok", 768, "codes", 64): ("TiTok-B-64", 204.8),
+    ("titok", 1024, "codes", 32): ("TiTok-L-32", 641.1),
+    ("alitok", 768, 1024, 17): ("AliTok", 389.9),
+}
+EXTENT = {  # what tells the published sizes of a tokenizer apart; of those with a grid it is the number of levels
+    "titok": ("decoder_width", "predicts", "num_latent_tokens"),
+    "alitok": ("encoder_width", "decoder_width", "prefix_tokens"),
 }
 KINDS = {"model": "generator", "tokenizer": "tokenizer"}
 
@@ -89,6 +99,8 @@ def lookup(section: str, sizes: Mapping[str, Any]) -> tuple[str, float | None]:
     if section == "model":
         network = "llamagen_text" if sizes.get("condition") == "text" else sizes["name"]
         key = network, sizes["width"], sizes["depth"]
+    elif sizes["name"] in EXTENT:
+        key = sizes["name"], *(sizes[size] for size in EXTENT[sizes["name"]])
     else:
         key = sizes["name"], len(sizes["channel_mult"])
     return PUBLISHED.get(key, (f"a {sizes['name']} of no published size", None))

@@ -4,6 +4,7 @@ A file format is a module of this package with `SIGNATURE` (a key that only this
 `torch_name`; `FORMATS` lists them all.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,6 +67,8 @@ EXTENT = {  # what tells the published sizes of a tokenizer apart; of those with
     "titok": ("decoder_width", "predicts", "num_latent_tokens"),
     "alitok": ("encoder_width", "decoder_width", "prefix_tokens"),
 }
+HUB_CONFIG = "config.json"
+HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 KINDS = {"model": "generator", "tokenizer": "tokenizer"}
 
 
@@ -106,11 +109,30 @@ def lookup(section: str, sizes: Mapping[str, Any]) -> tuple[str, float | None]:
     return PUBLISHED.get(key, (f"a {sizes['name']} of no published size", None))
 
 
+def weights_file(place: Path) -> Path | None:
+    """The file with the weights of a published checkpoint, None where `place` is none.
+
+    Args:
+      place: the file itself, or a folder as model hubs hand it out, with `config.json` beside the weights.
+
+    Raises:
+      RearError: such a folder lacks the weights.
+    """
+    if place.is_file():
+        return place
+    if not (place / HUB_CONFIG).is_file():
+        return None
+    found = [place / name for name in HUB_WEIGHTS if (place / name).is_file()]
+    if not found:
+        raise RearError(f"{place} has a {HUB_CONFIG} but neither of {', '.join(HUB_WEIGHTS)}: download it again.")
+    return found[0]
+
+
 def read_params(path: Path, config: ConfigDict, section: str, shapes: Any) -> Any:
     """The parameters in a published file, for the network that the config describes.
 
     Args:
-      path: of the file.
+      path: of the file, or of a hub's folder.
       config: the experiment.
       section: 'model' or 'tokenizer'.
       shapes: parameter shapes of that network.
@@ -122,7 +144,7 @@ def read_params(path: Path, config: ConfigDict, section: str, shapes: Any) -> An
     Raises:
       RearError: the file holds something else, other sizes, or not everything; each key or setting is named.
     """
-    tensors = read_tensors(path)
+    tensors = read_tensors(weights_file(path) or path)
     found = detect(tensors, str(path))
     if found.section != section:
         raise RearError(f"{path} holds a {KINDS[found.section]} ({found.network}), not a {KINDS[section]}.")
@@ -135,9 +157,18 @@ def read_params(path: Path, config: ConfigDict, section: str, shapes: Any) -> An
     return layout.from_torch(tensors, shapes, found.layout.torch_name, ignore=ignore, source=str(path))
 
 
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise RearError(f"{path} is damaged ({error}): download it again.") from error
+
+
 def _require_sizes(found: Format, tensors: Mapping[str, np.ndarray], config: ConfigDict, path: Path) -> None:
     settings = config[found.section]
     sizes = {"name": found.network} | found.layout.sizes(tensors, source=str(path))
+    if found.layout is titok and (path / HUB_CONFIG).is_file():
+        sizes |= titok.hub_sizes(_read_json(path / HUB_CONFIG), source=str(path / HUB_CONFIG))
     wrong = [
         f"{key} {size!r} (config: {settings.get(key)!r})" for key, size in sizes.items() if settings.get(key) != size
     ]

@@ -7,9 +7,11 @@ import numpy as np
 
 from rear_jax.convert import vit, vqgan
 from rear_jax.convert.layout import Path, TorchName
+from rear_jax.errors import RearError
 
 SIGNATURE = r"decoder\.mask_token"
 IGNORE = ("pixel_quantize.", "pixel_decoder.")  # spare in a file of a network that makes pixels itself
+HEADS = {"small": 8, "base": 12, "large": 16}
 
 
 def torch_name(path: Path) -> TorchName:
@@ -35,6 +37,26 @@ def sizes(tensors: Mapping[str, np.ndarray], *, source: str = "the state dict") 
         return found | {"predicts": "codes"} | _proxy_sizes(tensors)
     except KeyError as missing:
         raise vqgan.foreign_file(source, missing, "TiTok") from missing
+
+
+def hub_sizes(config: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+    """The attributes of `TiTok` that a hub folder's `config.json` gives beyond what the weights determine.
+
+    Raises:
+      RearError: it is not the one of a TiTok with a codebook.
+    """
+    try:
+        settings = config["model"]["vq_model"]
+        if settings.get("quantize_mode", "vq") != "vq":
+            raise RearError(f"{source} describes a TiTok without a codebook, which cannot be used here.")
+        return {
+            "encoder_heads": HEADS[settings["vit_enc_model_size"]],
+            "decoder_heads": HEADS[settings["vit_dec_model_size"]],
+            "l2_normalize": settings["use_l2_norm"],
+            "legacy_reshape": settings.get("is_legacy", True),
+        }
+    except (KeyError, TypeError) as missing:
+        raise RearError(f"{source} lacks {missing}: it is not TiTok's. Give the file with the weights.") from missing
 
 
 def _proxy_sizes(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -54,6 +54,10 @@ class Tokenizer(Protocol):
         """D, the width of a codebook vector."""
 
     @property
+    def decoded_size(self) -> int:
+        """Pixels along each side of a decoded image: `image_size` of every tokenizer that `build` returns."""
+
+    @property
     def last_kernel(self) -> tuple[str, ...]:
         """Path among the parameters of the last layer's kernel, where adversaries are weighed."""
 
@@ -112,4 +116,10 @@ def build(config: ml_collections.ConfigDict, image_size: int) -> nn.Module:
         wrong = ", ".join(sorted(wanted ^ set(given)))
         raise RearError(f"tokenizer {config.name!r} takes exactly the keys {', '.join(sorted(wanted))}: mend {wrong}")
     given = {key: tuple(value) if isinstance(value, list | tuple) else value for key, value in given.items()}
-    return module(**given | {"image_size": image_size, "dtype": jnp.dtype(config.dtype)})
+    made = module(**given | {"image_size": image_size, "dtype": jnp.dtype(config.dtype)})
+    if made.decoded_size != image_size:
+        raise RearError(
+            f"tokenizer {config.name!r} would decode images of {image_size} pixels to {made.decoded_size}: "
+            f"give tokenizer.patch_size 2 to the power of the levels of tokenizer.proxy_channel_mult but one"
+        )
+    return made

@@ -37,6 +37,11 @@ class CodebookTokenizer(nn.Module):
         """N."""
         return math.prod(self.latent_shape)
 
+    @property
+    def decoded_size(self) -> int:
+        """Pixels along each side of a decoded image; `image_size` unless sizes do not fit together."""
+        return self.image_size
+
     def latents(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B *n D"]:
         """Latents before quantisation, not normalised."""
         return self.encoder(images)

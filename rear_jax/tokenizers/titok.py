@@ -3,7 +3,7 @@
 The published TiTok-S-128, -B-64 and -L-32 (4096 unit-length codes of width 12) do not decode to pixels: their decoder
 predicts, for each cell of MaskGIT-VQGAN's 16×16 grid, which of its 1024 codes stands there, and the vectors of these
 codes, mixed by the predicted probabilities, go through MaskGIT-VQGAN's decoder. The later `vq8k` networks make pixels
-themselves. Parameters, MaskGIT's decoder included: 83.7M, 204.8M, 641.1M. Images are in [0, 1].
+themselves. Parameters, MaskGIT's 30.7M included: 83.7M, 204.8M, 641.1M. Images are in [0, 1].
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from rear_jax.errors import RearError
 from rear_jax.tokenizers import blocks, quantizer, vit
 from rear_jax.tokenizers.maskgit_vqgan import MaskGitVQGAN
 
@@ -99,11 +100,11 @@ class TiTok(vit.SequenceTokenizer):
       legacy_reshape: see `vit.Encoder`; the `vq8k` networks do not.
       predicts: what the decoder gives, 'codes' of MaskGIT-VQGAN or 'pixels'.
       proxy_codebook_size, proxy_dim, proxy_channels, proxy_channel_mult, proxy_res_blocks: sizes of that network, only
-        used with predicts = 'codes'. Its images are the data's where it has as many cells as there are patches.
+        used with predicts = 'codes'. It must have as many cells as there are patches: 2**(levels - 1) = patch_size.
       dtype: of the matrix products; parameters, norms, softmax and distances are float32.
 
     Raises:
-      RearError: the image size is no multiple of the patch size.
+      RearError: the image size is no multiple of the patch size, or `predicts` is neither.
     """
 
     image_size: int
@@ -126,6 +127,11 @@ class TiTok(vit.SequenceTokenizer):
     proxy_channel_mult: tuple[int, ...]
     proxy_res_blocks: int
     dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        if self.predicts not in ("codes", "pixels"):
+            raise RearError(f"tokenizer.predicts {self.predicts!r} is unknown: use codes or pixels")
+        super().__post_init__()
 
     def setup(self) -> None:
         self.encoder = vit.Encoder(
@@ -158,6 +164,11 @@ class TiTok(vit.SequenceTokenizer):
     def last_kernel(self) -> tuple[str, ...]:
         """Path of the last layer's kernel."""
         return "decoder" if self.predicts == "pixels" else "pixel_decoder", "conv_out", "kernel"
+
+    @property
+    def decoded_size(self) -> int:
+        """Pixels along each side of a decoded image."""
+        return self.image_size if self.predicts == "pixels" else self.side * 2 ** (len(self.proxy_channel_mult) - 1)
 
     def pixel_logits(self, vectors: Float[Array, "B N D"]) -> Float[Array, "B side side K"]:
         """Logits over the proxy's codes, float32; with predicts = 'pixels' the images themselves."""

@@ -22,6 +22,7 @@ from rear_jax.training.checkpoints import Checkpoints, abstract
 
 GENERATOR_SETTINGS = ("data.num_classes", "tokenizer.", "model.")  # what a generator's parameters depend on
 TOKENIZER_SETTINGS = ("tokenizer.", "data.image_size")  # ... and a tokenizer's
+DECODER_SETTINGS = ("decoder_", "buffer_tokens", "causal_decoder")  # ... of which these are its decoder's alone
 
 
 def tokenizer_folder(workdir: Path) -> Path:
@@ -178,7 +179,7 @@ def generator_shapes(module: Any) -> Any:
 
 def read_tokenizer(place: Path, config: ConfigDict, shapes: Any) -> Any:
     """Parameters of the config's tokenizer from a published file, a converted folder, or that of `--job=tokenizer`."""
-    if place.is_file():
+    if published.weights_file(place) is not None:
         return published.read_params(place, config, "tokenizer", shapes)
     _require_checkpoints(place, "tokenizer")
     checkpoints = Checkpoints(place, keep=1)
@@ -193,12 +194,32 @@ def read_discriminator(config: ConfigDict, workdir: Path, shapes: Any) -> Any:
       RearError: the tokenizer is a published file, or was trained without.
     """
     place = Path(config.tokenizer_from) if config.tokenizer_from else tokenizer_folder(workdir)
-    if place.is_file() or "discriminator" not in Checkpoints(place, keep=1).param_names():
+    if published.weights_file(place) is not None or "discriminator" not in Checkpoints(place, keep=1).param_names():
         raise RearError(
             f"config.posttrain.reward.discriminator: {place} has no discriminator; train a tokenizer with "
             "config.tokenizer_training.discriminator_weight, or set it to 0."
         )
     return Checkpoints(place, keep=1).restore_params({"discriminator": _on_all_devices(shapes)})[1]["discriminator"]
+
+
+def read_encoder(place: Path, config: ConfigDict, shapes: Any) -> Any:
+    """Encoder and codebook of a tokenizer that may have another decoder than the config's, as `read_tokenizer` does.
+
+    Args:
+      place: the file or folder; in a file the decoder must be the config's all the same.
+      config: the experiment.
+      shapes: of the parameters of its tokenizer.
+    """
+    if published.weights_file(place) is None:
+        _require_checkpoints(place, "tokenizer")
+        record = Checkpoints(place, keep=1).record()
+        own = tuple(f"tokenizer.{key}" for key in config.tokenizer if not key.startswith(DECODER_SETTINGS))
+        refuse_changes(record, config, ("data.image_size", *own), str(place))
+        config = config.copy_and_resolve_references()
+        config.tokenizer.update(record["tokenizer"])
+        shapes = tokenizer_shapes(tokenizers.build(config.tokenizer, config.data.image_size))
+    params = read_tokenizer(place, config, shapes)
+    return {part: params[part] for part in ("encoder", "codebook")}
 
 
 def read_generator(place: Path, config: ConfigDict, shapes: Any, tokenizer: Tokenizer | None) -> Any:
@@ -210,7 +231,7 @@ def read_generator(place: Path, config: ConfigDict, shapes: Any, tokenizer: Toke
       shapes: of the parameters; projectors that `place` does not have are left out of the result.
       tokenizer: what the generator must have been made with, where `place` knows; None asks nothing.
     """
-    if place.is_file():
+    if published.weights_file(place) is not None:
         return published.read_params(place, config, "model", shapes)
     _require_checkpoints(place, "train")
     checkpoints = Checkpoints(place, keep=1)

@@ -41,7 +41,11 @@ def default() -> ConfigDict:
 
     config.tokenizer_training = vq = ConfigDict()
     vq.init_from = ""  # '' = from nothing; else a tokenizer to fine-tune: a converted one, a workdir's, or a file
-    vq.mse_weight = 1.0
+    vq.init_parts = "all"  # or 'codes': of init_from take encoder and codebook alone; the decoder starts afresh
+    vq.trained = "all"  # or 'decoder': encoder and codebook stay as init_from has them
+    vq.objective = "pixels"  # or 'codes': those that `proxy` gives the image, predicted by a TiTok
+    vq.proxy = ""  # that tokenizer, a MaskGIT-VQGAN: a converted one, a workdir's, or a published file
+    vq.mse_weight = 1.0  # these two and the discriminator: of the objective 'pixels' alone
     vq.perceptual_weight = 1.0
     vq.perceptual_network = "lite0"  # EfficientNet-Lite 'lite0' or 'lite2', or 'lpips' (needs config.lpips)
     vq.commitment_weight = 0.25
@@ -220,6 +224,53 @@ def llamagen_vq() -> ConfigDict:
     tokenizer.channel_mult = (1, 1, 2, 2, 4)  # one entry per resolution; each but the first halves it
     tokenizer.num_res_blocks = 2  # of the encoder's levels; the decoder's have one more
     tokenizer.l2_normalize = True  # unit-length codes and latents
+    tokenizer.dtype = "float32"
+    return tokenizer
+
+
+def titok() -> ConfigDict:
+    """The tokenizer TiTok at the published size B-64; the `vq8k` networks differ as `predicts` says."""
+    tokenizer = ConfigDict()
+    tokenizer.name = "titok"
+    tokenizer.codebook_size = 4096
+    tokenizer.codebook_dim = 12  # width of a codebook vector
+    tokenizer.num_latent_tokens = 64  # codes per image
+    tokenizer.patch_size = 16  # pixels
+    tokenizer.encoder_width = 768
+    tokenizer.encoder_depth = 12
+    tokenizer.encoder_heads = 12
+    tokenizer.decoder_width = 768
+    tokenizer.decoder_depth = 12
+    tokenizer.decoder_heads = 12
+    tokenizer.l2_normalize = True  # unit-length codes and latents
+    tokenizer.legacy_reshape = True  # the released encoder mixes latents up (False in the `vq8k` networks)
+    tokenizer.predicts = "codes"  # of MaskGIT-VQGAN, or 'pixels' (the `vq8k` networks)
+    tokenizer.proxy_codebook_size = 1024  # sizes of that MaskGIT-VQGAN, not read with 'pixels'
+    tokenizer.proxy_dim = 256
+    tokenizer.proxy_channels = 128
+    tokenizer.proxy_channel_mult = (1, 1, 2, 2, 4)  # its cells must be as many as patches
+    tokenizer.proxy_res_blocks = 2
+    tokenizer.dtype = "float32"
+    return tokenizer
+
+
+def alitok() -> ConfigDict:
+    """The tokenizer AliTok at its published size."""
+    tokenizer = ConfigDict()
+    tokenizer.name = "alitok"
+    tokenizer.codebook_size = 4096
+    tokenizer.codebook_dim = 32  # width of a codebook vector
+    tokenizer.prefix_tokens = 17  # codes before those of the patches
+    tokenizer.patch_size = 16  # pixels
+    tokenizer.encoder_width = 768
+    tokenizer.encoder_depth = 12
+    tokenizer.encoder_heads = 12
+    tokenizer.decoder_width = 1024
+    tokenizer.decoder_depth = 24
+    tokenizer.decoder_heads = 16
+    tokenizer.buffer_tokens = 32  # learned tokens that the decoder sees beside the codes
+    tokenizer.causal_decoder = False  # True in the first stage of training
+    tokenizer.l2_normalize = False  # unit-length codes and latents
     tokenizer.dtype = "float32"
     return tokenizer
 

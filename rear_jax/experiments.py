@@ -2,7 +2,8 @@
 
 from ml_collections import ConfigDict
 
-from rear_jax.config import default, llamagen, llamagen_vq
+from rear_jax.config import default, llamagen, llamagen_vq, titok
+from rear_jax.errors import RearError
 
 
 def fashion_mnist() -> ConfigDict:
@@ -96,4 +97,38 @@ def llamagen_imagenet(image_size: int) -> ConfigDict:
     optimizer.b2 = 0.95
     optimizer.weight_decay = 0.05
     config.sample.guidance = "constant"
+    return config.lock()
+
+
+def titok_imagenet(stage: str) -> ConfigDict:
+    """TiTok's experiment on ImageNet-1k, stage '1' or '2' of its training, at size B-64; its configs start from it.
+
+    Raises:
+      RearError: there is no such stage.
+    """
+    if stage not in ("1", "2"):
+        raise RearError(f"TiTok is trained in stages 1 and 2, not {stage!r}: end --config=FILE with :1 or :2.")
+    config = default()
+    config.jobs = ("tokenizer",)
+    config.tokenizer = titok()
+    config.tokenizer.dtype = "bfloat16"
+    vq = config.tokenizer_training
+    vq.objective, vq.trained = ("codes", "all") if stage == "1" else ("pixels", "decoder")
+    vq.mse_weight = 1.0
+    vq.perceptual_weight = 0.1
+    vq.perceptual_network = "lite2"
+    vq.commitment_weight = 0.25 if stage == "1" else 0.0
+    vq.revive_below = 0.0
+    vq.discriminator_weight = 0.0 if stage == "1" else 0.01
+    vq.discriminator_start = 20_000
+    vq.discriminator_adaptive = False
+    vq.discriminator_channels = 128
+    vq.loop.steps = 1_000_000 if stage == "1" else 500_000
+    vq.loop.batch_size = 256
+    vq.optimizer.learning_rate = 1e-4
+    vq.optimizer.final_learning_rate = 1e-5
+    vq.optimizer.warmup_steps = 10_000 if stage == "1" else 5_000
+    vq.optimizer.b1 = 0.9
+    vq.optimizer.b2 = 0.99 if stage == "1" else 0.999
+    vq.optimizer.weight_decay = 1e-4
     return config.lock()

@@ -11,9 +11,6 @@ from rear_jax.convert.layout import Path, TorchName
 SIGNATURE = r"encoder\.down\.0\.block\.0\.conv1\.weight"
 IGNORE = ()
 
-SIGNATURE = r"encoder\.down\.0\.block\.0\.conv1\.weight"
-IGNORE = ()
-
 
 def torch_name(path: Path) -> TorchName:
     """Where the parameter at `path` of `MaskGitVQGAN` lies in the file."""

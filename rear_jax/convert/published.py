@@ -4,6 +4,7 @@ A file format is a module of this package with `SIGNATURE` (a key that only this
 `torch_name`; `FORMATS` lists them all.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from rear_jax.convert import layout, llamagen, llamagen_vq, maskgit_vqgan, rar, vqgan_plus
+from rear_jax.convert import alitok_tokenizer, layout, llamagen, llamagen_vq, maskgit_vqgan, rar, titok, vqgan_plus
 from rear_jax.convert.torch_files import read_tensors
 from rear_jax.errors import RearError
 
@@ -38,8 +39,10 @@ FORMATS = (
     Format("tokenizer", "maskgit_vqgan", maskgit_vqgan),
     Format("tokenizer", "vqgan_plus", vqgan_plus),
     Format("tokenizer", "llamagen_vq", llamagen_vq),
+    Format("tokenizer", "titok", titok),
+    Format("tokenizer", "alitok", alitok_tokenizer),
 )
-PUBLISHED = {  # (network, width, depth), for tokenizers (network, levels) -> name and million parameters
+PUBLISHED = {  # (network, width, depth), for tokenizers (network, `EXTENT`) -> name and million parameters
     ("rar", 768, 20): ("reAR-S", 218.4),
     ("rar", 768, 24): ("RAR-B or reAR-B", 260.9),
     ("rar", 1024, 24): ("RAR-L or reAR-L", 461.7),
@@ -55,7 +58,17 @@ PUBLISHED = {  # (network, width, depth), for tokenizers (network, levels) -> na
     ("vqgan_plus", 5): ("VQGAN+", 55.0),
     ("llamagen_vq", 5): ("LlamaGen VQ-16", 71.9),
     ("llamagen_vq", 4): ("LlamaGen VQ-8", 70.1),
+    ("titok", 512, "codes", 128): ("TiTok-S-128", 83.7),
+    ("titok", 768, "codes", 64): ("TiTok-B-64", 204.8),
+    ("titok", 1024, "codes", 32): ("TiTok-L-32", 641.1),
+    ("alitok", 768, 1024, 17): ("AliTok", 389.9),
 }
+EXTENT = {  # what tells the published sizes of a tokenizer apart; of those with a grid it is the number of levels
+    "titok": ("decoder_width", "predicts", "num_latent_tokens"),
+    "alitok": ("encoder_width", "decoder_width", "prefix_tokens"),
+}
+HUB_CONFIG = "config.json"
+HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 KINDS = {"model": "generator", "tokenizer": "tokenizer"}
 
 
@@ -89,16 +102,37 @@ def lookup(section: str, sizes: Mapping[str, Any]) -> tuple[str, float | None]:
     if section == "model":
         network = "llamagen_text" if sizes.get("condition") == "text" else sizes["name"]
         key = network, sizes["width"], sizes["depth"]
+    elif sizes["name"] in EXTENT:
+        key = sizes["name"], *(sizes[size] for size in EXTENT[sizes["name"]])
     else:
         key = sizes["name"], len(sizes["channel_mult"])
     return PUBLISHED.get(key, (f"a {sizes['name']} of no published size", None))
+
+
+def weights_file(place: Path) -> Path | None:
+    """The file with the weights of a published checkpoint, None where `place` is none.
+
+    Args:
+      place: the file itself, or a folder as model hubs hand it out, with `config.json` beside the weights.
+
+    Raises:
+      RearError: such a folder lacks the weights.
+    """
+    if place.is_file():
+        return place
+    if not (place / HUB_CONFIG).is_file():
+        return None
+    found = [place / name for name in HUB_WEIGHTS if (place / name).is_file()]
+    if not found:
+        raise RearError(f"{place} has a {HUB_CONFIG} but neither of {', '.join(HUB_WEIGHTS)}: download it again.")
+    return found[0]
 
 
 def read_params(path: Path, config: ConfigDict, section: str, shapes: Any) -> Any:
     """The parameters in a published file, for the network that the config describes.
 
     Args:
-      path: of the file.
+      path: of the file, or of a hub's folder.
       config: the experiment.
       section: 'model' or 'tokenizer'.
       shapes: parameter shapes of that network.
@@ -110,7 +144,7 @@ def read_params(path: Path, config: ConfigDict, section: str, shapes: Any) -> An
     Raises:
       RearError: the file holds something else, other sizes, or not everything; each key or setting is named.
     """
-    tensors = read_tensors(path)
+    tensors = read_tensors(weights_file(path) or path)
     found = detect(tensors, str(path))
     if found.section != section:
         raise RearError(f"{path} holds a {KINDS[found.section]} ({found.network}), not a {KINDS[section]}.")
@@ -123,9 +157,18 @@ def read_params(path: Path, config: ConfigDict, section: str, shapes: Any) -> An
     return layout.from_torch(tensors, shapes, found.layout.torch_name, ignore=ignore, source=str(path))
 
 
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise RearError(f"{path} is damaged ({error}): download it again.") from error
+
+
 def _require_sizes(found: Format, tensors: Mapping[str, np.ndarray], config: ConfigDict, path: Path) -> None:
     settings = config[found.section]
     sizes = {"name": found.network} | found.layout.sizes(tensors, source=str(path))
+    if found.layout is titok and (path / HUB_CONFIG).is_file():
+        sizes |= titok.hub_sizes(_read_json(path / HUB_CONFIG), source=str(path / HUB_CONFIG))
     wrong = [
         f"{key} {size!r} (config: {settings.get(key)!r})" for key, size in sizes.items() if settings.get(key) != size
     ]

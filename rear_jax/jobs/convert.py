@@ -44,7 +44,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if settings.verify:
         _report(section, module, params, config, workdir)
         return
-    if source.is_file():
+    published_source = published.weights_file(source) is not None
+    if published_source:
         _save(section, params, config, workdir / "converted")
     if settings.export:
         target = Path(settings.export)
@@ -52,7 +53,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
             raise RearError(f"config.convert.export = {settings.export!r}: the name must end in .safetensors.")
         safetensors_file.save(target, params, published.format_of(section, config[section].name).layout.torch_name)
         log.info("convert: wrote %s with the authors' key names", target)
-    elif not source.is_file():
+    elif not published_source:
         raise RearError(f"{source} is converted already: name a file to export to, --config.convert.export=FILE.")
 
 
@@ -101,10 +102,11 @@ def _codes(config: ConfigDict, workdir: Path, module: Any) -> Iterator[tuple[np.
 
 def _section(source: Path) -> str:
     """The section of the config that describes what `source` holds, 'model' or 'tokenizer'."""
-    if source.is_dir():
+    file = published.weights_file(source)
+    if file is None and source.is_dir():
         holds = Checkpoints(source, keep=1).record()["holds"]
         return next(section for section, kind in published.KINDS.items() if kind == holds)
-    return published.detect(read_tensors(source), str(source)).section
+    return published.detect(read_tensors(file or source), str(source)).section
 
 
 def _generator(config: ConfigDict) -> Any:

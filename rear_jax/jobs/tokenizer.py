@@ -1,4 +1,4 @@
-"""`--job=tokenizer`: a VQ tokenizer learns to reconstruct images from codes."""
+"""`--job=tokenizer`: a VQ tokenizer learns to reconstruct images from codes, or to predict another's codes first."""
 
 import logging
 from pathlib import Path
@@ -9,9 +9,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rear_jax import artifacts, pictures, tokenizers
-from rear_jax.config import refuse_changes
+from rear_jax.config import maskgit_vqgan, refuse_changes
 from rear_jax.data import batches
 from rear_jax.data.images import open_source
+from rear_jax.errors import RearError
 from rear_jax.tokenizers.discriminator import PatchDiscriminator
 from rear_jax.training import loop, mesh, perceptual, vq
 from rear_jax.training.checkpoints import Checkpoints
@@ -19,7 +20,11 @@ from rear_jax.training.state import TrainState
 
 log = logging.getLogger(__name__)
 
-IDENTITY = ("tokenizer.", "data.image_size", "tokenizer_training.codebook_update")
+IDENTITY = (
+    "tokenizer.",
+    "data.image_size",
+    *(f"tokenizer_training.{setting}" for setting in ("codebook_update", "objective", "trained")),
+)
 SHEET = 16  # images on reconstructions.png
 
 
@@ -31,24 +36,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
     settings, data = config.tokenizer_training, config.data
     mesh.check_batch(settings.loop.batch_size, 1, "config.tokenizer_training.loop.batch_size")
     source = open_source(data.source, data.path, data.train_split)
-    seen_through = perceptual.load(
-        settings.perceptual_network, config.lpips, option="config.tokenizer_training.perceptual_network"
-    )
-    networks = vq.Networks(
-        tokenizers.build(config.tokenizer, data.image_size),
-        seen_through.distance,
-        PatchDiscriminator(settings.discriminator_channels, settings.discriminator_layers)
-        if settings.discriminator_weight
-        else None,
-    )
+    networks, frozen = _networks(config)
     checkpoints = Checkpoints(artifacts.tokenizer_folder(workdir), keep=settings.loop.keep_checkpoints)
     if checkpoints.latest_step() is not None:
         refuse_changes(checkpoints.record(), config, IDENTITY, str(checkpoints.folder))
-    given = {}
-    if settings.init_from and checkpoints.latest_step() is None:
-        shapes = artifacts.tokenizer_shapes(networks.tokenizer)
-        given = {"tokenizer": artifacts.read_tokenizer(Path(settings.init_from), config, shapes)}
-        log.info("tokenizer: starting from %s", settings.init_from)
+    given = {} if checkpoints.latest_step() is not None else {"tokenizer": _first_params(config, networks, frozen)}
     optimizer = vq.make_optimizer(config)
     originals = _held_out(config)
 
@@ -75,7 +67,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         ),
-        frozen={"perceptual": seen_through.params},
+        frozen=frozen,
         settings=settings.loop,
         seed=config.seed,
         record=config.to_dict() | {"holds": "tokenizer"},
@@ -85,6 +77,70 @@ def run(config: ConfigDict, workdir: Path) -> None:
     )
     checkpoints.close()
     pictures.save_png(workdir / "reconstructions.png", draw(state)["reconstructions"])
+
+
+def _networks(config: ConfigDict) -> tuple[vq.Networks, dict]:
+    """What the objective needs, and the parameters of it that stay frozen.
+
+    Raises:
+      RearError: the objective is unknown or needs something that the config does not give.
+    """
+    settings, size = config.tokenizer_training, config.data.image_size
+    tokenizer = tokenizers.build(config.tokenizer, size)
+    if "encoder" in vq.frozen_parts(settings) and not settings.init_from:
+        raise RearError(
+            "config.tokenizer_training.trained = 'decoder' leaves the encoder as it is: name a trained one, "
+            "config.tokenizer_training.init_from."
+        )
+    if settings.objective == "codes":
+        made = _proxy_config(config)
+        proxy = tokenizers.build(made.tokenizer, size)
+        params = artifacts.read_tokenizer(Path(settings.proxy), made, artifacts.tokenizer_shapes(proxy))
+        return vq.Networks(tokenizer, None, None, proxy), {"proxy": params}
+    seen_through = perceptual.load(
+        settings.perceptual_network, config.lpips, option="config.tokenizer_training.perceptual_network"
+    )
+    discriminator = None
+    if settings.discriminator_weight:
+        discriminator = PatchDiscriminator(settings.discriminator_channels, settings.discriminator_layers)
+    return vq.Networks(tokenizer, seen_through.distance, discriminator), {"perceptual": seen_through.params}
+
+
+def _proxy_config(config: ConfigDict) -> ConfigDict:
+    """The config with, for its tokenizer, the one whose codes the objective 'codes' has predicted."""
+    tokenizer = config.tokenizer
+    if tokenizer.get("predicts") != "codes" or not config.tokenizer_training.proxy:
+        raise RearError(
+            "config.tokenizer_training.objective = 'codes' needs a tokenizer with config.tokenizer.predicts = 'codes' "
+            "and, as config.tokenizer_training.proxy, the MaskGIT-VQGAN whose codes these are."
+        )
+    proxy = maskgit_vqgan()
+    proxy.codebook_size = tokenizer.proxy_codebook_size
+    proxy.z_channels = tokenizer.proxy_dim
+    proxy.hidden_channels = tokenizer.proxy_channels
+    proxy.channel_mult = tokenizer.proxy_channel_mult
+    proxy.num_res_blocks = tokenizer.proxy_res_blocks
+    proxy.dtype = tokenizer.dtype
+    made = config.copy_and_resolve_references()
+    with made.unlocked():
+        made.tokenizer = proxy
+    return made
+
+
+def _first_params(config: ConfigDict, networks: vq.Networks, frozen: dict) -> dict:
+    """The parts of the tokenizer that do not start afresh: those of `init_from`, and what a proxy gives."""
+    settings, given = config.tokenizer_training, {}
+    if settings.init_from:
+        read = {"all": artifacts.read_tokenizer, "codes": artifacts.read_encoder}
+        if settings.init_parts not in read:
+            raise RearError(f"config.tokenizer_training.init_parts = {settings.init_parts!r}: use {' or '.join(read)}.")
+        shapes = artifacts.tokenizer_shapes(networks.tokenizer)
+        given = read[settings.init_parts](Path(settings.init_from), config, shapes)
+        log.info("tokenizer: starting from %s", settings.init_from)
+    if networks.proxy is not None:
+        proxy = frozen["proxy"]
+        given = given | {"pixel_codebook": proxy["codebook"], "pixel_decoder": proxy["decoder"]}
+    return given
 
 
 def _held_out(config: ConfigDict) -> np.ndarray:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Protocol
 import jax.numpy as jnp
 
 from rear_jax.errors import RearError
+from rear_jax.tokenizers.alitok import AliTok
 from rear_jax.tokenizers.llamagen_vq import LlamaGenVQ
 from rear_jax.tokenizers.maskgit_vqgan import MaskGitVQGAN
 from rear_jax.tokenizers.quantizer import Quantized
+from rear_jax.tokenizers.titok import TiTok
 from rear_jax.tokenizers.vqgan_plus import VQGANPlus
 
 if TYPE_CHECKING:
@@ -28,8 +30,8 @@ class Tokenizer(Protocol):
 
     The methods run under `tokenizer.apply({"params": params}, x, method=tokenizer.encode)`, draw no random numbers and
     keep no state beside the parameters; `init` wants one batch of images. The parameter tree has the entries `encoder`,
-    `decoder` and `codebook` ([codebook_size, embedding_dim], raw), and the kernel of the decoder's last layer is
-    `decoder/conv_out/kernel`, where adversaries are weighed. The properties need no parameters.
+    `decoder` and `codebook` ([codebook_size, embedding_dim], raw); what else it has belongs to the decoder. The
+    properties need no parameters.
 
     Attributes:
       image_size: pixels along each side.
@@ -51,8 +53,19 @@ class Tokenizer(Protocol):
     def embedding_dim(self) -> int:
         """D, the width of a codebook vector."""
 
-    def latents(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w D"]:
-        """Encoder output before quantisation, float32; not normalised, even if the search will do so."""
+    @property
+    def decoded_size(self) -> int:
+        """Pixels along each side of a decoded image: `image_size` of every tokenizer that `build` returns."""
+
+    @property
+    def last_kernel(self) -> tuple[str, ...]:
+        """Path among the parameters of the last layer's kernel, where adversaries are weighed."""
+
+    def latents(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B *n D"]:
+        """Encoder output before quantisation, float32; not normalised, even if the search will do so.
+
+        *n is (h, w) on a grid and (N,) in a sequence.
+        """
 
     def encode(self, images: Float[Array, "B H W 3"]) -> Int[Array, "B N"]:
         """Codes of images: the nearest codebook vector of each latent, compared in float32."""
@@ -63,20 +76,22 @@ class Tokenizer(Protocol):
     def decode(self, codes: Int[Array, "B N"]) -> Float[Array, "B H W 3"]:
         """Images of codes, float32, not clamped to [0, 1]."""
 
-    def decode_embeddings(self, vectors: Float[Array, "B h w D"] | Float[Array, "B N D"]) -> Float[Array, "B H W 3"]:
+    def decode_embeddings(self, vectors: Float[Array, "B *n D"] | Float[Array, "B N D"]) -> Float[Array, "B H W 3"]:
         """Images of vectors in the space of `embed`, unclamped: `decode(codes)` = `decode_embeddings(embed(codes))`.
 
         Differentiable in the vectors, which straight-through estimators build on.
         """
 
     def __call__(self, images: Float[Array, "B H W 3"]) -> tuple[Float[Array, "B H W 3"], Quantized]:
-        """For training: the reconstruction, unclamped, and what quantisation gave (its arrays lead with [B, h, w])."""
+        """For training: the reconstruction, unclamped, and what quantisation gave (its arrays lead with [B, *n])."""
 
 
 TOKENIZERS: dict[str, type[nn.Module]] = {
     "maskgit_vqgan": MaskGitVQGAN,
     "vqgan_plus": VQGANPlus,
     "llamagen_vq": LlamaGenVQ,
+    "titok": TiTok,
+    "alitok": AliTok,
 }
 
 
@@ -101,4 +116,10 @@ def build(config: ml_collections.ConfigDict, image_size: int) -> nn.Module:
         wrong = ", ".join(sorted(wanted ^ set(given)))
         raise RearError(f"tokenizer {config.name!r} takes exactly the keys {', '.join(sorted(wanted))}: mend {wrong}")
     given = {key: tuple(value) if isinstance(value, list | tuple) else value for key, value in given.items()}
-    return module(**given | {"image_size": image_size, "dtype": jnp.dtype(config.dtype)})
+    made = module(**given | {"image_size": image_size, "dtype": jnp.dtype(config.dtype)})
+    if made.decoded_size != image_size:
+        raise RearError(
+            f"tokenizer {config.name!r} would decode images of {image_size} pixels to {made.decoded_size}: "
+            f"give tokenizer.patch_size 2 to the power of the levels of tokenizer.proxy_channel_mult but one"
+        )
+    return made

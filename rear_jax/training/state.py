@@ -18,6 +18,12 @@ NO_DECAY = (
     "timesteps_embeddings",
     "null_caption",
     "codebook",
+    "pixel_codebook",
+    "latent_tokens",
+    "class_embedding",
+    "mask_token",
+    "positional_embedding",
+    "latent_token_positional_embedding",
 )
 
 

@@ -1,5 +1,6 @@
-"""The objective of `--job=tokenizer`: reconstruction, perception, commitment and, if asked for, a discriminator."""
+"""The objectives of `--job=tokenizer`: pixels (reconstruction, perception, a discriminator) or another's codes."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import optax
 from ml_collections import ConfigDict
 
 from rear_jax import losses
+from rear_jax.errors import RearError
 from rear_jax.tokenizers import quantizer
 from rear_jax.training.state import TrainState, adamw, apply_gradients, learning_rate, new_state
 
@@ -19,36 +21,61 @@ class Networks(NamedTuple):
 
     Attributes:
       tokenizer: the module to train.
-      perceptual: `perceptual.PerceptualNetwork.distance`, (frozen parameters, images, images) -> [B].
+      perceptual: `perceptual.PerceptualNetwork.distance`, (frozen parameters, images, images) -> [B]; None with the
+        objective 'codes'.
       discriminator: a module, or None.
+      proxy: the frozen tokenizer whose codes are predicted, or None with the objective 'pixels'.
     """
 
     tokenizer: nn.Module
-    perceptual: Callable[[Any, jax.Array, jax.Array], jax.Array]
+    perceptual: Callable[[Any, jax.Array, jax.Array], jax.Array] | None
     discriminator: nn.Module | None
+    proxy: nn.Module | None = None
+
+
+def frozen_parts(settings: ConfigDict) -> tuple[str, ...]:
+    """Entries of the tokenizer's parameters that training leaves as they are.
+
+    Raises:
+      RearError: `objective` or `trained` is none that is known.
+    """
+    by_objective = {"pixels": (), "codes": ("pixel_codebook", "pixel_decoder")}
+    by_trained = {"all": (), "decoder": ("encoder", "codebook")}
+    parts = ()
+    for setting, choices in (("objective", by_objective), ("trained", by_trained)):
+        if settings[setting] not in choices:
+            known = " or ".join(choices)
+            raise RearError(f"config.tokenizer_training.{setting} = {settings[setting]!r}: use {known}.")
+        parts += choices[settings[setting]]
+    return parts
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """One AdamW for each of the two networks, so that neither's gradient norm clips the other."""
     settings = config.tokenizer_training
     names = ("tokenizer", "discriminator")
-    return optax.multi_transform(
-        {name: adamw(settings.optimizer, settings.loop.steps) for name in names},
-        lambda params: {name: jax.tree.map(lambda _, n=name: n, tree) for name, tree in params.items()},
-    )
+    parts = frozen_parts(settings)
+
+    def labels(params):
+        entries = {part: "frozen" if part in parts else "tokenizer" for part in params["tokenizer"]}
+        return {name: name for name in params} | {"tokenizer": entries}
+
+    transforms = {name: adamw(settings.optimizer, settings.loop.steps) for name in names}
+    return optax.multi_transform(transforms | ({"frozen": optax.set_to_zero()} if parts else {}), labels)
 
 
 def init_state(
     networks: Networks, config: ConfigDict, optimizer: optax.GradientTransformation, given: dict[str, Any]
 ) -> TrainState:
-    """Fresh networks but for those `given` by name; `extra` is the statistics of the codebook."""
+    """Fresh networks but for the entries `given` by network and name; `extra` is the statistics of the codebook."""
     size = config.data.image_size
     image = jnp.zeros((1, size, size, 3))
     tokenizer_key, discriminator_key = jax.random.split(jax.random.key(config.seed))
     params = {"tokenizer": networks.tokenizer.init(tokenizer_key, image)["params"]}
     if networks.discriminator is not None:
         params["discriminator"] = networks.discriminator.init(discriminator_key, image)["params"]
-    params |= given
+    for network, entries in given.items():
+        params[network] = params[network] | entries
     method = config.tokenizer_training.codebook_update
     return new_state(
         params, optimizer, extra=quantizer.init_codebook_state(params["tokenizer"]["codebook"], method=method)
@@ -56,16 +83,82 @@ def init_state(
 
 
 def tokenizer_step(networks: Networks, config: ConfigDict, optimizer: optax.GradientTransformation):
-    """step(state, batch of uint8 'image', key, frozen with 'perceptual') -> (state, metrics)."""
+    """step(state, batch of uint8 'image', key, frozen) -> (state, metrics).
+
+    Frozen is what the objective reads: with 'pixels' the parameters of 'perceptual', with 'codes' those of 'proxy'.
+    """
+    make = {"pixels": _pixel_gradients, "codes": _code_gradients}[config.tokenizer_training.objective]
+    gradients_of = make(networks, config)
     settings = config.tokenizer_training
     schedule = learning_rate(settings.optimizer, settings.loop.steps)
-    codebook_weight = 1.0 if settings.codebook_update == "gradient" else 0.0
 
     def step(state: TrainState, batch: dict, key: jax.Array, frozen: dict) -> tuple[TrainState, dict]:
         images = batch["image"].astype(jnp.float32) / 255.0
+        gradients, quantized, metrics = gradients_of(state, images, frozen)
+        metrics |= {
+            "commitment": quantized.commitment_loss,
+            "codebook_usage": quantizer.codebook_usage(quantized.codes, config.tokenizer.codebook_size),
+            "perplexity": quantizer.perplexity(quantized.codes, config.tokenizer.codebook_size),
+            "learning_rate": schedule(state.step),
+            "gradient_norm": optax.tree.norm(gradients["tokenizer"]),
+        }
+        state = apply_gradients(state, gradients, optimizer)
+        if "codebook" in frozen_parts(settings):
+            return state, metrics
+        return _keep_codebook(state, quantized, key, settings), metrics
 
+    return step
+
+
+def _code_gradients(networks: Networks, config: ConfigDict):
+    """(state, images, frozen) -> (gradients, quantised latents, metrics): TiTok's first stage (arXiv 2406.07550)."""
+    settings = config.tokenizer_training
+    parts = frozen_parts(settings)
+
+    def loss_of(params, images, codes):
+        def call(method, x):
+            return networks.tokenizer.apply({"params": _held(params, parts)}, x, method=method)
+
+        quantized = call("quantize", images)
+        logits = call("pixel_logits", quantized.vectors)
+        logits = logits.reshape(*codes.shape, -1)  # [B, cells of the proxy, its codes]
+        cross_entropy = jnp.mean(losses.next_code_cross_entropy(logits, codes))
+        correct = jnp.mean(losses.correct_codes(logits, codes))
+        loss = cross_entropy + _codebook_terms(settings, quantized.commitment_loss, quantized.codebook_loss)
+        return loss, (quantized, {"loss": loss, "cross_entropy": cross_entropy, "correct": correct})
+
+    def gradients_of(state: TrainState, images: jax.Array, frozen: dict):
+        codes = networks.proxy.apply({"params": frozen["proxy"]}, images, method="encode")
+        params = state.params["tokenizer"]
+        gradients, (quantized, metrics) = jax.grad(loss_of, has_aux=True)(params, images, codes)
+        return {"tokenizer": gradients}, quantized, metrics
+
+    return gradients_of
+
+
+def _held(params: dict, parts: tuple[str, ...]) -> dict:
+    """The same parameters, no gradient reaching those of `parts`."""
+    return {part: jax.lax.stop_gradient(tree) if part in parts else tree for part, tree in params.items()}
+
+
+def _codebook_terms(settings: ConfigDict, commitment: jax.Array, codebook: jax.Array) -> jax.Array:
+    """What the quantiser adds to the loss."""
+    return settings.commitment_weight * commitment + _codebook_weight(settings) * codebook
+
+
+def _codebook_weight(settings: ConfigDict) -> float:
+    """Codes that are moving averages are not pulled as well."""
+    return 1.0 if settings.codebook_update == "gradient" else 0.0
+
+
+def _pixel_gradients(networks: Networks, config: ConfigDict):
+    """(state, images, frozen) -> (gradients, quantised latents, metrics): VQGAN's objective (arXiv 2012.09841)."""
+    settings = config.tokenizer_training
+    parts = frozen_parts(settings)
+
+    def gradients_of(state: TrainState, images: jax.Array, frozen: dict):
         def reconstruct(params):
-            reconstruction, quantized = networks.tokenizer.apply({"params": params}, images)
+            reconstruction, quantized = networks.tokenizer.apply({"params": _held(params, parts)}, images)
             return (reconstruction, quantized.commitment_loss, quantized.codebook_loss), quantized
 
         def distance(reconstruction):
@@ -77,34 +170,23 @@ def tokenizer_step(networks: Networks, config: ConfigDict, optimizer: optax.Grad
 
         # One forward pass; reconstruction and adversary are pulled back through it separately, so that their
         # gradients can be weighed against each other at the last layer.
-        (reconstruction, commitment, codebook_loss), pull_back, quantized = jax.vjp(
-            reconstruct, state.params["tokenizer"], has_aux=True
-        )
-        (reconstruction_loss, (mse, perceptual)), d_images = jax.value_and_grad(distance, has_aux=True)(reconstruction)
-        (gradients,) = pull_back((d_images, jnp.float32(settings.commitment_weight), jnp.float32(codebook_weight)))
+        (reconstruction, *pulls), pull_back, quantized = jax.vjp(reconstruct, state.params["tokenizer"], has_aux=True)
+        (loss, (mse, perceptual)), d_images = jax.value_and_grad(distance, has_aux=True)(reconstruction)
+        weights = jnp.float32(settings.commitment_weight), jnp.float32(_codebook_weight(settings))
+        (gradients,) = pull_back((d_images, *weights))
         all_gradients = {"tokenizer": gradients}
-        metrics = {
-            "loss": reconstruction_loss + settings.commitment_weight * commitment + codebook_weight * codebook_loss,
-            "mse": mse,
-            "perceptual": perceptual,
-            "commitment": commitment,
-            "codebook_usage": quantizer.codebook_usage(quantized.codes, config.tokenizer.codebook_size),
-            "perplexity": quantizer.perplexity(quantized.codes, config.tokenizer.codebook_size),
-            "learning_rate": schedule(state.step),
-        }
+        metrics = {"loss": loss + _codebook_terms(settings, *pulls), "mse": mse, "perceptual": perceptual}
         if networks.discriminator is not None:
             all_gradients, more = _with_adversary(
-                networks.discriminator, settings, state, images, reconstruction, gradients, pull_back
+                networks, settings, state, images, reconstruction, gradients, pull_back
             )
             metrics |= more
-        metrics["gradient_norm"] = optax.tree.norm(all_gradients["tokenizer"])
-        state = apply_gradients(state, all_gradients, optimizer)
-        return _keep_codebook(state, quantized, key, settings), metrics
+        return all_gradients, quantized, metrics
 
-    return step
+    return gradients_of
 
 
-def _with_adversary(discriminator, settings, state, images, reconstruction, gradients, pull_back):
+def _with_adversary(networks, settings, state, images, reconstruction, gradients, pull_back):
     """Adds the adversarial gradient and makes the discriminator's, from step `discriminator_start` on.
 
     The adversary's weight is `discriminator_weight`, times |∇ reconstruction| / |∇ adversary| at the decoder's last
@@ -113,14 +195,17 @@ def _with_adversary(discriminator, settings, state, images, reconstruction, grad
     params = state.params["discriminator"]
 
     def logits(params, x):
-        return discriminator.apply({"params": params}, x)
+        return networks.discriminator.apply({"params": params}, x)
 
     def play(_):
         adversarial, d_images = jax.value_and_grad(lambda x: losses.hinge_generator(logits(params, x)))(reconstruction)
         (adversary,) = pull_back((d_images, jnp.float32(0.0), jnp.float32(0.0)))
         weight = jnp.float32(settings.discriminator_weight)
         if settings.discriminator_adaptive:
-            ours, theirs = (jnp.linalg.norm(g["decoder"]["conv_out"]["kernel"]) for g in (gradients, adversary))
+            last = networks.tokenizer.last_kernel
+            ours, theirs = (
+                jnp.linalg.norm(functools.reduce(dict.__getitem__, last, g)) for g in (gradients, adversary)
+            )
             weight *= jnp.clip(ours / (theirs + 1e-4), 0.0, 1e4)
         both = jax.tree.map(lambda a, b: a + weight * b, gradients, adversary)
         judged, judge = jax.value_and_grad(

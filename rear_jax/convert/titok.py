@@ -1,0 +1,73 @@
+"""TiTok's published files: flat PyTorch state dicts (`tokenizer_titok_l32.bin`, hub folders; arXiv 2406.07550)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from rear_jax.convert import vit, vqgan
+from rear_jax.convert.layout import Path, TorchName
+from rear_jax.errors import RearError
+
+SIGNATURE = r"decoder\.mask_token"
+IGNORE = ("pixel_quantize.", "pixel_decoder.")  # spare in a file of a network that makes pixels itself
+HEADS = {"small": 8, "base": 12, "large": 16}
+
+
+def torch_name(path: Path) -> TorchName:
+    """Where the parameter at `path` of `TiTok` lies in the file."""
+    if path == ("pixel_codebook",):
+        return TorchName("pixel_quantize.embedding.weight")
+    if path[0] == "pixel_decoder":
+        return vqgan.torch_name(path)
+    name = vit.torch_name(path)
+    return name._replace(key=name.key.replace("attn.in_proj.", "attn.in_proj_"))  # parameters of no module there
+
+
+def sizes(tensors: Mapping[str, np.ndarray], *, source: str = "the state dict") -> dict[str, Any]:
+    """The attributes of `TiTok` that a file determines: all but image_size, heads, l2_normalize, legacy_reshape, dtype.
+
+    Raises:
+      RearError: the file is not a state dict of this tokenizer.
+    """
+    try:
+        found = vit.sizes(tensors) | {"num_latent_tokens": len(tensors["latent_tokens"])}
+        if "decoder.ffn.2.weight" not in tensors:
+            return found | {"predicts": "pixels"}
+        return found | {"predicts": "codes"} | _proxy_sizes(tensors)
+    except KeyError as missing:
+        raise vqgan.foreign_file(source, missing, "TiTok") from missing
+
+
+def hub_sizes(config: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+    """The attributes of `TiTok` that a hub folder's `config.json` gives beyond what the weights determine.
+
+    Raises:
+      RearError: it is not the one of a TiTok with a codebook.
+    """
+    try:
+        settings = config["model"]["vq_model"]
+        if settings.get("quantize_mode", "vq") != "vq":
+            raise RearError(f"{source} describes a TiTok without a codebook, which cannot be used here.")
+        return {
+            "encoder_heads": HEADS[settings["vit_enc_model_size"]],
+            "decoder_heads": HEADS[settings["vit_dec_model_size"]],
+            "l2_normalize": settings["use_l2_norm"],
+            "legacy_reshape": settings.get("is_legacy", True),
+        }
+    except (KeyError, TypeError) as missing:
+        raise RearError(f"{source} lacks {missing}: it is not TiTok's. Give the file with the weights.") from missing
+
+
+def _proxy_sizes(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Sizes of MaskGIT-VQGAN's decoder and codebook."""
+    codebook_size, width = tensors["pixel_quantize.embedding.weight"].shape
+    channels = tensors["pixel_decoder.norm_out.weight"].shape[0]
+    levels = vqgan.numbered(tensors, "pixel_decoder.up.{}.block.0.conv1.weight")
+    return {
+        "proxy_codebook_size": codebook_size,
+        "proxy_dim": width,
+        "proxy_channels": channels,
+        "proxy_channel_mult": tuple(kernel.shape[0] // channels for kernel in levels),
+        "proxy_res_blocks": len(vqgan.numbered(tensors, "pixel_decoder.mid.{}.conv1.weight")),
+    }

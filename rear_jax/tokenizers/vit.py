@@ -1,0 +1,180 @@
+"""Vision transformers that tokenizers with a sequence of codes share (TiTok, arXiv 2406.07550; AliTok, 2506.05289).
+
+The blocks are those of CLIP's image tower as in open_clip: LayerNorm with eps 1e-5 before each part, queries, keys and
+values from one biased linear layer, exact GELU. Every table of positions or tokens is learned.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from rear_jax.errors import RearError
+from rear_jax.tokenizers.base import CodebookTokenizer
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+KERNEL_INIT = nn.initializers.truncated_normal(0.02)
+
+
+class Block(nn.Module):
+    """Self-attention and a feed-forward layer four times as wide, each after a norm and with a skip.
+
+    Attributes:
+      heads: of the attention.
+      causal: whether a position attends to itself and earlier ones only.
+      dtype: of the matrix products.
+      attention_dtype: of queries, keys and values; their softmax is float32 in any case.
+    """
+
+    heads: int
+    causal: bool
+    dtype: Any
+    attention_dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T W"]) -> Float[Array, "B T W"]:
+        b, t, w = x.shape
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=KERNEL_INIT)
+        qkv = dense(3 * w, name="in_proj")(layer_norm("ln_1", self.dtype)(x)).astype(self.attention_dtype)
+        q, k, v = (part.reshape(b, t, self.heads, -1) for part in jnp.split(qkv, 3, axis=-1))
+        attended = jax.nn.dot_product_attention(q, k, v, is_causal=self.causal).reshape(b, t, w)
+        x = x + dense(w, name="out_proj")(attended)
+        hidden = nn.gelu(dense(4 * w, name="c_fc")(layer_norm("ln_2", self.dtype)(x)), approximate=False)
+        return x + dense(w, name="c_proj")(hidden)
+
+
+class Transformer(nn.Module):
+    """Blocks one after the other between two norms, their parameters stacked as [L, ...] under `blocks`.
+
+    Attributes:
+      depth: L.
+      heads, causal, dtype, attention_dtype: of each `Block`.
+    """
+
+    depth: int
+    heads: int
+    causal: bool = False
+    dtype: Any = jnp.float32
+    attention_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T W"]) -> Float[Array, "B T W"]:
+        block = Block(self.heads, self.causal, self.dtype, self.attention_dtype, name="blocks")
+        scan = nn.scan(
+            lambda block, x, _: (block(x), None),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=self.depth,
+        )
+        x, _ = scan(block, layer_norm("ln_pre", self.dtype)(x), None)
+        return layer_norm("ln_post", self.dtype)(x)
+
+
+class Encoder(nn.Module):
+    """Patches of images in [0, 1] and learned latent tokens attend to each other; the latter become the latents.
+
+    Attributes:
+      num_latent_tokens: N.
+      patch_size: pixels along each side of a patch.
+      width, depth, heads: of the transformer.
+      codebook_dim: D.
+      class_token: whether a learned token stands before the patches.
+      legacy_reshape: read the memory of the latents [N, W] as [W, N] before the last layer, as TiTok's released
+        weights were trained: each latent then mixes parts of several tokens.
+      dtype, attention_dtype: see `Block`.
+    """
+
+    num_latent_tokens: int
+    patch_size: int
+    width: int
+    depth: int
+    heads: int
+    codebook_dim: int
+    class_token: bool
+    legacy_reshape: bool
+    dtype: Any = jnp.float32
+    attention_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
+        batch, patch, width = images.shape[0], (self.patch_size,) * 2, self.width
+        embed = nn.Conv(
+            width, patch, strides=patch, padding="VALID", dtype=self.dtype, kernel_init=KERNEL_INIT, name="patch_embed"
+        )
+        x = embed(images).reshape(batch, -1, width)
+        if self.class_token:
+            x = jnp.concatenate([repeat(table(self, "class_embedding", 1, width), x), x], axis=1)
+        x = x + table(self, "positional_embedding", x.shape[1], width).astype(x.dtype)
+        tokens = table(self, "latent_tokens", self.num_latent_tokens, width)
+        tokens = tokens + table(self, "latent_token_positional_embedding", self.num_latent_tokens, width)
+        x = jnp.concatenate([x, repeat(tokens, x)], axis=1)
+        transformer = Transformer(
+            self.depth, self.heads, dtype=self.dtype, attention_dtype=self.attention_dtype, name="transformer"
+        )
+        x = transformer(x)[:, -self.num_latent_tokens :]  # [B, N, W]
+        if self.legacy_reshape:
+            x = x.reshape(batch, width, self.num_latent_tokens).swapaxes(1, 2)
+        return pointwise(self.codebook_dim, "conv_out", self.dtype)(x[:, None])[:, 0].astype(jnp.float32)
+
+
+class SequenceTokenizer(CodebookTokenizer):
+    """A `CodebookTokenizer` whose codes form a sequence; it has the attribute `patch_size` beside `image_size`.
+
+    Raises:
+      RearError: the image size is no multiple of the patch size.
+    """
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch_size:
+            raise RearError(
+                f"data.image_size {self.image_size} is not a multiple of tokenizer.patch_size {self.patch_size}: "
+                "change either"
+            )
+        super().__post_init__()
+
+    @property
+    def side(self) -> int:
+        """Patches along each side of an image."""
+        return self.image_size // self.patch_size
+
+    @property
+    def latent_shape(self) -> tuple[int]:
+        """(N,)."""
+        return (self.num_latent_tokens,)
+
+    @property
+    def embedding_dim(self) -> int:
+        """D, the width of a codebook vector."""
+        return self.codebook_dim
+
+
+def layer_norm(name: str, dtype: Any) -> nn.LayerNorm:
+    """LayerNorm with eps 1e-5; statistics are float32."""
+    return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=dtype, name=name)
+
+
+def pointwise(features: int, name: str, dtype: Any) -> nn.Conv:
+    """A 1×1 convolution: a linear layer whose published weights have two axes more."""
+    return nn.Conv(features, (1, 1), dtype=dtype, kernel_init=KERNEL_INIT, name=name)
+
+
+def table(module: nn.Module, name: str, rows: int, width: int) -> Float[Array, "rows width"]:
+    """A learned table of `module`, first drawn with standard deviation width^-½."""
+    return module.param(name, nn.initializers.normal(width**-0.5), (rows, width))
+
+
+def repeat(rows: Float[Array, "T W"], like: Float[Array, "B S W"]) -> Float[Array, "B T W"]:
+    """The same rows for each example of `like`, in its dtype."""
+    return jnp.broadcast_to(rows.astype(like.dtype), (like.shape[0], *rows.shape))
+
+
+def pixels_of_patches(x: Float[Array, "B n C"], side: int, patch_size: int) -> Float[Array, "B H W 3"]:
+    """Images whose patches, row by row, hold their pixels row by row, colours last: C = 3·patch_size²."""
+    x = x.reshape(-1, side, side, patch_size, patch_size, 3)
+    return x.swapaxes(2, 3).reshape(-1, side * patch_size, side * patch_size, 3)

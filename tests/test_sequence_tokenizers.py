@@ -1,0 +1,376 @@
+"""TiTok and AliTok: sizes, interface, order of the codes, both stages of training, and the published forms."""
+
+import importlib.util
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from rear_jax import artifacts, jobs, tokenizers
+from rear_jax import config as configs
+from rear_jax.convert import alitok_tokenizer, published, titok
+from rear_jax.convert.layout import from_torch, to_torch
+from rear_jax.convert.torch_files import read_tensors
+from rear_jax.errors import RearError
+from rear_jax.tokenizers.discriminator import PatchDiscriminator
+from rear_jax.training import vq
+from rear_jax.training.checkpoints import Checkpoints
+from rear_jax.training.state import decay_mask
+from tests import toy
+
+IMAGES = jax.random.uniform(jax.random.key(0), (2, 16, 16, 3))
+SIZES = {"encoder_width": 16, "encoder_depth": 2, "encoder_heads": 2} | {
+    "decoder_width": 24,
+    "decoder_depth": 2,
+    "decoder_heads": 2,
+    "codebook_size": 12,
+    "codebook_dim": 4,
+    "dtype": "float32",
+}
+PROXY = {  # that of tests/toy_config.py with a level less
+    "proxy_codebook_size": 16,
+    "proxy_dim": 4,
+    "proxy_channels": 8,
+    "proxy_channel_mult": (1, 1, 1),
+    "proxy_res_blocks": 1,
+}
+TITOK = SIZES | PROXY | {"patch_size": 4, "num_latent_tokens": 5}
+ALITOK = SIZES | {"patch_size": 4, "prefix_tokens": 3, "buffer_tokens": 2}
+KINDS = {
+    "codes": (configs.titok, TITOK),
+    "pixels": (configs.titok, TITOK | {"predicts": "pixels", "legacy_reshape": False}),
+    "alitok": (configs.alitok, ALITOK),
+    "alitok_causal": (configs.alitok, ALITOK | {"causal_decoder": True, "buffer_tokens": 0}),
+}
+PUBLISHED = {  # millions of parameters, codes, width of the codebook
+    "titok_s128": (83.7, 128, 12),
+    "titok_b64": (204.8, 64, 12),
+    "titok_l32": (641.1, 32, 12),
+    "alitok": (389.9, 273, 32),
+}
+
+
+def quick(function):
+    """`jax.jit` for programs that run a few times: compiled in a third of the time."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def section(kind: str, **changes):
+    made, sizes = KINDS[kind]
+    made = made()
+    made.update(sizes | changes)
+    return made
+
+
+def tiny(kind: str, **changes):
+    """A tokenizer of 16-pixel images with weights drawn without running `init`."""
+    tokenizer = tokenizers.build(section(kind, **changes), 16)
+    rng = np.random.default_rng(0)
+    draw = lambda leaf: rng.normal(0.0, 0.4, leaf.shape).astype(leaf.dtype)  # noqa: E731
+    return tokenizer, jax.tree.map(draw, artifacts.tokenizer_shapes(tokenizer))
+
+
+def recipe(name: str, stage: str):
+    file = toy.ROOT / "configs" / f"tokenizer_{name}.py"
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(stage)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_recipes_have_the_published_sizes(name):
+    millions, codes, width = PUBLISHED[name]
+    config = recipe(name, "2")
+    tokenizer = tokenizers.build(config.tokenizer, config.data.image_size)
+    shapes = artifacts.tokenizer_shapes(tokenizer)
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6
+    assert count == pytest.approx(millions, abs=0.05)
+    assert published.lookup("tokenizer", config.tokenizer)[1] == pytest.approx(count, abs=0.05)
+    assert tokenizer.grid == (1, codes) == (1, tokenizer.codes_per_image)
+    assert shapes["codebook"].shape == (4096, width)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_recipes_know_two_stages(name):
+    with pytest.raises(RearError, match="stages 1 and 2, not '3'"):
+        recipe(name, "3")
+    first, second = (recipe(name, stage).tokenizer_training for stage in "12")
+    assert (first.trained, second.trained) == ("all", "decoder")
+    assert (first.objective, second.objective) == ("pixels" if name == "alitok" else "codes", "pixels")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_interface_is_consistent_with_itself(kind):
+    tokenizer, params = tiny(kind)
+    count, width = tokenizer.codes_per_image, tokenizer.embedding_dim
+
+    @quick
+    def run(params, images):
+        def call(method, x):
+            return tokenizer.apply({"params": params}, x, method=method)
+
+        codes = call("encode", images)
+        vectors = call("embed", codes)
+        decoded = call("decode", codes), call("decode_embeddings", vectors)
+        return call("latents", images), codes, vectors, decoded, tokenizer.apply({"params": params}, images)
+
+    rows = run(params, IMAGES)[0].reshape(-1, width)[:10]  # latents themselves as codes: each is its own nearest
+    params["codebook"][:10] = rows
+    latents, codes, vectors, decoded, (reconstruction, quantized) = run(params, IMAGES)
+    assert latents.shape == vectors.shape == (2, count, width)
+    assert codes.shape == quantized.codes.shape == (2, count)
+    np.testing.assert_array_equal(codes.reshape(-1)[:10], np.arange(10))
+    np.testing.assert_array_equal(quantized.codes, codes)
+    assert np.allclose(np.linalg.norm(vectors, axis=-1), 1.0, atol=1e-5) is tokenizer.l2_normalize
+    assert reconstruction.shape == IMAGES.shape
+    for images in decoded:
+        np.testing.assert_allclose(images, reconstruction, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["codes", "alitok"])
+def test_training_reaches_every_parameter(kind):
+    tokenizer, params = tiny(kind)
+
+    @quick
+    @jax.grad
+    def gradient(params):
+        reconstruction, quantized = tokenizer.apply({"params": params}, IMAGES)
+        return jnp.mean(jnp.square(reconstruction - IMAGES)) + quantized.commitment_loss + quantized.codebook_loss
+
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(params)):
+        assert jnp.any(leaf != 0), jax.tree_util.keystr(path)
+
+
+def test_a_causal_decoder_draws_each_patch_from_the_codes_up_to_its_own():
+    for kind, causal in (("alitok", False), ("alitok_causal", True)):
+        tokenizer, params = tiny(kind)
+        changed = jnp.zeros((1, 19), int).at[0, 3 + 6].set(1)  # the prefix has 3 codes; patch 6 lies in row 1
+        decode = quick(lambda c, t=tokenizer, p=params: t.apply({"params": p}, c, method="decode"))
+        difference = np.abs(decode(jnp.zeros((1, 19), int)) - decode(changed))[0]
+        patches = difference.reshape(4, 4, 4, 4, 3).max(axis=(1, 3, 4)).reshape(16)  # largest change in each
+        assert (patches[:6] == 0).all() == causal
+        assert (patches[6:] > 0).all()
+
+
+def test_weight_decay_spares_tables_and_norms():
+    _, params = tiny("codes")
+    decayed = {path[-1].key for path, leaf in jax.tree_util.tree_leaves_with_path(decay_mask(params)) if leaf}
+    assert decayed == {"kernel"}
+
+
+def moved(before, after) -> dict[str, bool]:
+    """Whether anything below each entry of a parameter tree differs."""
+    return {
+        part: any(jax.tree.leaves(jax.tree.map(lambda a, b: bool(jnp.any(a != b)), before[part], after[part])))
+        for part in before
+    }
+
+
+def settings_for(kind: str, **changes):
+    """A config with the toy tokenizer and quick training without perception; keywords are of `tokenizer_training`."""
+    config = toy.config(tokenizer=section(kind), data__image_size=16)
+    vq_settings = config.tokenizer_training
+    vq_settings.optimizer.update(learning_rate=3e-3, warmup_steps=0)
+    vq_settings.loop.steps = 1000
+    vq_settings.update(changes)
+    return config
+
+
+def train(config, networks, frozen, given, steps: int):
+    """Parameters before and after some steps on one batch, and the metrics of each."""
+    optimizer = vq.make_optimizer(config)
+    state = quick(lambda given: vq.init_state(networks, config, optimizer, given))({"tokenizer": given})
+    step = quick(vq.tokenizer_step(networks, config, optimizer))
+    first, history = state.params, []
+    for number in range(steps):
+        batch = {"image": (255 * IMAGES).astype(jnp.uint8)}
+        state, metrics = step(state, batch, jax.random.key(number), frozen)
+        history.append(metrics)
+    assert all(np.isfinite(value) for metrics in history for value in metrics.values())
+    return first, state.params, history
+
+
+def test_the_first_stage_learns_the_proxys_codes_and_leaves_the_proxy_alone():
+    config = settings_for("codes", objective="codes")
+    proxy = tokenizers.build(toy.config(tokenizer__channel_mult=(1, 1, 1)).tokenizer, 16)
+    rng = np.random.default_rng(1)
+    proxy_params = jax.tree.map(
+        lambda leaf: rng.normal(0.0, 0.2, leaf.shape).astype(leaf.dtype), artifacts.tokenizer_shapes(proxy)
+    )
+    networks = vq.Networks(tokenizers.build(config.tokenizer, 16), None, None, proxy)
+    given = {"pixel_codebook": proxy_params["codebook"], "pixel_decoder": proxy_params["decoder"]}
+    before, after, history = train(config, networks, {"proxy": proxy_params}, given, 60)
+    assert history[0]["cross_entropy"] == pytest.approx(np.log(16), rel=0.1)
+    assert history[-1]["cross_entropy"] < 0.5 * history[0]["cross_entropy"]
+    assert history[-1]["correct"] > history[0]["correct"]
+    assert moved(before["tokenizer"], after["tokenizer"]) == {
+        "encoder": True,
+        "codebook": True,
+        "decoder": True,
+        "pixel_codebook": False,
+        "pixel_decoder": False,
+    }
+    jax.tree.map(np.testing.assert_array_equal, after["tokenizer"]["pixel_decoder"], proxy_params["decoder"])
+
+
+@pytest.mark.parametrize("kind", ["codes", "alitok"])
+def test_the_second_stage_leaves_encoder_and_codebook_alone(kind):
+    config = settings_for(kind, trained="decoder", discriminator_weight=0.1, commitment_weight=0.0, revive_below=0.9)
+    networks = vq.Networks(tokenizers.build(config.tokenizer, 16), None, PatchDiscriminator(4, 1))
+    before, after, history = train(config, networks, {"perceptual": None}, {}, 20)
+    assert history[-1]["mse"] < history[0]["mse"]
+    assert history[0]["adversarial_weight"] > 0
+    parts = moved(before["tokenizer"], after["tokenizer"])
+    assert {part for part, has_moved in parts.items() if not has_moved} == {"encoder", "codebook"}
+    assert moved(before, after)["discriminator"]
+
+
+@pytest.mark.parametrize("kind", ["pixels", "alitok_causal"])
+def test_one_stage_on_pixels_moves_everything(kind):
+    config = settings_for(kind)
+    networks = vq.Networks(tokenizers.build(config.tokenizer, 16), None, None)
+    before, after, history = train(config, networks, {"perceptual": None}, {}, 20)
+    assert history[-1]["mse"] < history[0]["mse"]
+    assert all(moved(before["tokenizer"], after["tokenizer"]).values())
+
+
+@pytest.mark.slow
+def test_both_stages_as_jobs(trained, tmp_path):
+    def run(stage, **changes):
+        config = toy.config(tokenizer=section("codes", patch_size=8, proxy_channel_mult=(1, 1, 1, 1)), **changes)
+        config.tokenizer_training.loop.update(steps=2, checkpoint_every=2, log_every=1)
+        config.tokenizer_training.perceptual_weight = 0.0
+        jobs.JOBS["tokenizer"](config, tmp_path / stage)
+        return Checkpoints(tmp_path / stage / "tokenizer", keep=1), config
+
+    proxy = str(trained / "tokenizer")
+    run("first", tokenizer_training__objective="codes", tokenizer_training__proxy=proxy)
+    _, config = run(
+        "second",
+        tokenizer_training__trained="decoder",
+        tokenizer_training__init_from=str(tmp_path / "first" / "tokenizer"),
+    )
+    shapes = artifacts.tokenizer_shapes(tokenizers.build(config.tokenizer, 32))
+    maskgit = artifacts.load_tokenizer(toy.config(tokenizer_from=proxy), tmp_path).params
+    first, second = (artifacts.read_tokenizer(tmp_path / s / "tokenizer", config, shapes) for s in ("first", "second"))
+    jax.tree.map(np.testing.assert_array_equal, first["pixel_decoder"], maskgit["decoder"])
+    np.testing.assert_array_equal(first["pixel_codebook"], maskgit["codebook"])
+    assert {part for part, has_moved in moved(first, second).items() if not has_moved} == {"encoder", "codebook"}
+    assert (tmp_path / "second" / "reconstructions.png").exists()
+
+
+@pytest.mark.slow
+def test_a_new_decoder_on_an_encoder_that_is_trained_already(tmp_path):
+    def run(stage, kind, **changes):
+        config = toy.config(tokenizer=section(kind, patch_size=8), **changes)
+        config.tokenizer_training.loop.update(steps=1, checkpoint_every=1, log_every=1)
+        config.tokenizer_training.perceptual_weight = 0.0
+        jobs.JOBS["tokenizer"](config, tmp_path / stage)
+        shapes = artifacts.tokenizer_shapes(tokenizers.build(config.tokenizer, 32))
+        return artifacts.read_tokenizer(tmp_path / stage / "tokenizer", config, shapes)
+
+    first = run("first", "alitok_causal")
+    source = {"tokenizer_training__init_from": str(tmp_path / "first" / "tokenizer")}
+    source |= {"tokenizer_training__trained": "decoder"}
+    with pytest.raises(RearError, match=r"belongs to another config: .*tokenizer\.buffer_tokens"):
+        run("refused", "alitok", **source)
+    second = run("second", "alitok", tokenizer_training__init_parts="codes", **source)
+    assert not any(moved({p: first[p] for p in ("encoder", "codebook")}, second).values())
+    assert second["decoder"]["class_embedding"].shape == (2, 24)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("codes", {"objective": "code"}, "objective = 'code': use pixels or codes"),
+        ("codes", {"trained": "encoder"}, "trained = 'encoder': use all or decoder"),
+        ("codes", {"trained": "decoder"}, r"leaves the encoder as it is: .*init_from"),
+        ("codes", {"objective": "codes"}, r"needs a tokenizer with .*proxy"),
+        ("pixels", {"objective": "codes", "proxy": "x.bin"}, r"config\.tokenizer\.predicts = 'codes'"),
+        ("codes", {"objective": "codes", "proxy": "x.bin"}, r"x\.bin does not exist"),
+        ("codes", {"init_from": "x.bin", "init_parts": "decoder"}, "init_parts = 'decoder': use all or codes"),
+    ],
+)
+def test_refusals_of_training(tmp_path, kind, changes, message):
+    config = toy.config(tokenizer=section(kind))
+    config.tokenizer_training.update(changes)
+    with pytest.raises(RearError, match=message):
+        jobs.JOBS["tokenizer"](config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("codes", {"patch_size": 5}, "image_size 16 is not a multiple of tokenizer.patch_size 5"),
+        ("alitok", {"patch_size": 5}, "image_size 16 is not a multiple of tokenizer.patch_size 5"),
+        ("codes", {"patch_size": 2}, "would decode images of 16 pixels to 32: give tokenizer.patch_size"),
+        ("codes", {"predicts": "words"}, "predicts 'words' is unknown: use codes or pixels"),
+    ],
+)
+def test_refusals_of_sizes(kind, changes, message):
+    with pytest.raises(RearError, match=message):
+        tiny(kind, **changes)
+
+
+@pytest.mark.parametrize("kind", ["codes", "pixels", "alitok"])
+def test_a_file_goes_out_and_comes_back(kind, tmp_path):
+    tokenizer, params = tiny(kind)
+    convert = alitok_tokenizer if kind == "alitok" else titok
+    save_file(to_torch(params, convert.torch_name), tmp_path / "file.safetensors")
+    read = read_tensors(tmp_path / "file.safetensors")
+    assert published.detect(read, "file").layout is convert
+    found = convert.sizes(read)
+    wanted = {key: value for key, value in section(kind).items() if key in found}
+    assert found == wanted
+    again = from_torch(read, artifacts.tokenizer_shapes(tokenizer), convert.torch_name, ignore=convert.IGNORE)
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+    for key in ("quantize.embedding.weight", "latent_tokens"):
+        with pytest.raises(RearError, match=f"x has no tensor '{key}'"):
+            convert.sizes({k: v for k, v in read.items() if k != key}, source="x")
+
+
+def hub_folder(folder, params, **settings):
+    """A TiTok as model hubs hand it out."""
+    folder.mkdir()
+    save_file(to_torch(params, titok.torch_name), folder / "model.safetensors")
+    known = {"vit_enc_model_size": "small", "vit_dec_model_size": "small", "use_l2_norm": True} | settings
+    (folder / "config.json").write_text(json.dumps({"model": {"vq_model": known}}))
+    return folder
+
+
+def test_a_hub_folder_is_read_like_a_file(tmp_path):
+    tokenizer, params = tiny("codes", encoder_heads=8, decoder_heads=8)
+    config = toy.config(tokenizer=section("codes", encoder_heads=8, decoder_heads=8), data__image_size=16)
+    shapes = artifacts.tokenizer_shapes(tokenizer)
+    folder = hub_folder(tmp_path / "hub", params)
+    jax.tree.map(np.testing.assert_array_equal, artifacts.read_tokenizer(folder, config, shapes), params)
+    config.convert.source = str(folder)
+    jobs.JOBS["convert"](config, tmp_path)
+    assert (tmp_path / "converted").is_dir()
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert published.weights_file(folder) == folder / "pytorch_model.bin"
+    (folder / "pytorch_model.bin").unlink()
+    with pytest.raises(RearError, match=r"has a config\.json but neither of model\.safetensors"):
+        artifacts.read_tokenizer(folder, config, shapes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"is_legacy": False}, r"legacy_reshape False \(config: True\)"),
+        ({"use_l2_norm": False}, r"l2_normalize False \(config: True\)"),
+        ({"vit_dec_model_size": "large"}, r"decoder_heads 16 \(config: 8\)"),
+        ({"vit_dec_model_size": "huge"}, "lacks 'huge'"),
+        ({"quantize_mode": "vae"}, "without a codebook"),
+    ],
+)
+def test_what_a_hub_config_says_beyond_the_weights_is_held_against_the_config(settings, message, tmp_path):
+    tokenizer, params = tiny("codes", encoder_heads=8, decoder_heads=8)
+    config = toy.config(tokenizer=section("codes", encoder_heads=8, decoder_heads=8), data__image_size=16)
+    folder = hub_folder(tmp_path / "hub", params, **settings)
+    with pytest.raises(RearError, match=message):
+        artifacts.read_tokenizer(folder, config, artifacts.tokenizer_shapes(tokenizer))

@@ -29,6 +29,11 @@ def default() -> ConfigDict:
     config.codes_from = ""  # '' = <workdir>/codes; else another such folder
     config.init_from = ""  # '' = a generator from nothing; else a converted one, a workdir's, or a published file
 
+    config.mesh = mesh = ConfigDict()  # devices along each axis; one may be -1, the rest
+    mesh.data = -1  # batches are divided
+    mesh.fsdp = 1  # batches, parameters and their optimiser state are divided
+    mesh.tensor = 1  # layers are divided
+
     config.data = data = ConfigDict()
     data.source = "tfds"  # see rear_jax/data/images.py: 'fashion_mnist', 'folder', 'tfds', 'arrays'
     data.path = "imagenet2012"  # what the source opens

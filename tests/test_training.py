@@ -12,6 +12,7 @@ from rear_jax import config as configs
 from rear_jax.errors import RearError
 from rear_jax.training import loop, state
 from rear_jax.training.checkpoints import Checkpoints
+from rear_jax.training.mesh import make_mesh
 from rear_jax.training.writer import MetricWriter, read_metrics
 from tests import toy
 
@@ -86,6 +87,7 @@ def run_loop(workdir, step_fn, steps=6):
             None,
             batches,
             frozen={},
+            mesh=make_mesh(toy.config().mesh),
             settings=loop_settings,
             seed=0,
             record={"a": 1},

@@ -29,7 +29,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     Leaves `posttrain.png`: a row for each of a few held-out images with the original, its reconstruction, and samples.
     """
     settings, data = config.posttrain, config.data
-    mesh.check_batch(settings.loop.batch_size, settings.accumulation, "config.posttrain.loop.batch_size")
+    mesh.check_batch(config.mesh, settings.loop.batch_size, settings.accumulation, "config.posttrain.loop.batch_size")
     va_pi.check_settings(settings)
     tokenizer = artifacts.load_tokenizer(config, workdir)
     generator = _bare_generator(config, tokenizer)
@@ -76,6 +76,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
             process_count=jax.process_count(),
         ),
         frozen=frozen,
+        mesh=mesh.make_mesh(config.mesh),
         settings=settings.loop,
         seed=config.seed,
         record=config.to_dict() | {"holds": "generator", "tokenizer_fingerprint": tokenizer.fingerprint},
@@ -126,7 +127,7 @@ def _drawer(config: ConfigDict, networks: va_pi.Networks, frozen: dict):
         return of_tokenizer(every.reshape(-1, codes.shape[-1]), "decode")
 
     def draw(state: TrainState) -> dict[str, np.ndarray]:
-        decoded = pictures.to_uint8(sample(state.params, frozen["tokenizer"]))
+        decoded = pictures.to_uint8(mesh.fetch(sample(state.params, frozen["tokenizer"])))
         rows = decoded.reshape(len(images), 1 + group, *images.shape[1:])
         sheet = np.concatenate([images[:, None], rows], axis=1).reshape(-1, *images.shape[1:])
         return {"posttrain": pictures.grid(sheet, 2 + group)}

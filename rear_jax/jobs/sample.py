@@ -17,6 +17,7 @@ from rear_jax.data.captions import read_captions
 from rear_jax.errors import RearError
 from rear_jax.progress import ProgressBar
 from rear_jax.training import mesh as placement
+from rear_jax.training import sharding
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class Batch(NamedTuple):
 def run(config: ConfigDict, workdir: Path) -> None:
     """Writes `samples.npz` (arr_0: uint8 [n, H, W, 3]; labels: [n]), `samples.png` and `samples.json`, the recipe."""
     settings = config.sample
-    placement.check_batch(settings.batch_size, 1, "config.sample.batch_size")
+    placement.check_batch(config.mesh, settings.batch_size, 1, "config.sample.batch_size")
     tokenizer = artifacts.load_tokenizer(config, workdir)
     generator = artifacts.load_generator(config, workdir, tokenizer)
     conditions = conditions_of(config, generator.module)
@@ -57,14 +58,17 @@ def run(config: ConfigDict, workdir: Path) -> None:
     size = config.data.image_size
     images = np.empty((settings.num_images, size, size, 3), np.uint8)
     program = compile_sampler(config, generator.module, tokenizer.module)
-    mesh, done = placement.make_mesh(), 0
+    mesh, done = placement.make_mesh(config.mesh), 0
     with jax.set_mesh(mesh), ProgressBar("sample", total=settings.num_images, unit="image") as bar:
-        weights = jax.device_put((generator.params, tokenizer.params), placement.replicated(mesh))
+        weights = (
+            jax.device_put(generator.params, sharding.shardings(generator.params, mesh)),
+            jax.device_put(tokenizer.params, placement.replicated(mesh)),
+        )
         for batch in plan_batches(labels, settings.batch_size):
             indices, rows = jax.device_put((batch.indices, batch.rows), placement.split(mesh))
             distinct = jax.tree.map(lambda leaf, batch=batch: leaf[batch.classes], conditions)
             drawn = program(*weights, distinct, rows, indices)
-            images[batch.indices[: batch.count]] = np.asarray(drawn)[: batch.count]
+            images[batch.indices[: batch.count]] = placement.fetch(drawn)[: batch.count]
             done += batch.count
             bar.update(done)
     with atomic_file(workdir / "samples.npz") as temporary, temporary.open("wb") as file:

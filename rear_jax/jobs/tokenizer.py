@@ -29,7 +29,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         log.info("tokenizer: nothing to train, config.tokenizer_from is %s", config.tokenizer_from)
         return
     settings, data = config.tokenizer_training, config.data
-    mesh.check_batch(settings.loop.batch_size, 1, "config.tokenizer_training.loop.batch_size")
+    mesh.check_batch(config.mesh, settings.loop.batch_size, 1, "config.tokenizer_training.loop.batch_size")
     source = open_source(data.source, data.path, data.train_split)
     seen_through = perceptual.load(
         settings.perceptual_network, config.lpips, option="config.tokenizer_training.perceptual_network"
@@ -57,7 +57,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         return networks.tokenizer.apply({"params": params}, originals.astype(jnp.float32) / 255.0)[0]
 
     def draw(state: TrainState) -> dict[str, np.ndarray]:
-        sheet = np.concatenate([originals, pictures.to_uint8(reconstruct(state.params["tokenizer"]))])
+        sheet = np.concatenate([originals, pictures.to_uint8(mesh.fetch(reconstruct(state.params["tokenizer"])))])
         return {"reconstructions": pictures.grid(sheet, SHEET)}
 
     state = loop.train(
@@ -76,6 +76,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
             process_count=jax.process_count(),
         ),
         frozen={"perceptual": seen_through.params},
+        mesh=mesh.make_mesh(config.mesh),
         settings=settings.loop,
         seed=config.seed,
         record=config.to_dict() | {"holds": "tokenizer"},

@@ -28,7 +28,7 @@ IDENTITY = ("data.num_classes", "data.image_size", "tokenizer.", "model.", "meth
 def run(config: ConfigDict, workdir: Path) -> None:
     """Trains `workdir/generator` on code files, or on images that it encodes as it goes."""
     settings = config.train.loop
-    mesh.check_batch(settings.batch_size, config.train.accumulation, "config.train.loop.batch_size")
+    mesh.check_batch(config.mesh, settings.batch_size, config.train.accumulation, "config.train.loop.batch_size")
     tokenizer = artifacts.load_tokenizer(config, workdir)
     model = models.build(config, num_codes=tokenizer.num_codes, embedding_dim=tokenizer.module.embedding_dim)
     if models.takes_captions(model):
@@ -66,6 +66,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         given,
         _batches(config, workdir, tokenizer),
         frozen=frozen,
+        mesh=mesh.make_mesh(config.mesh),
         settings=settings,
         seed=config.seed,
         record=record,

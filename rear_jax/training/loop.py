@@ -11,11 +11,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rear_jax.errors import RearError
 from rear_jax.progress import ProgressBar
 from rear_jax.training import mesh as placement
+from rear_jax.training import sharding
 from rear_jax.training.checkpoints import Checkpoints, abstract
 from rear_jax.training.state import TrainState
 from rear_jax.training.writer import MetricWriter
@@ -38,7 +40,8 @@ def train(
     given: Any,
     batches: Callable[[int], Iterator[dict[str, np.ndarray]]],
     *,
-    frozen: Any,
+    frozen: dict[str, Any],
+    mesh: Mesh,
     settings: ConfigDict,
     seed: int,
     record: dict,
@@ -58,6 +61,7 @@ def train(
       given: parameters that are not to start afresh, as `init` wants them.
       batches: start step -> iterator of host batches.
       frozen: arrays that steps read and do not change.
+      mesh: of the devices; the state is placed on it by the rules of `sharding.py`.
       settings: loop settings, see `config.loop_settings`.
       seed: of the job's random keys.
       record: what is stored beside each checkpoint: the whole config and where the data came from.
@@ -69,11 +73,10 @@ def train(
       Interrupted: SIGTERM or SIGINT came; the state was saved first.
       RearError: a metric was NaN or infinite, or a save failed.
     """
-    mesh = placement.make_mesh()
     with jax.set_mesh(mesh):
-        everywhere = placement.replicated(mesh)
-        state = _restore_or_init(job, init, given, checkpoints, everywhere)
-        frozen = jax.device_put(frozen, everywhere)
+        state = _restore_or_init(job, init, given, checkpoints, mesh)
+        places = sharding.shardings(state, mesh)
+        frozen = jax.device_put(frozen, sharding.shardings(frozen, mesh, "frozen/"))
         start = int(state.step)
         if start >= settings.steps:
             log.info("%s: done already, %d steps", job, start)
@@ -85,7 +88,8 @@ def train(
 
         stream = batches(start)
         batch = placement.put_batch(next(stream), mesh)
-        compiled = _compile(job, jax.jit(keyed_step, donate_argnums=0, out_shardings=everywhere), state, batch, frozen)
+        outputs = places, placement.replicated(mesh)
+        compiled = _compile(job, jax.jit(keyed_step, donate_argnums=0, out_shardings=outputs), state, batch, frozen)
         pending: list[Metrics] = []
         with (
             contextlib.closing(stream),
@@ -130,12 +134,17 @@ def _compile(job: str, function: Any, *arguments: Any) -> Any:
 
 
 def _restore_or_init(
-    job: str, init: Callable[[Any], TrainState], given: Any, checkpoints: Checkpoints, sharding: Any
+    job: str, init: Callable[[Any], TrainState], given: Any, checkpoints: Checkpoints, mesh: Mesh
 ) -> TrainState:
-    """The newest saved state, else a fresh one, on every device."""
+    """The newest saved state, else a fresh one, on the devices that the rules say."""
+    shapes = jax.eval_shape(init, given)
+    places = sharding.shardings(shapes, mesh)
+    whole, part = (sharding.bytes_per_device(shapes, p) / 1e6 for p in (placement.replicated(mesh), places))
+    log.info("%s: state of %.1f MB, %.1f MB of it on each device of %s", job, whole, part, dict(mesh.shape))
     if checkpoints.latest_step() is None:
-        return jax.jit(init, out_shardings=sharding)(given)
-    step, state = checkpoints.restore(abstract(jax.eval_shape(init, given), sharding))
+        given = jax.device_put(given, sharding.shardings(given, mesh, "params/"))
+        return jax.jit(init, out_shardings=places)(given)
+    step, state = checkpoints.restore(abstract(shapes, places))
     log.info("%s: going on from step %d", job, step)
     return state
 

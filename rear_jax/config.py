@@ -109,7 +109,7 @@ def default() -> ConfigDict:
     post.perceptual_weight = 1.0
     post.l1_weight = 0.0
     post.perceptual_network = "lpips"  # as in tokenizer_training
-    post.images_at_once = 1  # how many images, each with its G samples, are decoded together
+    post.images_at_once = 1  # how many images of a device, each with its G samples, are decoded together
     post.max_advantage = 5.0
     post.clip_range = 0.2
     post.prior_weight = 0.1  # β, of the cross-entropy of the image's own codes
@@ -266,7 +266,8 @@ def loop_settings() -> ConfigDict:
     loop.log_every = 100
     loop.picture_every = 5_000  # 0 = never
     loop.checkpoint_every = 5_000
-    loop.keep_checkpoints = 2
+    loop.keep_checkpoints = 2  # the newest
+    loop.keep_every = 0  # and for ever those of every so many steps, a multiple of checkpoint_every; 0 = none
     return loop
 
 

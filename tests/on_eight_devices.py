@@ -14,7 +14,7 @@ from rear_jax import models, tokenizers
 from rear_jax.config import loop_settings
 from rear_jax.training import loop, next_code, va_pi
 from rear_jax.training.checkpoints import Checkpoints
-from rear_jax.training.mesh import AXES, make_mesh
+from rear_jax.training.mesh import AXES, make_mesh, map_rows, put_batch
 from rear_jax.training.state import new_state
 from rear_jax.training.writer import read_metrics
 from tests import toy
@@ -121,6 +121,18 @@ def test_a_step_is_the_same_on_every_mesh(tmp_path, on_one, method, mesh):
             kernel = tree["blocks"]["qkv"]["kernel"]
             assert kernel.shape == (2, 16, 48)
             assert {shard.data.shape for shard in kernel.addressable_shards} == {(2, 8, 24)}
+
+
+def test_rows_are_mapped_where_they_lie():
+    def function(row):
+        return jnp.sin(row["x"]) + row["y"].sum()
+
+    rows = {"x": np.arange(16.0, dtype=np.float32), "y": np.ones((16, 3), np.float32)}
+    mesh = mesh_of("data")
+    with jax.set_mesh(mesh):
+        program = jax.jit(lambda rows: map_rows(function, rows, at_once=1)).lower(put_batch(rows, mesh)).compile()
+        np.testing.assert_allclose(program(put_batch(rows, mesh)), np.sin(rows["x"]) + 3.0, rtol=1e-6)
+    assert "all-gather" not in program.as_text()
 
 
 @pytest.mark.slow

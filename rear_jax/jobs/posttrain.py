@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rear_jax import artifacts, grpo, models, pictures
+from rear_jax import artifacts, distributed, grpo, models, pictures
 from rear_jax.config import refuse_changes
 from rear_jax.data import batches
 from rear_jax.data.images import open_source, require_classes
@@ -42,7 +42,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     optimizer = adamw(settings.optimizer, settings.loop.steps * settings.inner_updates)
     source = open_source(data.source, data.path, data.train_split)
     require_classes(source, data.num_classes)
-    checkpoints = Checkpoints(artifacts.posttrained_folder(workdir), keep=settings.loop.keep_checkpoints)
+    checkpoints = Checkpoints(
+        artifacts.posttrained_folder(workdir), keep=settings.loop.keep_checkpoints, keep_every=settings.loop.keep_every
+    )
     if checkpoints.latest_step() is not None:
         saved = checkpoints.record()
         refuse_changes(saved, config, artifacts.GENERATOR_SETTINGS, str(checkpoints.folder))
@@ -85,7 +87,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
         draw=draw,
     )
     checkpoints.close()
-    pictures.save_png(workdir / "posttrain.png", draw(state)["posttrain"])
+    sheet = draw(state)["posttrain"]
+    if distributed.is_first():
+        pictures.save_png(workdir / "posttrain.png", sheet)
 
 
 def _bare_generator(config: ConfigDict, tokenizer: artifacts.Tokenizer) -> Any:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rear_jax import artifacts, decode, guidance, models, pictures
+from rear_jax import artifacts, decode, distributed, guidance, models, pictures
 from rear_jax.atomic import atomic_file
 from rear_jax.data.captions import read_captions
 from rear_jax.errors import RearError
@@ -71,6 +71,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
             images[batch.indices[: batch.count]] = placement.fetch(drawn)[: batch.count]
             done += batch.count
             bar.update(done)
+    if not distributed.is_first():
+        return
     with atomic_file(workdir / "samples.npz") as temporary, temporary.open("wb") as file:
         np.savez(file, arr_0=images, labels=labels)
     pictures.save_png(workdir / "samples.png", class_sheet(images, labels))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rear_jax import artifacts, pictures, tokenizers
+from rear_jax import artifacts, distributed, pictures, tokenizers
 from rear_jax.config import refuse_changes
 from rear_jax.data import batches
 from rear_jax.data.images import open_source
@@ -41,7 +41,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
         if settings.discriminator_weight
         else None,
     )
-    checkpoints = Checkpoints(artifacts.tokenizer_folder(workdir), keep=settings.loop.keep_checkpoints)
+    checkpoints = Checkpoints(
+        artifacts.tokenizer_folder(workdir), keep=settings.loop.keep_checkpoints, keep_every=settings.loop.keep_every
+    )
     if checkpoints.latest_step() is not None:
         refuse_changes(checkpoints.record(), config, IDENTITY, str(checkpoints.folder))
     given = {}
@@ -85,7 +87,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
         draw=draw,
     )
     checkpoints.close()
-    pictures.save_png(workdir / "reconstructions.png", draw(state)["reconstructions"])
+    sheet = draw(state)["reconstructions"]
+    if distributed.is_first():
+        pictures.save_png(workdir / "reconstructions.png", sheet)
 
 
 def _held_out(config: ConfigDict) -> np.ndarray:

@@ -4,7 +4,7 @@ Which parameter is divided how is said in `sharding.py`.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -68,6 +68,26 @@ def split(mesh: Mesh) -> NamedSharding:
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> Any:
     """The global batch, split over the devices, from the part of it that this process has read."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split(mesh), x), batch)
+
+
+def map_rows(function: Callable[[Any], Any], rows: Any, *, at_once: int) -> Any:
+    """`jax.lax.map` over the batch axis inside a step: each device goes through rows of its own, `at_once` together.
+
+    The plain map goes through all rows in turn, which every device would then have to compute.
+
+    Args:
+      function: of one row, a tree of arrays without the batch axis.
+      rows: a tree of arrays that lead with the batch axis, divided as `split` says.
+      at_once: how many rows of a device are computed together.
+    """
+    shape = jax.sharding.get_abstract_mesh().shape
+    devices = shape.get("data", 1) * shape.get("fsdp", 1)
+
+    def deal(x):  # [B, ...] -> [B / devices, devices, ...]
+        return x.reshape(devices, -1, *x.shape[1:]).swapaxes(0, 1)
+
+    mapped = jax.lax.map(jax.vmap(function), jax.tree.map(deal, rows), batch_size=at_once)
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), mapped)
 
 
 def fetch(x: jax.Array | np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from rear_jax import grpo, losses, noise
 from rear_jax.errors import RearError
 from rear_jax.training import rewards
+from rear_jax.training.mesh import map_rows
 from rear_jax.training.perceptual import PerceptualNetwork
 from rear_jax.training.state import TrainState, accumulated_gradients, apply_gradients, learning_rate, merged_parts
 
@@ -144,7 +145,7 @@ def posttrain_step(networks: Networks, config: ConfigDict, optimizer: optax.Grad
 def score(networks: Networks, settings: ConfigDict, frozen: dict, samples: jax.Array, images: jax.Array) -> tuple:
     """Rewards [B, G] of samples [B, G, N] for images [B, H, W, 3] in [0, 1], and their parts by name.
 
-    A few images at a time, so that no more than these are held decoded.
+    A few images of a device at a time, so that no more than these are held decoded.
     """
 
     def of_one_image(inputs):
@@ -153,4 +154,4 @@ def score(networks: Networks, settings: ConfigDict, frozen: dict, samples: jax.A
         decoded = jnp.clip(decoded, 0.0, 1.0)
         return rewards.reconstruction_rewards(settings, networks.perceptual, frozen["perceptual"], decoded, image[None])
 
-    return jax.lax.map(of_one_image, (samples, images), batch_size=settings.images_at_once)
+    return map_rows(of_one_image, (samples, images), at_once=settings.images_at_once)

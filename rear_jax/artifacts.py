@@ -17,7 +17,7 @@ from rear_jax.atomic import atomic_file
 from rear_jax.config import refuse_changes
 from rear_jax.convert import published, rar
 from rear_jax.errors import RearError
-from rear_jax.training import mesh
+from rear_jax.training import mesh, sharding
 from rear_jax.training.checkpoints import Checkpoints, abstract
 
 GENERATOR_SETTINGS = ("data.num_classes", "tokenizer.", "model.")  # what a generator's parameters depend on
@@ -151,7 +151,7 @@ def load_generator(config: ConfigDict, workdir: Path, tokenizer: Tokenizer) -> G
     if config.sample.use_ema and not record["train"]["ema_decay"]:
         raise RearError(f"config.sample.use_ema: {place} holds no moving average; train with config.train.ema_decay.")
     shapes = rar.keep_projectors(generator_shapes(module), checkpoints.param_names(), str(place))
-    step, params = checkpoints.restore_params(_on_all_devices(shapes), ema=config.sample.use_ema)
+    step, params = checkpoints.restore_params(_placed(shapes, config), ema=config.sample.use_ema)
     return Generator(module, params, step, fingerprint(params, {}))
 
 
@@ -184,7 +184,7 @@ def read_tokenizer(place: Path, config: ConfigDict, shapes: Any) -> Any:
     _require_checkpoints(place, "tokenizer")
     checkpoints = Checkpoints(place, keep=1)
     refuse_changes(checkpoints.record(), config, TOKENIZER_SETTINGS, str(place))
-    return checkpoints.restore_params({"tokenizer": _on_all_devices(shapes)})[1]["tokenizer"]
+    return checkpoints.restore_params({"tokenizer": _on_all_devices(shapes, config)})[1]["tokenizer"]
 
 
 def read_discriminator(config: ConfigDict, workdir: Path, shapes: Any) -> Any:
@@ -240,15 +240,15 @@ def read_generator(place: Path, config: ConfigDict, shapes: Any, tokenizer: Toke
     if tokenizer is not None and "tokenizer_fingerprint" in record:
         tokenizer.require(record["tokenizer_fingerprint"], f"the generator in {place}")
     shapes = rar.keep_projectors(shapes, checkpoints.param_names(), str(place))
-    return checkpoints.restore_params(_on_all_devices(shapes))[1]
+    return checkpoints.restore_params(_placed(shapes, config))[1]
 
 
 def fingerprint(params: Any, sizes: dict) -> str:
     """Sixteen hexadecimal digits that name these parameters with these sizes."""
     digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode())
-    for path, leaf in sorted(traverse_util.flatten_dict(jax.device_get(params), sep="/").items()):
+    for path, leaf in sorted(traverse_util.flatten_dict(params, sep="/").items()):
         digest.update(path.encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
+        digest.update(np.ascontiguousarray(mesh.fetch(leaf)).tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -257,8 +257,13 @@ def _require_checkpoints(place: Path, job: str) -> None:
         raise RearError(f"{place} does not exist: run --job={job} first, or mend the path.")
 
 
-def _on_all_devices(shapes: Any) -> Any:
-    return abstract(shapes, mesh.replicated(mesh.make_mesh()))
+def _on_all_devices(shapes: Any, config: ConfigDict) -> Any:
+    return abstract(shapes, mesh.replicated(mesh.make_mesh(config.mesh)))
+
+
+def _placed(shapes: Any, config: ConfigDict) -> Any:
+    """To be restored where training has them."""
+    return abstract(shapes, sharding.shardings(shapes, mesh.make_mesh(config.mesh)))
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -29,6 +29,11 @@ def default() -> ConfigDict:
     config.codes_from = ""  # '' = <workdir>/codes; else another such folder
     config.init_from = ""  # '' = a generator from nothing; else a converted one, a workdir's, or a published file
 
+    config.mesh = mesh = ConfigDict()  # devices along each axis; one may be -1, the rest
+    mesh.data = -1  # batches are divided
+    mesh.fsdp = 1  # batches, parameters and their optimiser state are divided
+    mesh.tensor = 1  # layers are divided
+
     config.data = data = ConfigDict()
     data.source = "tfds"  # see rear_jax/data/images.py: 'fashion_mnist', 'folder', 'tfds', 'arrays'
     data.path = "imagenet2012"  # what the source opens
@@ -116,7 +121,7 @@ def default() -> ConfigDict:
     post.probe_images = 10_000  # training images that the class probe is fitted to
     post.captions = ""  # text-conditional generators: caption features; an image's label is the number of its caption
     post.ste_temperature = 1.0  # τ of 'ste'
-    post.images_at_once = 1  # how many images, each with its G samples, are decoded together
+    post.images_at_once = 1  # how many images of a device, each with its G samples, are decoded together
     post.max_advantage = 5.0
     post.clip_range = 0.2
     post.policy_weight = 1.0  # of the clipped objective; 0 leaves the prior alone, with rewards watched
@@ -317,7 +322,8 @@ def loop_settings() -> ConfigDict:
     loop.log_every = 100
     loop.picture_every = 5_000  # 0 = never
     loop.checkpoint_every = 5_000
-    loop.keep_checkpoints = 2
+    loop.keep_checkpoints = 2  # the newest
+    loop.keep_every = 0  # and for ever those of every so many steps, a multiple of checkpoint_every; 0 = none
     return loop
 
 

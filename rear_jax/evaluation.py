@@ -216,7 +216,7 @@ class Reconstructions:
     def __init__(self, tokenizer: artifacts.Tokenizer, network: PerceptualNetwork | None):
         """Takes the tokenizer, and LPIPS where its files are given."""
         self._tokenizer, self._network = tokenizer, network
-        self._mesh = placement.make_mesh()
+        self._mesh = placement.make_mesh(placement.DATA_PARALLEL)
         lpips = network.params if network else {}
         self._params = jax.device_put((tokenizer.params, lpips), placement.replicated(self._mesh))
         self._codes: list[np.ndarray] = []

@@ -8,7 +8,7 @@ import absl.logging
 from absl import app, flags
 from ml_collections import config_flags
 
-from rear_jax import jobs
+from rear_jax import distributed, jobs
 from rear_jax.errors import RearError
 from rear_jax.progress import set_up_logging
 from rear_jax.training.loop import Interrupted
@@ -22,6 +22,9 @@ _WORKDIR = flags.DEFINE_string(
 _JOB = flags.DEFINE_list(
     "job", None, f"Jobs to run in turn, of {', '.join(jobs.JOBS)}; without the flag, those of config.jobs."
 )
+_ADDRESS = flags.DEFINE_string("coordinator_address", None, "host:port of process 0; by default the cluster is asked.")
+_COUNT = flags.DEFINE_integer("num_processes", None, "How many processes take part; with --coordinator_address.")
+_INDEX = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0; with --coordinator_address.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -32,20 +35,19 @@ def main(arguments: list[str]) -> None:
     try:
         config, workdir = _CONFIG.value, _local(_WORKDIR.value)
         names = _JOB.value or config.jobs
-        if unknown := [name for name in names if name not in jobs.JOBS]:
-            raise RearError(f"unknown job {unknown[0]!r}: use {', '.join(jobs.JOBS)}.")
+        distributed.start(_ADDRESS.value, _COUNT.value, _INDEX.value)
         workdir.mkdir(parents=True, exist_ok=True)
-        set_up_logging(workdir / "log.txt")
-        for name in names:
-            jobs.JOBS[name](config, workdir)
+        set_up_logging(workdir / "log.txt", quiet=not distributed.is_first())
+        jobs.run_all(names, config, workdir)
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
     except RearError as error:
-        sys.exit(f"error: {error}")
+        distributed.fail(f"error: {error}")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
-        sys.exit(f"error: {error.strerror}: {error.filename or _WORKDIR.value}. Mend that and run the command again.")
+        where = error.filename or _WORKDIR.value
+        distributed.fail(f"error: {error.strerror}: {where}. Mend that and run the command again.")
 
 
 def command() -> None:

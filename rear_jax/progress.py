@@ -53,11 +53,17 @@ class _AboveBars(logging.Handler):
             tqdm.write(self.format(record), file=sys.stderr)
 
 
-def set_up_logging(file: Path) -> None:
-    """Sends the project's log lines to the terminal and, with their times, to the end of a file."""
+def set_up_logging(file: Path, *, quiet: bool = False) -> None:
+    """Sends the project's log lines to the terminal and, with their times, to the end of a file.
+
+    `quiet` is for all processes of a job but one: warnings alone, and no file.
+    """
     logger = logging.getLogger("rear_jax")
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
     logger.propagate = False
+    logger.handlers = [_AboveBars()]
+    if quiet:
+        return
     to_file = logging.FileHandler(file)
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s"))
-    logger.handlers = [_AboveBars(), to_file]
+    logger.addHandler(to_file)

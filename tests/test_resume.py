@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from rear_jax.data.codes import open_codes
+from rear_jax.training.writer import read_metrics
 from tests import toy
 
 STEPS = 60
@@ -70,6 +71,31 @@ def test_resume_is_bit_exact(tmp_path, prepared, unbroken, signal_number):
         np.testing.assert_array_equal(a, b)
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, STEPS + 1))
+
+
+def last_step(workdir) -> int:
+    """The last step that is logged."""
+    file = workdir / "metrics.jsonl"
+    return max((record["step"] for record in read_metrics(workdir, "train")), default=0) if file.exists() else 0
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_moments(tmp_path, prepared, unbroken):
+    """While steps run, while checkpoints are written, and while it starts again."""
+    flags = (*TRAIN, *prepared, "--config.train.loop.log_every=1")
+    random = np.random.default_rng()
+    moments = sorted(random.uniform(0, STEPS - 1, 10))
+    for moment in moments:
+        process = toy.start(tmp_path, *flags)
+        while process.poll() is None and last_step(tmp_path) < moment:
+            time.sleep(0.002)
+        time.sleep(random.uniform(0, 0.1))
+        process.kill()
+        process.communicate(timeout=60)
+    done = toy.finish(tmp_path, *flags)
+    assert done.returncode == 0, done.stderr
+    for a, b in zip(final_state(unbroken), final_state(tmp_path), strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=f"killed at {moments}")
 
 
 def test_tokenizing_goes_on_after_sigkill(tmp_path, trained):

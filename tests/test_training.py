@@ -12,6 +12,7 @@ from rear_jax import config as configs
 from rear_jax.errors import RearError
 from rear_jax.training import loop, state
 from rear_jax.training.checkpoints import Checkpoints
+from rear_jax.training.mesh import make_mesh
 from rear_jax.training.writer import MetricWriter, read_metrics
 from tests import toy
 
@@ -69,10 +70,11 @@ def test_accumulation_is_the_whole_batch(parts):
     np.testing.assert_allclose(gradients, want_gradients, rtol=1e-5)
 
 
-def run_loop(workdir, step_fn, steps=6):
+def run_loop(workdir, step_fn, steps=6, keep_every=0):
     loop_settings = configs.loop_settings()
     loop_settings.update({"steps": steps, "batch_size": 1, "log_every": 2, "checkpoint_every": 2, "picture_every": 0})
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=2)
+    loop_settings.keep_every = keep_every
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=2, keep_every=keep_every)
 
     def batches(start):
         for n in range(start, 10**6):
@@ -86,6 +88,7 @@ def run_loop(workdir, step_fn, steps=6):
             None,
             batches,
             frozen={},
+            mesh=make_mesh(toy.config().mesh),
             settings=loop_settings,
             seed=0,
             record={"a": 1},
@@ -119,13 +122,39 @@ def test_nan_stops_names_the_step_and_saves_nothing_bad(tmp_path):
     assert Checkpoints(tmp_path / "checkpoints", keep=2).latest_step() == 2
 
 
-def test_truncated_checkpoint_is_named(tmp_path):
-    run_loop(tmp_path, add)
-    files = [p for p in (tmp_path / "checkpoints" / "6" / "state").rglob("*") if p.is_file()]
-    for file in files:
+def truncate(folder) -> None:
+    """Every file of a checkpoint is cut in half."""
+    for file in [p for p in folder.rglob("*") if p.is_file()]:
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("item", ["state", ""])  # the arrays alone, or the record of the config too
+def test_truncated_checkpoint_falls_back_to_the_one_before(tmp_path, caplog, item):
+    final = run_loop(tmp_path / "whole", add, steps=8)
+    run_loop(tmp_path, add)
+    truncate(tmp_path / "checkpoints" / "6" / item)
+    assert Checkpoints(tmp_path / "checkpoints", keep=2).record() == {"a": 1}
+    with caplog.at_level("INFO"):
+        again = run_loop(tmp_path, add, steps=8)
+    assert "checkpoints/6 is damaged and was set aside; going back to step 4" in caplog.text
+    assert float(again.params["sum"]) == float(final.params["sum"])
+    assert Checkpoints(tmp_path / "checkpoints", keep=2).latest_step() == 8
+    assert [r["step"] for r in read_metrics(tmp_path, "job")] == [2, 4, 6, 8]
+
+
+def test_truncated_checkpoints_are_named_where_none_is_left(tmp_path):
+    run_loop(tmp_path, add)
+    for step in (4, 6):
+        truncate(tmp_path / "checkpoints" / str(step) / "state")
     with pytest.raises(RearError, match=r"checkpoints.6 cannot be read .*delete that folder"):
         run_loop(tmp_path, add, steps=8)
+
+
+def test_checkpoints_are_kept_by_count_and_by_interval(tmp_path):
+    run_loop(tmp_path, add, steps=14, keep_every=6)
+    assert Checkpoints(tmp_path / "checkpoints", keep=2)._manager.all_steps() == [6, 12, 14]
+    with pytest.raises(RearError, match=r"keep_every = 5 is no multiple of loop\.checkpoint_every = 2"):
+        run_loop(tmp_path, add, steps=16, keep_every=5)
 
 
 def test_full_disk_is_one_line(tmp_path, monkeypatch):

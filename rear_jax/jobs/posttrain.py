@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rear_jax import artifacts, models, pictures
+from rear_jax import artifacts, distributed, models, pictures
 from rear_jax.config import refuse_changes
 from rear_jax.data import batches
 from rear_jax.data.captions import CaptionFile
@@ -36,12 +36,14 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """
     settings, data = config.posttrain, config.data
     method = _method(config)
-    mesh.check_batch(settings.loop.batch_size, settings.accumulation, "config.posttrain.loop.batch_size")
+    mesh.check_batch(config.mesh, settings.loop.batch_size, settings.accumulation, "config.posttrain.loop.batch_size")
     tokenizer = artifacts.load_tokenizer(config, workdir)
     source = open_source(data.source, data.path, data.train_split)
     networks, frozen = _networks(config, workdir, tokenizer, source)
     conditions = _conditions(config, networks.generator, source)
-    checkpoints = Checkpoints(_folder(config, workdir), keep=settings.loop.keep_checkpoints)
+    checkpoints = Checkpoints(
+        _folder(config, workdir), keep=settings.loop.keep_checkpoints, keep_every=settings.loop.keep_every
+    )
     fresh = checkpoints.latest_step() is None
     if not fresh:
         saved = checkpoints.record()
@@ -84,6 +86,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
             conditions,
         ),
         frozen=frozen,
+        mesh=mesh.make_mesh(config.mesh),
         settings=settings.loop,
         seed=config.seed,
         record=config.to_dict() | {"holds": method.TRAINS, "tokenizer_fingerprint": tokenizer.fingerprint},
@@ -92,7 +95,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
         draw=draw,
     )
     checkpoints.close()
-    pictures.save_png(workdir / "posttrain.png", draw(state)["posttrain"])
+    sheet = draw(state)["posttrain"]
+    if distributed.is_first():
+        pictures.save_png(workdir / "posttrain.png", sheet)
 
 
 def _method(config: ConfigDict) -> Any:
@@ -209,9 +214,9 @@ def _drawer(
         return images, parts.score(networks, config.posttrain, frozen, samples, batch)[0]
 
     def draw(state: TrainState) -> dict[str, np.ndarray]:
-        images, reward = judged(state.params, frozen)
+        images, reward = map(mesh.fetch, judged(state.params, frozen))
         rows = np.concatenate([originals[:, None], pictures.to_uint8(images)], axis=1)
-        texts = [text for row in np.asarray(reward) for text in ("original", "decoded", *map("{:.3f}".format, row))]
+        texts = [text for row in reward for text in ("original", "decoded", *map("{:.3f}".format, row))]
         tiles = pictures.labelled(rows.reshape(-1, *originals.shape[1:]), texts)
         return {"posttrain": pictures.grid(tiles, 2 + group)}
 

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rear_jax import artifacts, decode, models, pictures
+from rear_jax import artifacts, decode, distributed, models, pictures
 from rear_jax.atomic import atomic_file
 from rear_jax.data.captions import CaptionFile
 from rear_jax.progress import ProgressBar
 from rear_jax.training import mesh as placement
+from rear_jax.training import sharding
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class Batch(NamedTuple):
 def run(config: ConfigDict, workdir: Path) -> None:
     """Writes `samples.npz` (arr_0: uint8 [n, H, W, 3]; labels: [n]), `samples.png` and `samples.json`, the recipe."""
     settings = config.sample
-    placement.check_batch(settings.batch_size, 1, "config.sample.batch_size")
+    placement.check_batch(config.mesh, settings.batch_size, 1, "config.sample.batch_size")
     tokenizer = artifacts.load_tokenizer(config, workdir, stage=config.sample.stage)
     generator = artifacts.load_generator(config, workdir, tokenizer)
     conditions = conditions_of(config, generator.module)
@@ -56,16 +57,21 @@ def run(config: ConfigDict, workdir: Path) -> None:
     size = config.data.image_size
     images = np.empty((settings.num_images, size, size, 3), np.uint8)
     program = compile_sampler(config, generator.module, tokenizer.module)
-    mesh, done = placement.make_mesh(), 0
+    mesh, done = placement.make_mesh(config.mesh), 0
     with jax.set_mesh(mesh), ProgressBar("sample", total=settings.num_images, unit="image") as bar:
-        weights = jax.device_put((generator.params, tokenizer.params), placement.replicated(mesh))
+        weights = (
+            jax.device_put(generator.params, sharding.shardings(generator.params, mesh)),
+            jax.device_put(tokenizer.params, placement.replicated(mesh)),
+        )
         for batch in plan_batches(labels, settings.batch_size):
             indices, rows = jax.device_put((batch.indices, batch.rows), placement.split(mesh))
             distinct = jax.tree.map(lambda leaf, batch=batch: leaf[batch.classes], conditions)
             drawn = program(*weights, distinct, rows, indices)
-            images[batch.indices[: batch.count]] = np.asarray(drawn)[: batch.count]
+            images[batch.indices[: batch.count]] = placement.fetch(drawn)[: batch.count]
             done += batch.count
             bar.update(done)
+    if not distributed.is_first():
+        return
     with atomic_file(workdir / "samples.npz") as temporary, temporary.open("wb") as file:
         np.savez(file, arr_0=images, labels=labels)
     pictures.save_png(workdir / "samples.png", class_sheet(images, labels))

@@ -15,6 +15,7 @@ from rear_jax.data.crops import AUGMENTATIONS
 from rear_jax.data.images import ImageSource, open_source, require_classes
 from rear_jax.errors import RearError
 from rear_jax.progress import ProgressBar
+from rear_jax.training.mesh import fetch
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ def _encoder(tokenizer: artifacts.Tokenizer, source: ImageSource, config: Config
         pixels = images.astype(jnp.float32) / 255.0
         return tokenizer.module.apply({"params": params}, pixels, method="encode")
 
+    params = jax.tree.map(fetch, tokenizer.params)  # each process encodes images of its own
     views = AUGMENTATIONS[config.codes.augmentation][0]
     rows = config.codes.batch_size * views
 
@@ -79,7 +81,7 @@ def _encoder(tokenizer: artifacts.Tokenizer, source: ImageSource, config: Config
         for batch in stream:
             count = len(batch["image"])
             padded = np.pad(batch["image"], ((0, rows - count), (0, 0), (0, 0), (0, 0)))
-            codes = np.asarray(encode(tokenizer.params, padded))[:count]
+            codes = np.asarray(encode(params, padded))[:count]
             parts.append((codes, batch["label"], batch["augmentation"]))
         codes, labels, indices = (np.concatenate(column) for column in zip(*parts, strict=True))
         return codes, labels, indices

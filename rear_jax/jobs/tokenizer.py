@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rear_jax import artifacts, pictures, tokenizers
+from rear_jax import artifacts, distributed, pictures, tokenizers
 from rear_jax.config import maskgit_vqgan, refuse_changes
 from rear_jax.data import batches
 from rear_jax.data.images import open_source
@@ -34,10 +34,12 @@ def run(config: ConfigDict, workdir: Path) -> None:
         log.info("tokenizer: nothing to train, config.tokenizer_from is %s", config.tokenizer_from)
         return
     settings, data = config.tokenizer_training, config.data
-    mesh.check_batch(settings.loop.batch_size, 1, "config.tokenizer_training.loop.batch_size")
+    mesh.check_batch(config.mesh, settings.loop.batch_size, 1, "config.tokenizer_training.loop.batch_size")
     source = open_source(data.source, data.path, data.train_split)
     networks, frozen = _networks(config)
-    checkpoints = Checkpoints(artifacts.tokenizer_folder(workdir), keep=settings.loop.keep_checkpoints)
+    checkpoints = Checkpoints(
+        artifacts.tokenizer_folder(workdir), keep=settings.loop.keep_checkpoints, keep_every=settings.loop.keep_every
+    )
     if checkpoints.latest_step() is not None:
         refuse_changes(checkpoints.record(), config, IDENTITY, str(checkpoints.folder))
     given = {} if checkpoints.latest_step() is not None else {"tokenizer": _first_params(config, networks, frozen)}
@@ -49,7 +51,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         return networks.tokenizer.apply({"params": params}, originals.astype(jnp.float32) / 255.0)[0]
 
     def draw(state: TrainState) -> dict[str, np.ndarray]:
-        sheet = np.concatenate([originals, pictures.to_uint8(reconstruct(state.params["tokenizer"]))])
+        sheet = np.concatenate([originals, pictures.to_uint8(mesh.fetch(reconstruct(state.params["tokenizer"])))])
         return {"reconstructions": pictures.grid(sheet, SHEET)}
 
     state = loop.train(
@@ -68,6 +70,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
             process_count=jax.process_count(),
         ),
         frozen=frozen,
+        mesh=mesh.make_mesh(config.mesh),
         settings=settings.loop,
         seed=config.seed,
         record=config.to_dict() | {"holds": "tokenizer"},
@@ -76,7 +79,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
         draw=draw,
     )
     checkpoints.close()
-    pictures.save_png(workdir / "reconstructions.png", draw(state)["reconstructions"])
+    sheet = draw(state)["reconstructions"]
+    if distributed.is_first():
+        pictures.save_png(workdir / "reconstructions.png", sheet)
 
 
 def _networks(config: ConfigDict) -> tuple[vq.Networks, dict]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rear_jax import artifacts, models
+from rear_jax import artifacts, distributed, models
 from rear_jax.config import refuse_changes
 from rear_jax.data import batches
 from rear_jax.data.codes import check_codes, open_codes
@@ -28,7 +28,7 @@ IDENTITY = ("data.num_classes", "data.image_size", "tokenizer.", "model.", "meth
 def run(config: ConfigDict, workdir: Path) -> None:
     """Trains `workdir/generator` on code files, or on images that it encodes as it goes."""
     settings = config.train.loop
-    mesh.check_batch(settings.batch_size, config.train.accumulation, "config.train.loop.batch_size")
+    mesh.check_batch(config.mesh, settings.batch_size, config.train.accumulation, "config.train.loop.batch_size")
     tokenizer = artifacts.load_tokenizer(config, workdir)
     model = models.build(config, num_codes=tokenizer.num_codes, embedding_dim=tokenizer.module.embedding_dim)
     if models.takes_captions(model):
@@ -36,7 +36,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     optimizer = adamw(config.train.optimizer, settings.steps)
     record = config.to_dict() | {"holds": "generator", "tokenizer_fingerprint": tokenizer.fingerprint}
 
-    checkpoints = Checkpoints(artifacts.generator_folder(workdir), keep=settings.keep_checkpoints)
+    checkpoints = Checkpoints(
+        artifacts.generator_folder(workdir), keep=settings.keep_checkpoints, keep_every=settings.keep_every
+    )
     if checkpoints.latest_step() is not None:
         saved = checkpoints.record()
         refuse_changes(saved, config, IDENTITY, f"{checkpoints.folder}")
@@ -66,6 +68,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         given,
         _batches(config, workdir, tokenizer),
         frozen=frozen,
+        mesh=mesh.make_mesh(config.mesh),
         settings=settings,
         seed=config.seed,
         record=record,
@@ -104,6 +107,9 @@ def _batches(config: ConfigDict, workdir: Path, tokenizer: artifacts.Tokenizer):
         codes_per_image=tokenizer.num_codes,
         num_classes=config.data.num_classes,
     )
+
+    some = codes.read(np.linspace(0, len(codes) - 1, 64).astype(int))["codes"].tolist()
+    distributed.agree(f"the codes in {artifacts.codes_folder(config, workdir)}", f"{codes.header} {some}")
 
     def from_codes(start: int) -> Iterator[dict[str, np.ndarray]]:
         return batches.code_batches(codes, batch_size=batch_size, seed=config.seed, start_step=start, **share)

@@ -1,9 +1,8 @@
 """The one training loop. A job hands it a pure step function and an endless stream of batches."""
 
 import contextlib
+import json
 import logging
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,13 +10,17 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from rear_jax import distributed
 from rear_jax.errors import RearError
 from rear_jax.progress import ProgressBar
 from rear_jax.training import mesh as placement
+from rear_jax.training import sharding
 from rear_jax.training.checkpoints import Checkpoints, abstract
 from rear_jax.training.state import TrainState
+from rear_jax.training.stopping import StopSign, any_raised
 from rear_jax.training.writer import MetricWriter
 
 log = logging.getLogger(__name__)
@@ -39,7 +42,8 @@ def train(
     given: Any,
     batches: Callable[[int], Iterator[dict[str, np.ndarray]]],
     *,
-    frozen: Any,
+    frozen: dict[str, Any],
+    mesh: Mesh,
     settings: ConfigDict,
     seed: int,
     record: dict,
@@ -59,6 +63,7 @@ def train(
       given: parameters that are not to start afresh, as `init` wants them.
       batches: start step -> iterator of host batches.
       frozen: arrays that steps read and do not change.
+      mesh: of the devices; the state is placed on it by the rules of `sharding.py`.
       settings: loop settings, see `config.loop_settings`.
       seed: of the job's random keys.
       record: what is stored beside each checkpoint: the whole config and where the data came from.
@@ -68,39 +73,48 @@ def train(
 
     Raises:
       Interrupted: SIGTERM or SIGINT came; the state was saved first.
-      RearError: a metric was NaN or infinite, or a save failed.
+      RearError: a metric was NaN or infinite, a save failed, or processes or settings do not fit together.
     """
-    mesh = placement.make_mesh()
+    if settings.keep_every % settings.checkpoint_every:
+        raise RearError(
+            f"{job}: loop.keep_every = {settings.keep_every} is no multiple of loop.checkpoint_every = "
+            f"{settings.checkpoint_every}."
+        )
+    latest = checkpoints.latest_step()
+    distributed.agree("config, tokenizer or newest checkpoint", json.dumps([job, record, latest], sort_keys=True))
     with jax.set_mesh(mesh):
-        everywhere = placement.replicated(mesh)
-        state = _restore_or_init(job, init, given, checkpoints, everywhere)
-        frozen = jax.device_put(frozen, everywhere)
+        state = _restore_or_init(job, init, given, checkpoints, mesh)
+        places = sharding.shardings(state, mesh)
+        frozen = jax.device_put(frozen, sharding.shardings(frozen, mesh, "frozen/"))
         start = int(state.step)
         if start >= settings.steps:
             log.info("%s: done already, %d steps", job, start)
             return state
 
-        def keyed_step(state, batch, frozen):
+        def keyed_step(state, batch, flags, frozen):
             key = jax.random.fold_in(jax.random.key(seed), state.step)
-            return step_fn(state, batch, key, frozen)
+            return *step_fn(state, batch, key, frozen), any_raised(flags)
 
         stream = batches(start)
         batch = placement.put_batch(next(stream), mesh)
-        compiled = _compile(job, jax.jit(keyed_step, donate_argnums=0, out_shardings=everywhere), state, batch, frozen)
+        everywhere, stop = placement.replicated(mesh), StopSign(mesh, ahead=AHEAD)
+        program = jax.jit(keyed_step, donate_argnums=0, out_shardings=(places, everywhere, everywhere))
+        compiled = _compile(job, program, state, batch, stop.flags(), frozen)
         pending: list[Metrics] = []
         with (
             contextlib.closing(stream),
             MetricWriter(workdir, job, start_step=start) as writer,
             ProgressBar(job, total=settings.steps, start=start, unit="step") as bar,
-            _stop_requested() as stop,
+            stop.listening(),
         ):
             since = time.perf_counter()
             for step in range(start + 1, settings.steps + 1):
-                state, metrics = compiled(state, batch, frozen)
+                state, metrics, answer = compiled(state, batch, stop.flags(), frozen)
                 pending.append(metrics)
                 batch = placement.put_batch(next(stream), mesh)  # while the step runs
                 jax.block_until_ready(pending[-1 - AHEAD :][0])
-                last = step == settings.steps or stop.is_set()
+                stopping = stop.stops_after(answer)
+                last = step == settings.steps or stopping
                 save = last or step % settings.checkpoint_every == 0
                 if save or step % settings.log_every == 0:
                     means = _finite_means(job, step, pending, checkpoints)
@@ -115,7 +129,7 @@ def train(
                         writer.picture(step, name, picture)
                 if save:
                     checkpoints.save(step, state, record)
-                if stop.is_set() and step < settings.steps:
+                if stopping and step < settings.steps:
                     checkpoints.wait()
                     raise Interrupted(f"{job}: saved at step {step} of {settings.steps}; resume with the same command.")
         checkpoints.wait()
@@ -131,12 +145,17 @@ def _compile(job: str, function: Any, *arguments: Any) -> Any:
 
 
 def _restore_or_init(
-    job: str, init: Callable[[Any], TrainState], given: Any, checkpoints: Checkpoints, sharding: Any
+    job: str, init: Callable[[Any], TrainState], given: Any, checkpoints: Checkpoints, mesh: Mesh
 ) -> TrainState:
-    """The newest saved state, else a fresh one, on every device."""
+    """The newest saved state, else a fresh one, on the devices that the rules say."""
+    shapes = jax.eval_shape(init, given)
+    places = sharding.shardings(shapes, mesh)
+    whole, part = (sharding.bytes_per_device(shapes, p) / 1e6 for p in (placement.replicated(mesh), places))
+    log.info("%s: state of %.1f MB, %.1f MB of it on each device of %s", job, whole, part, dict(mesh.shape))
     if checkpoints.latest_step() is None:
-        return jax.jit(init, out_shardings=sharding)(given)
-    step, state = checkpoints.restore(abstract(jax.eval_shape(init, given), sharding))
+        given = jax.device_put(given, sharding.shardings(given, mesh, "params/"))
+        return jax.jit(init, out_shardings=places)(given)
+    step, state = checkpoints.restore(abstract(shapes, places))
     log.info("%s: going on from step %d", job, step)
     return state
 
@@ -157,18 +176,3 @@ def _finite_means(job: str, step: int, pending: list[Metrics], checkpoints: Chec
                 "precision."
             )
     return {name: float(np.mean([metrics[name] for metrics in values])) for name in names}
-
-
-@contextlib.contextmanager
-def _stop_requested():
-    """An event that SIGTERM or SIGINT sets while the context lasts; outside the main thread, one that nothing sets."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    previous = {s: signal.signal(s, lambda *_: event.set()) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield event
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

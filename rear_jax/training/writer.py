@@ -8,6 +8,7 @@ from typing import Self
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from rear_jax import distributed
 from rear_jax.atomic import atomic_file
 from rear_jax.pictures import save_png
 
@@ -15,17 +16,24 @@ log = logging.getLogger("rear_jax.metrics")
 
 
 class MetricWriter:
-    """Writes one job's metrics; a resumed job first removes what a lost stretch of it had written."""
+    """Writes one job's metrics; a resumed job first removes what a lost stretch of it had written.
+
+    Of several processes only the first writes.
+    """
 
     def __init__(self, workdir: Path, job: str, *, start_step: int):
         self._job = job
         self._file = workdir / "metrics.jsonl"
         self._pictures = workdir / "pictures"
-        _forget_after(self._file, job, start_step)
-        self._board = SummaryWriter(str(workdir / "tensorboard" / job), purge_step=start_step + 1)
+        self._board = None
+        if distributed.is_first():
+            _forget_after(self._file, job, start_step)
+            self._board = SummaryWriter(str(workdir / "tensorboard" / job), purge_step=start_step + 1)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """One line of numbers."""
+        if self._board is None:
+            return
         record = {"job": self._job, "step": step, **metrics}
         with self._file.open("a") as file:
             file.write(json.dumps(record) + "\n")
@@ -36,6 +44,8 @@ class MetricWriter:
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """One picture [H, W, 3] uint8: to TensorBoard, and the newest of its name to a PNG."""
+        if self._board is None:
+            return
         self._board.add_image(name, image, step, dataformats="HWC")
         save_png(self._pictures / f"{self._job}_{name}.png", image)
 
@@ -43,7 +53,8 @@ class MetricWriter:
         return self
 
     def __exit__(self, *exception) -> None:
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
 
 
 def read_metrics(workdir: Path, job: str) -> list[dict]:

@@ -12,6 +12,7 @@ import optax
 from ml_collections import ConfigDict
 
 from rear_jax.training.loop import SUSPECT
+from rear_jax.training.mesh import map_rows
 from rear_jax.training.posttraining import parts, rewards
 
 TRAINS = "decoder"
@@ -41,7 +42,7 @@ def make_step(networks: parts.Networks, config: ConfigDict, optimizer: optax.Gra
             return rewards.total(settings, decoded, jnp.full(len(codes), label), seen)
 
         inputs = samples, parts.unit_images(batch), batch["label"]
-        reward, by_name = jax.lax.map(of_one_image, inputs, batch_size=settings.images_at_once)
+        reward, by_name = map_rows(of_one_image, inputs, at_once=settings.images_at_once)
         loss = -jnp.mean(reward)
         watched = {"loss": loss, "reward": jnp.mean(reward), SUSPECT: parts.first_not_finite(reward, batch)}
         return loss, watched | {f"reward_{name}": jnp.mean(part) for name, part in by_name.items()}

@@ -11,6 +11,7 @@ from rear_jax import grpo, noise
 from rear_jax.errors import RearError
 from rear_jax.training.class_probe import ClassProbe
 from rear_jax.training.loop import SUSPECT
+from rear_jax.training.mesh import map_rows
 from rear_jax.training.perceptual import PerceptualNetwork
 from rear_jax.training.posttraining import rewards
 from rear_jax.training.state import TrainState, accumulated_gradients, apply_gradients, learning_rate
@@ -91,7 +92,7 @@ def score(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Rewards [B, G] of samples [B, G, N] for a batch, and their parts [B, G] by name.
 
-    A few images at a time, so that no more than these are held decoded.
+    A few images of a device at a time, so that no more than these are held decoded.
     """
 
     def of_one_image(inputs):
@@ -101,7 +102,7 @@ def score(
         return rewards.total(settings, images, jnp.full(len(codes), label), seen)
 
     inputs = samples, unit_images(batch), batch["label"]
-    return jax.lax.map(of_one_image, inputs, batch_size=settings.images_at_once)
+    return map_rows(of_one_image, inputs, at_once=settings.images_at_once)
 
 
 def first_not_finite(reward: jax.Array, batch: dict) -> jax.Array:

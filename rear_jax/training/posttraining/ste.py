@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from rear_jax import grpo, losses
 from rear_jax.errors import RearError
 from rear_jax.training.loop import SUSPECT
+from rear_jax.training.mesh import map_rows
 from rear_jax.training.posttraining import parts, rewards
 
 TRAINS = "generator"
@@ -63,7 +64,7 @@ def reconstruction(
         return rewards.total(settings, decoded, label[None], seen)
 
     inputs = logits, parts.unit_images(batch), batch["label"]
-    reward, by_name = jax.lax.map(of_one_image, inputs, batch_size=settings.images_at_once)
+    reward, by_name = map_rows(of_one_image, inputs, at_once=settings.images_at_once)
     return reward[:, 0], by_name
 
 

@@ -1,0 +1,145 @@
+"""What needs eight devices; `test_mesh.py` runs it in a process that has them."""
+
+import functools
+import itertools
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rear_jax import models, tokenizers
+from rear_jax.config import loop_settings
+from rear_jax.training import loop, next_code
+from rear_jax.training.checkpoints import Checkpoints
+from rear_jax.training.mesh import AXES, make_mesh, map_rows, put_batch
+from rear_jax.training.posttraining import parts, va_pi
+from rear_jax.training.state import new_state
+from rear_jax.training.writer import read_metrics
+from tests import toy
+
+KEY = jax.random.key(3)
+OPTIMIZER = optax.sgd(0.1, momentum=0.9)  # unlike Adam, it does not blow rounding up where gradients vanish
+MESHES = {"one": (1, 1, 1), "data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 8), "all": (2, 2, 2)}
+CONFIGS = {
+    "ar": lambda: toy.llamagen_config(dropout=0.0, token_dropout=0.0),  # what compiles fastest
+    "rear": lambda: toy.config(train__ema_decay=0.5),
+    "va_pi": lambda: toy.config(method__name="ar", posttrain__reward__perceptual=0.0),
+}
+CASES = [
+    ("ar", "all"),
+    *(
+        pytest.param(method, mesh, marks=pytest.mark.slow)
+        for method in ("rear", "va_pi")
+        for mesh in ("data", "fsdp", "tensor", "all")
+    ),
+]
+
+
+def mesh_of(name: str) -> jax.sharding.Mesh:
+    if name == "one":
+        return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES)
+    return make_mesh(dict(zip(AXES, MESHES[name], strict=True)))
+
+
+def build(config):
+    """Tokenizer, generator and a batch of the toy experiment; parameters that no zero makes blind."""
+    tokenizer = tokenizers.build(config.tokenizer, 32)
+    model = models.build(config, num_codes=tokenizer.codes_per_image, embedding_dim=tokenizer.embedding_dim)
+    frozen = {
+        "tokenizer": tokenizer.init(KEY, jnp.zeros((1, 32, 32, 3)))["params"],
+        "codebook": jax.random.normal(KEY, (16, tokenizer.embedding_dim)),
+    }
+    codes = np.asarray(jax.random.randint(KEY, (8, model.num_codes), 0, 16))
+    images = np.asarray(jax.random.randint(KEY, (8, 32, 32, 3), 0, 256).astype(jnp.uint8))
+    labels = np.arange(8, dtype=np.int32)
+    batch = {"codes": codes, "image": images, "label": labels, "condition": labels, "index": labels}
+
+    def init(given):
+        params = model.init(KEY, *models.example_inputs(model))["params"]
+        params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), params)
+        return new_state(params, OPTIMIZER, ema=config.train.ema_decay > 0)
+
+    return tokenizer, model, frozen, batch, init
+
+
+def train(method, workdir, mesh, *, steps=2):
+    """The last state, and the metrics of every step, out of the training loop."""
+    config = CONFIGS[method]()
+    tokenizer, model, frozen, batch, init = build(config)
+    if method == "va_pi":
+        step_fn = va_pi.make_step(parts.Networks(model, tokenizer), config, OPTIMIZER)
+    else:
+        step_fn = next_code.train_step(model, config, OPTIMIZER)
+
+    settings = loop_settings()
+    settings.update({"steps": steps, "batch_size": 8, "log_every": 1, "checkpoint_every": 2, "picture_every": 0})
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=2)
+    state = loop.train(
+        "job",
+        step_fn,
+        init,
+        {},
+        lambda start: (batch for _ in itertools.count(start)),
+        frozen=frozen,
+        mesh=mesh,
+        settings=settings,
+        seed=3,
+        record={},
+        checkpoints=checkpoints,
+        workdir=workdir,
+    )
+    checkpoints.close()
+    return state, read_metrics(workdir, "job")
+
+
+def assert_same(one, other):
+    """The same states and metrics to float32 rounding; what only counts random choices, exactly."""
+    for a, b in zip(jax.tree.leaves(one[0]), jax.tree.leaves(other[0]), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=2e-6)
+    for a, b in zip(one[1], other[1], strict=True):
+        assert a.get("noise") == b.get("noise")
+        for name in a.keys() - {"job", "steps_per_second", "images_per_second"}:
+            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6), name
+
+
+@pytest.fixture(scope="module")
+def on_one(tmp_path_factory):
+    """What each method gives on one device, after two steps and after four."""
+    return functools.cache(
+        lambda method, steps: train(method, tmp_path_factory.mktemp(method), mesh_of("one"), steps=steps)
+    )
+
+
+@pytest.mark.parametrize(("method", "mesh"), CASES)
+def test_a_step_is_the_same_on_every_mesh(tmp_path, on_one, method, mesh):
+    made = train(method, tmp_path, mesh_of(mesh))
+    assert_same(on_one(method, 2), made)
+    if mesh == "all":
+        for tree in (made[0].params, made[0].opt_state[0].trace):
+            kernel = tree["blocks"]["qkv"]["kernel"]
+            assert kernel.shape == (2, 16, 48)
+            assert {shard.data.shape for shard in kernel.addressable_shards} == {(2, 8, 24)}
+
+
+def test_rows_are_mapped_where_they_lie():
+    def function(row):
+        return jnp.sin(row["x"]) + row["y"].sum()
+
+    rows = {"x": np.arange(16.0, dtype=np.float32), "y": np.ones((16, 3), np.float32)}
+    mesh = mesh_of("data")
+    with jax.set_mesh(mesh):
+        program = jax.jit(lambda rows: map_rows(function, rows, at_once=1)).lower(put_batch(rows, mesh)).compile()
+        np.testing.assert_allclose(program(put_batch(rows, mesh)), np.sin(rows["x"]) + 3.0, rtol=1e-6)
+    assert "all-gather" not in program.as_text()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_read_on_any_mesh(tmp_path, on_one):
+    """Two steps on one mesh, and from there on two others."""
+    train("rear", tmp_path / "all", mesh_of("data"))
+    shutil.copytree(tmp_path / "all", tmp_path / "one")
+    for name in ("one", "all"):
+        assert_same(on_one("rear", 4), train("rear", tmp_path / name, mesh_of(name), steps=4))

@@ -1,0 +1,118 @@
+"""Two real processes on this machine: they take the steps of one, stop together, and notice when one is lost."""
+
+import json
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+
+from rear_jax import distributed
+from rear_jax.errors import RearError
+from tests import toy
+
+STEPS = 100
+TRAIN = {
+    "method__name": "ar",
+    "model__dropout": 0.0,
+    "train__loop__steps": STEPS,
+    "train__loop__log_every": 1,
+    "train__loop__checkpoint_every": 10,
+}
+
+
+def start_two(workdir, trained, *extra, others=()):
+    """Two processes of `--job=train` with one device each; `others` are flags of the second one alone."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    given = {**TRAIN, "tokenizer_from": trained / "tokenizer", "codes_from": trained / "codes"}
+    flags = [f"--config.{name.replace('__', '.')}={value}" for name, value in given.items()]
+    flags += [f"--coordinator_address={address}", "--num_processes=2", "--job=train", *extra]
+    environment = toy.environment()
+    environment["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    return [
+        subprocess.Popen(
+            toy.command(workdir, *flags, f"--process_id={index}", *(others if index else ())),
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+
+
+def losses(workdir) -> dict[int, float]:
+    """Of every step, by its number; each must have been logged once."""
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    steps = [r["step"] for r in records if r["job"] == "train"]
+    assert steps == sorted(set(steps))
+    return {r["step"]: r["loss"] for r in records if r["job"] == "train"}
+
+
+def wait_for_checkpoint(workdir, processes) -> None:
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        if any(p.name.isdigit() for p in (workdir / "generator").glob("*")):
+            return
+        assert all(p.poll() is None for p in processes), [p.communicate()[1] for p in processes]
+        time.sleep(0.01)
+    raise TimeoutError(f"no checkpoint in {workdir}")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, trained):
+    """The losses of one process."""
+    workdir = tmp_path_factory.mktemp("alone")
+    run_alone(workdir, trained)
+    return losses(workdir)
+
+
+def run_alone(workdir, trained) -> None:
+    toy.run(workdir, "train", tokenizer_from=str(trained / "tokenizer"), codes_from=str(trained / "codes"), **TRAIN)
+
+
+def test_two_processes_stop_together_and_one_goes_on(tmp_path, trained, alone):
+    """A signal that reaches only the second: both save the same step, and its steps were those of one process."""
+    processes = start_two(tmp_path, trained)
+    wait_for_checkpoint(tmp_path, processes)
+    processes[1].send_signal(signal.SIGTERM)
+    errors = [p.communicate(timeout=120)[1] for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], errors
+    stopped = [next(line for line in e.splitlines() if "resume with the same command" in line) for e in errors]
+    assert stopped[0] == stopped[1]
+    assert max(losses(tmp_path)) < STEPS
+    run_alone(tmp_path, trained)
+    assert losses(tmp_path) == pytest.approx(alone, rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_the_other_ends_when_one_is_killed(tmp_path, trained, alone, killed):
+    processes = start_two(tmp_path, trained)
+    wait_for_checkpoint(tmp_path, processes)
+    processes[killed].kill()
+    since = time.monotonic()
+    _, errors = processes[1 - killed].communicate(timeout=120)
+    assert time.monotonic() - since < 60
+    assert processes[1 - killed].returncode not in (0, None), errors
+    processes = start_two(tmp_path, trained)
+    errors = [p.communicate(timeout=240)[1] for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], errors
+    assert losses(tmp_path) == pytest.approx(alone, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_processes_that_differ_are_refused(tmp_path, trained):
+    processes = start_two(tmp_path, trained, others=("--config.seed=1",))
+    errors = [p.communicate(timeout=120)[1] for p in processes]
+    assert all(p.returncode not in (0, None) for p in processes)
+    assert any("process(es) 1 differ from process 0 in jobs, config or workdir" in e for e in errors), errors
+
+
+@pytest.mark.parametrize("given", [("localhost:1", None, None), (None, 2, 0), (None, None, 1)])
+def test_half_an_address_is_refused(given):
+    with pytest.raises(RearError, match="belong together"):
+        distributed.start(*given)

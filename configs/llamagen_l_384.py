@@ -5,7 +5,7 @@
 
 343M parameters.
 300 epochs = 1 501 200 steps of 256 ten-crop code sequences of the published VQ-16, at a constant learning rate.
-Samples are 384 pixels wide; the table's FID is taken after a bicubic resize to 256.
+Samples are decoded at 384 pixels and resized to 256, as for the table's FID; sample.image_size = 0 keeps 384.
 With --config.init_from=c2i_L_384.pt --job=sample,evaluate it samples from the published weights.
 Not run here: the expected result is the table's.
 """

@@ -154,6 +154,8 @@ def default() -> ConfigDict:
     sample.stage = "train"  # whose generator: that of --job=train, or 'posttrain'
     sample.num_images = 50_000
     sample.batch_size = 128
+    sample.image_size = 0  # pixels to which samples are resized, bicubic; 0 = as they are decoded
+    sample.png_folder = False  # also write each sample as <workdir>/samples/000000.png, ...
     sample.guidance = "power_cosine"  # see rear_jax/guidance.py
     sample.guidance_scale = 1.0
     sample.guidance_power = 1.0

@@ -1,6 +1,7 @@
 """Sampling of code sequences from any generator: one compiled program, prefill and scan over an explicit cache."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -75,13 +76,13 @@ def generate(
     """
     weights = decoder.prepare(params)
     batch, num_codes = rows.shape[0], decoder.num_codes
-    guided = decoder.guides(sampler.guidance_scale)
+    guided = _guided_codes(decoder, sampler)
     if guided:
         conditions, rows = decoder.with_unconditional(weights, conditions, rows)
 
     def draw(logits, n):
-        """Logits of all halves -> (code n of each sequence, guided logits)."""
-        if guided:
+        """Logits of the conditional half, or of both -> (code n of each sequence, guided logits)."""
+        if logits.shape[0] > batch:
             weight = guidance.guidance_weight(
                 sampler.guidance,
                 sampler.guidance_scale,
@@ -97,35 +98,47 @@ def generate(
         )
         return codes, logits
 
-    def step(carry, inputs):
+    def step(rows, carry, inputs):
         """Reads code n - 1, draws code n."""
         codes, cache = carry
         n, conditioning = inputs
         position = decoder.prefix_length + n - 1
-        read = jnp.concatenate([codes, codes]) if guided else codes
+        read = jnp.concatenate([codes, codes]) if len(rows) > batch else codes
         logits, cache = decoder.step(weights, conditioning, rows, read, position, cache)
         codes, logits = draw(logits, n)
         return (codes, cache), (codes, logits if return_logits else None)
 
-    bounds = segment_bounds(num_codes, segments)
     cache = decoder.new_cache(rows.shape[0], decoder.prefix_length)
     logits, cache = decoder.prefill(weights, conditions, rows, cache)
     codes, logits = draw(logits, jnp.int32(0))
     outputs = [(codes[None], logits[None] if return_logits else None)]
-    for start, stop in bounds:
+    for start, stop in segment_bounds(num_codes, segments, cut=guided):
+        if start >= guided:  # from here on the unconditional half is not asked
+            rows, cache = rows[:batch], jax.tree.map(lambda leaf: leaf[:batch], cache)
         numbers = jnp.arange(start, stop)
         positions = decoder.prefix_length + numbers - 1
         conditioning = decoder.condition(weights, conditions, positions)
         cache = decoder.grow_cache(cache, decoder.prefix_length + stop - 1)
-        (codes, cache), output = jax.lax.scan(step, (codes, cache), (numbers, conditioning))
+        (codes, cache), output = jax.lax.scan(functools.partial(step, rows), (codes, cache), (numbers, conditioning))
         outputs.append(output)
     codes, logits = jax.tree.map(lambda *parts: jnp.concatenate(parts).swapaxes(0, 1), *outputs)
     return (codes, logits) if return_logits else codes
 
 
-def segment_bounds(num_codes: int, segments: int) -> list[tuple[int, int]]:
-    """Cuts codes 1 .. N-1 (code 0 comes from the prefill) into at most `segments` stretches [start, stop)."""
+def _guided_codes(decoder: Decoder, sampler: Sampler) -> int:
+    """How many codes of a sequence are guided; the others need the conditional model alone."""
+    if not decoder.guides(sampler.guidance_scale):
+        return 0
+    last = sampler.guidance_interval + 1  # code n is drawn in step n - 1
+    return decoder.num_codes if sampler.guidance_interval < 0 else min(decoder.num_codes, last + 1)
+
+
+def segment_bounds(num_codes: int, segments: int, *, cut: int = 0) -> list[tuple[int, int]]:
+    """Cuts codes 1 .. N-1 (code 0 comes from the prefill) into at most `segments` stretches [start, stop).
+
+    One more where `cut` lies inside a stretch: it begins one.
+    """
     size = -(-num_codes // segments)
-    starts = [1, *range(size, num_codes, size)]
+    starts = sorted({1, *range(size, num_codes, size), *([cut] if 1 < cut < num_codes else [])})
     stops = [*starts[1:], num_codes]
     return [(a, b) for a, b in zip(starts, stops, strict=True) if a < b]

@@ -97,6 +97,7 @@ def llamagen_imagenet(image_size: int) -> ConfigDict:
     optimizer.b2 = 0.95
     optimizer.weight_decay = 0.05
     config.sample.guidance = "constant"
+    config.sample.image_size = 256 if image_size > 256 else 0  # its FIDs were taken at 256
     return config.lock()
 
 

@@ -1,5 +1,6 @@
 """Grids of images and PNG files."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,3 +46,14 @@ def save_png(path: Path, image: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as temporary:
         Image.fromarray(image).save(temporary, format="PNG")
+
+
+def save_folder(folder: Path, images: np.ndarray) -> None:
+    """Writes uint8 images [n, H, W, 3] as 000000.png, 000001.png, ...; the folder appears when all are there."""
+    temporary = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for index, image in enumerate(images):
+        Image.fromarray(image).save(temporary / f"{index:06d}.png")
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)

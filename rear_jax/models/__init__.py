@@ -54,7 +54,7 @@ class Decoder(Protocol):
         """Whatever depends on (condition, position) but on no code: a tree of arrays with the C axis leading."""
 
     def new_cache(self, batch: int, length: int) -> Any:
-        """An empty cache with room for `length` positions."""
+        """An empty cache with room for `length` positions: a tree of arrays that lead with the batch."""
 
     def grow_cache(self, cache: Any, length: int) -> Any:
         """The same cache with room for `length` positions."""

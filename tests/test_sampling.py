@@ -1,0 +1,143 @@
+"""The sampled set: interrupted and resumed, streamed to its file, resized, and cut where guidance ends."""
+
+import json
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from rear_jax import decode, models, resize
+from rear_jax.data.sampled_set import SampledSet
+from rear_jax.errors import RearError
+from rear_jax.training.loop import Interrupted
+from tests import toy
+
+TORCH = [  # interpolate(mode="bicubic") of a 6×6 image to 4×4, PyTorch 2.13
+    [-0.773140609, -0.724058986, -0.664358974, -0.599944115],
+    [-0.375922799, -0.283135414, -0.178568706, -0.074080989],
+    [0.280914426, 0.390373200, 0.502057850, 0.602269709],
+    [0.834472477, 0.894153535, 0.941882908, 0.971613646],
+]
+
+
+@pytest.fixture
+def unsampled(trained, tmp_path):
+    """A copy of the trained workdir without its samples."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    for name in ("samples.npz", "samples.json", "samples.png"):
+        (tmp_path / name).unlink()
+    return tmp_path
+
+
+def images_of(workdir):
+    with np.load(workdir / "samples.npz") as file:
+        return file["arr_0"]
+
+
+def test_an_interrupted_set_goes_on_whatever_the_batch_size(trained, unsampled, monkeypatch):
+    drawn, add = [], SampledSet.add
+
+    def add_and_interrupt(self, indices, images):
+        add(self, indices, images)
+        drawn.extend(indices)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(SampledSet, "add", add_and_interrupt)
+    with pytest.raises(Interrupted, match="8 of 24 images are drawn; resume with the same command"):
+        toy.run(unsampled, "sample")
+    assert not (unsampled / "samples.npz").exists()
+    monkeypatch.setattr(SampledSet, "add", lambda self, i, x: (drawn.extend(i), add(self, i, x)))
+    toy.run(unsampled, "sample", sample__batch_size=5)
+    assert sorted(drawn) == list(range(24))
+    np.testing.assert_array_equal(images_of(unsampled), images_of(trained))
+    assert not (unsampled / "samples.partial").exists()
+
+
+def test_another_recipe_begins_anew(tmp_path):
+    shape = (3, 2, 2, 3)
+    first = SampledSet(tmp_path / "s", {"seed": 0}, shape, write=True)
+    first.add(np.array([1]), np.full((1, 2, 2, 3), 7, np.uint8))
+    again = SampledSet(tmp_path / "s", {"seed": 0}, shape, write=True)
+    assert again.done.tolist() == [False, True, False]
+    assert (again.images[1] == 7).all()
+    assert SampledSet(tmp_path / "s", {"seed": 0}, shape, write=False).done.tolist() == [False, True, False]
+    assert not SampledSet(tmp_path / "s", {"seed": 1}, shape, write=True).done.any()
+
+
+def test_the_file_is_what_numpy_would_write(tmp_path):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (300, 2, 3, 3)).astype(np.uint8), np.arange(300, dtype=np.int32)
+    partial = SampledSet(tmp_path / "s", {}, images.shape, write=True)
+    partial.add(np.arange(300), images)
+    partial.export(tmp_path / "samples.npz", labels)
+    with np.load(tmp_path / "samples.npz", allow_pickle=False) as file:
+        assert set(file) == {"arr_0", "labels"}
+        np.testing.assert_array_equal(file["arr_0"], images)
+        np.testing.assert_array_equal(file["labels"], labels)
+        assert file["arr_0"].dtype == np.uint8
+        assert file["labels"].dtype == np.int32
+
+
+def test_samples_as_pngs_and_of_another_size(unsampled):
+    toy.run(unsampled, "sample", sample__png_folder=True, sample__image_size=24)
+    images = images_of(unsampled)
+    assert images.shape == (24, 24, 24, 3)
+    assert len(list((unsampled / "samples").iterdir())) == 24
+    np.testing.assert_array_equal(np.asarray(Image.open(unsampled / "samples" / "000013.png")), images[13])
+    assert json.loads((unsampled / "samples.json").read_text())["image_size"] == 24
+
+
+def test_bicubic_is_pytorchs():
+    image = np.cos(3 * np.sin(np.linspace(-1, 1, 216, dtype=np.float32))).reshape(2, 6, 6, 3)
+    np.testing.assert_allclose(resize.bicubic(image, 4)[0, :, :, 0], TORCH, atol=1e-6)
+    np.testing.assert_allclose(resize.bicubic(image, 6), image, atol=1e-6)
+    np.testing.assert_allclose(resize.bicubic(np.ones((1, 5, 5, 3)), 9), 1.0, atol=1e-6)
+
+
+def test_stretches_of_the_decoder():
+    assert decode.segment_bounds(16, 4) == [(1, 4), (4, 8), (8, 12), (12, 16)]
+    assert decode.segment_bounds(16, 4, cut=6) == [(1, 4), (4, 6), (6, 8), (8, 12), (12, 16)]
+    assert decode.segment_bounds(16, 4, cut=8) == decode.segment_bounds(16, 4, cut=16) == decode.segment_bounds(16, 4)
+
+
+@pytest.mark.parametrize("interval", [-1, 0, 5, 20])
+def test_after_its_interval_guidance_costs_nothing(interval):
+    """The unconditional half is asked for the codes that are guided, and for no other; the logits say so too."""
+    config = toy.llamagen_config()
+    model = models.build(config, num_codes=16, embedding_dim=4)
+    params = model.init(jax.random.key(0), *models.example_inputs(model))["params"]
+    params = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(jax.random.key(p.size), p.shape), params)
+    decoder, keys = models.decoder_of(model), jax.random.split(jax.random.key(1), 3)
+    labels, rows = np.array([0, 4]), np.array([0, 1, 1])
+    sampler = decode.Sampler("constant", 3.0, guidance_interval=interval)
+
+    def run(params):
+        return decode.generate(decoder, params, labels, rows, keys, sampler, return_logits=True)
+
+    codes, logits = jax.jit(run)(params)
+    guided = 16 if interval < 0 else min(16, interval + 2)
+    everywhere = model.apply({"params": params}, codes, labels[rows]).logits
+    without = model.apply({"params": params}, codes, np.full(3, 10)).logits
+    np.testing.assert_allclose(logits[:, guided:], everywhere[:, guided:], atol=2e-4)
+    wanted = without + 3.0 * (everywhere - without)
+    np.testing.assert_allclose(logits[:, :guided], wanted[:, :guided], atol=2e-3)
+
+
+def test_too_many_images_for_the_disk_leave_no_damage(unsampled, monkeypatch):
+    def full(*arguments, **settings):
+        raise OSError(28, "No space left on device", "images.npy")
+
+    monkeypatch.setattr(np.lib.format, "open_memmap", full)
+    with pytest.raises(OSError, match="No space left"):
+        toy.run(unsampled, "sample")
+    monkeypatch.undo()
+    toy.run(unsampled, "sample")
+    assert images_of(unsampled).shape == (24, 32, 32, 3)
+
+
+def test_an_unknown_guidance_is_named(unsampled):
+    with pytest.raises(RearError, match=r"config\.sample\.guidance = 'none'"):
+        toy.run(unsampled, "sample", sample__guidance="none")

@@ -35,6 +35,11 @@ def generator_folder(workdir: Path) -> Path:
     return workdir / "generator"
 
 
+def best_generator_folder(workdir: Path) -> Path:
+    """The checkpoint of `--job=train` that scored best, where `config.train.evaluate_every` asks for scores."""
+    return workdir / "generator_best"
+
+
 def posttrained_folder(workdir: Path) -> Path:
     """Checkpoints of a generator from `--job=posttrain`."""
     return workdir / "posttrained"
@@ -114,7 +119,7 @@ def load_tokenizer(config: ConfigDict, workdir: Path, *, stage: str = "train") -
     params = read_tokenizer(place, config, tokenizer_shapes(module))
     sizes = {k: v for k, v in config.tokenizer.to_dict().items() if k != "dtype"}
     original = fingerprint(params, sizes)
-    if stage == "train" or config.posttrain.method != "tokenizer":
+    if stage != "posttrain" or config.posttrain.method != "tokenizer":
         return Tokenizer(module, params, original, original, str(place))
     decoder = _read_posttrained_decoder(config, workdir, {"decoder": params["decoder"]}, original)
     return Tokenizer(module, params | decoder, original, fingerprint(decoder, sizes), str(place))
@@ -143,7 +148,7 @@ def load_generator(config: ConfigDict, workdir: Path, tokenizer: Tokenizer) -> G
     if config.init_from and stage == "train" and not place.exists():
         params = read_generator(Path(config.init_from), config, generator_shapes(module), tokenizer)
         return Generator(module, params, 0, fingerprint(params, {}))
-    _require_checkpoints(place, stage)
+    _require_checkpoints(place, "posttrain" if stage == "posttrain" else "train")
     checkpoints = Checkpoints(place, keep=1)
     record = checkpoints.record()
     refuse_changes(record, config, GENERATOR_SETTINGS, str(place))
@@ -158,10 +163,14 @@ def load_generator(config: ConfigDict, workdir: Path, tokenizer: Tokenizer) -> G
 def _stage_folder(config: ConfigDict, workdir: Path) -> tuple[str, Path]:
     """The job whose generator is wanted, and where it is."""
     stage = config.sample.stage
-    folders = {"train": generator_folder(workdir), "posttrain": posttrained_folder(workdir)}
+    folders = {
+        "train": generator_folder(workdir),
+        "best": best_generator_folder(workdir),
+        "posttrain": posttrained_folder(workdir),
+    }
     if stage not in folders:
         raise RearError(f"config.sample.stage = {stage!r}: use one of {', '.join(folders)}.")
-    if config.posttrain.method == "tokenizer":
+    if stage == "posttrain" and config.posttrain.method == "tokenizer":
         stage = "train"  # post-training left the generator alone
     return stage, folders[stage]
 

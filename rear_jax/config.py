@@ -102,6 +102,8 @@ def default() -> ConfigDict:
     config.train = train = ConfigDict()
     train.ema_decay = 0.0  # of an exponential moving average of the parameters; 0 = none
     train.accumulation = 1  # microbatches per step
+    train.evaluate_every = 0  # steps between scores of a small set drawn as config.sample says; 0 = never
+    train.evaluate_images = 1_000  # in that set; the best generator is kept, see sample.stage
     train.loop = loop_settings()
     train.optimizer = optimizer_settings()
 
@@ -151,7 +153,7 @@ def default() -> ConfigDict:
     study.last = 20  # logged steps that the table's training metrics are means of
 
     config.sample = sample = ConfigDict()
-    sample.stage = "train"  # whose generator: that of --job=train, or 'posttrain'
+    sample.stage = "train"  # whose generator: that of --job=train, the 'best' of it, or that of 'posttrain'
     sample.num_images = 50_000
     sample.batch_size = 128
     sample.image_size = 0  # pixels to which samples are resized, bicubic; 0 = as they are decoded
@@ -165,6 +167,10 @@ def default() -> ConfigDict:
     sample.top_k = 0  # 0 = off
     sample.top_p = 1.0  # 1 = off
     sample.use_ema = False
+
+    config.sweep = sweep = ConfigDict()  # sets of config.sample, each point with other guidance
+    sweep.guidance_scale = ()  # () = that of config.sample
+    sweep.guidance_power = ()
 
     config.convert = convert = ConfigDict()
     convert.source = ""  # published checkpoint file, or a folder of checkpoints

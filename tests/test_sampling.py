@@ -141,3 +141,33 @@ def test_too_many_images_for_the_disk_leave_no_damage(unsampled, monkeypatch):
 def test_an_unknown_guidance_is_named(unsampled):
     with pytest.raises(RearError, match=r"config\.sample\.guidance = 'none'"):
         toy.run(unsampled, "sample", sample__guidance="none")
+
+
+def test_a_sweep_scores_each_point_once(unsampled):
+    # a scale at which even a generator that has hardly learned heeds its classes
+    points = {"sweep__guidance_scale": (1.0, 1e4), "sample__num_images": 10, "evaluate__kid_subset_size": 0}
+    toy.run(unsampled, "sweep", **points)
+    rows = json.loads((unsampled / "sweep.json").read_text())["points"]
+    assert [row["guidance_scale"] for row in rows] == [1.0, 1e4]
+    assert rows[0]["FD-EffNetLite2@32"] != rows[1]["FD-EffNetLite2@32"]
+    assert (unsampled / "sweep.md").read_text().count("**") == 2
+    assert (unsampled / "sweep.png").stat().st_size > 0
+    stamp = (unsampled / "sweep" / "10000_1" / "samples.npz").stat().st_mtime_ns
+    toy.run(unsampled, "sweep", **points)
+    assert (unsampled / "sweep" / "10000_1" / "samples.npz").stat().st_mtime_ns == stamp
+    with pytest.raises(RearError, match="a sweep needs points"):
+        toy.run(unsampled, "sweep")
+
+
+def test_training_scores_itself_and_keeps_its_best(trained, tmp_path):
+    """The best generator can be sampled from, and its scores stand in the metrics of a job of their own."""
+    given = {"tokenizer_from": str(trained / "tokenizer"), "codes_from": str(trained / "codes")}
+    watched = {"train__evaluate_every": 2, "train__evaluate_images": 12, "evaluate__kid_subset_size": 0}
+    toy.run(tmp_path, "train", **given, **watched, train__loop__steps=4)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    found = {line["step"]: line["FD-EffNetLite2@32"] for line in lines if line["job"] == "train_scores"}
+    assert sorted(found) == [2, 4]
+    best = min(found, key=found.get)
+    assert [p.name for p in (tmp_path / "generator_best").iterdir() if p.name.isdigit()] == [str(best)]
+    toy.run(tmp_path, "sample", **given, sample__stage="best")
+    assert json.loads((tmp_path / "samples.json").read_text())["generator_step"] == best

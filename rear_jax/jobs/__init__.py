@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from rear_jax import distributed
 from rear_jax.errors import RearError
-from rear_jax.jobs import convert, evaluate, import_codes, posttrain, sample, study, tokenize, tokenizer, train
+from rear_jax.jobs import convert, evaluate, import_codes, posttrain, sample, study, sweep, tokenize, tokenizer, train
 
 JOBS = {
     "tokenizer": tokenizer.run,
@@ -19,6 +19,7 @@ JOBS = {
     "posttrain": posttrain.run,
     "sample": sample.run,
     "evaluate": evaluate.run,
+    "sweep": sweep.run,
     "study": study.run,
     "convert": convert.run,
 }

@@ -38,32 +38,38 @@ class Parts:
     lpips: perceptual.PerceptualNetwork | None
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
+def run(config: ConfigDict, workdir: Path, place: Path | None = None) -> None:
     """Scores `samples.npz`; writes `scores.json` and `report.md`.
 
     The samples are compared with the reference; so are, as the floor, as many held-out real images, and the same images
     after the tokenizer, which no generator on its codes is likely to beat. These are also compared with their
     originals, as a set (rFID) and one by one (PSNR, SSIM, and LPIPS with the files of `config.lpips`). Without
     `samples.npz` the latter is all that there is to do; without `config.evaluate.tokenizer` it is left out.
+
+    Args:
+      config: the experiment.
+      workdir: where the tokenizer and the kept references are.
+      place: where the samples are and the scores go, if not there as well.
     """
-    parts = gather(config, workdir)
+    place = place or workdir
+    parts = gather(config, workdir, place)
     recipe = make_recipe(config, parts)
-    if artifacts.is_done(workdir / "scores.json", {"recipe": recipe}):
-        log.info("evaluate: done already, see %s", workdir / "report.md")
+    if artifacts.is_done(place / "scores.json", {"recipe": recipe}):
+        log.info("evaluate: done already, see %s", place / "report.md")
         return
     result = {"scores": score_all(config, workdir, parts), "recipe": recipe}
-    artifacts.write_json(workdir / "scores.json", result)
-    report.write(workdir, result)
-    log.info("evaluate: wrote %s; the recipe of its scores: %s", workdir / "report.md", json.dumps(recipe))
+    artifacts.write_json(place / "scores.json", result)
+    report.write(place, result)
+    log.info("evaluate: wrote %s; the recipe of its scores: %s", place / "report.md", json.dumps(recipe))
 
 
-def gather(config: ConfigDict, workdir: Path) -> Parts:
+def gather(config: ConfigDict, workdir: Path, place: Path) -> Parts:
     """Opens what the evaluation needs, and says in one line what it is going to be of."""
     settings = config.evaluate
-    present = (workdir / "samples.npz").exists()
+    present = (place / "samples.npz").exists()
     if not (present or settings.tokenizer):
         raise RearError(f"{workdir / 'samples.npz'} does not exist: run --job=sample first.")
-    samples = evaluation.open_samples(workdir) if present else None
+    samples = evaluation.open_samples(place) if present else None
     what = {SAMPLES: present, "the tokenizer on held-out images": settings.tokenizer}
     log.info("evaluate: scoring %s", " and ".join(name for name, wanted in what.items() if wanted))
     network = evaluation.load_network(settings)

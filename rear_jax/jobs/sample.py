@@ -25,23 +25,29 @@ SHEET_CLASSES = 10  # rows of samples.png
 SHEET_COLUMNS = 12
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
+def run(config: ConfigDict, workdir: Path, place: Path | None = None) -> None:
     """Writes `samples.npz` (arr_0: uint8 [n, H, W, 3]; labels: [n]), `samples.png` and `samples.json`, the recipe.
 
     What is drawn goes to `samples.partial` batch by batch, where the same command finds it after an interruption.
+
+    Args:
+      config: the experiment.
+      workdir: where the networks are.
+      place: where the set goes, if not there as well.
     """
+    place = place or workdir
     settings = config.sample
     placement.check_batch(config.mesh, settings.batch_size, 1, "config.sample.batch_size")
     tokenizer = artifacts.load_tokenizer(config, workdir, stage=config.sample.stage)
     generator = artifacts.load_generator(config, workdir, tokenizer)
     conditions = sampling.conditions_of(config, generator.module)
     recipe = make_recipe(config, tokenizer, generator, conditions)
-    if artifacts.is_done(workdir / "samples.json", recipe) and (workdir / "samples.npz").exists():
-        log.info("sample: done already, %d images in %s", settings.num_images, workdir / "samples.npz")
+    if artifacts.is_done(place / "samples.json", recipe) and (place / "samples.npz").exists():
+        log.info("sample: done already, %d images in %s", settings.num_images, place / "samples.npz")
         return
 
     labels = sampling.balanced_labels(settings.num_images, len(jax.tree.leaves(conditions)[0]))
-    partial = _open_partial(workdir, recipe, (settings.num_images, *sampling.image_shape(config)))
+    partial = _open_partial(place, recipe, (settings.num_images, *sampling.image_shape(config)))
     mesh = placement.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         weights = (
@@ -52,18 +58,18 @@ def run(config: ConfigDict, workdir: Path) -> None:
         _draw_missing(config, functools.partial(program, *weights), conditions, labels, partial, mesh)
     if not distributed.is_first():
         return
-    partial.export(workdir / "samples.npz", labels)
-    pictures.save_png(workdir / "samples.png", class_sheet(partial.images, labels))
+    partial.export(place / "samples.npz", labels)
+    pictures.save_png(place / "samples.png", class_sheet(partial.images, labels))
     if settings.png_folder:
-        pictures.save_folder(workdir / "samples", partial.images)
-    artifacts.write_json(workdir / "samples.json", recipe)
+        pictures.save_folder(place / "samples", partial.images)
+    artifacts.write_json(place / "samples.json", recipe)
     partial.remove()
-    log.info("sample: wrote %d images to %s, a sheet to %s", len(labels), workdir / "samples.npz", "samples.png")
+    log.info("sample: wrote %d images to %s, a sheet to %s", len(labels), place / "samples.npz", "samples.png")
 
 
-def _open_partial(workdir: Path, recipe: dict, shape: tuple[int, int, int, int]) -> SampledSet:
+def _open_partial(place: Path, recipe: dict, shape: tuple[int, int, int, int]) -> SampledSet:
     """The set as far as it was drawn, the same in every process."""
-    folder = workdir / "samples.partial"
+    folder = place / "samples.partial"
     if distributed.is_first():
         partial = SampledSet(folder, recipe, shape, write=True)
     distributed.wait("samples.partial")

@@ -19,6 +19,7 @@ from rear_jax.errors import RearError
 from rear_jax.training import loop, mesh, next_code
 from rear_jax.training.checkpoints import Checkpoints
 from rear_jax.training.state import TrainState, adamw, new_state
+from rear_jax.watching import Watch
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
     count = sum(leaf.size for leaf in jax.tree.leaves(artifacts.generator_shapes(model)))
     log.info("train: %s %s, %.1fM parameters", config.method.name, config.model.name, count / 1e6)
+    watch = None
+    if config.train.evaluate_every:
+        watch = config.train.evaluate_every, Watch(config, workdir, model, tokenizer, record).look
     loop.train(
         "train",
         next_code.train_step(model, config, optimizer, encode),
@@ -74,6 +78,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         record=record,
         checkpoints=checkpoints,
         workdir=workdir,
+        watch=watch,
     )
     checkpoints.close()
 

@@ -50,6 +50,7 @@ def train(
     checkpoints: Checkpoints,
     workdir: Path,
     draw: Callable[[TrainState], dict[str, np.ndarray]] | None = None,
+    watch: tuple[int, Callable[[int, TrainState], None]] | None = None,
 ) -> TrainState:
     """Runs a training job to its last step, from its newest checkpoint if there is one.
 
@@ -70,6 +71,7 @@ def train(
       checkpoints: where states go.
       workdir: where metrics and pictures go.
       draw: state -> named uint8 pictures, called every `picture_every` steps and at the end.
+      watch: a number of steps, and what is called with step and state whenever so many more have been made.
 
     Raises:
       Interrupted: SIGTERM or SIGINT came; the state was saved first.
@@ -127,6 +129,8 @@ def train(
                 if draw is not None and settings.picture_every and (last or step % settings.picture_every == 0):
                     for name, picture in draw(state).items():
                         writer.picture(step, name, picture)
+                if watch is not None and step % watch[0] == 0:
+                    watch[1](step, state)
                 if save:
                     checkpoints.save(step, state, record)
                 if stopping and step < settings.steps:

@@ -1,0 +1,81 @@
+"""`--job=sweep`: what guidance is best? A set of samples and its scores for each scale and power."""
+
+import itertools
+import json
+import logging
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # files, whatever display there is
+
+import matplotlib.pyplot as plt
+from ml_collections import ConfigDict
+
+from rear_jax import artifacts
+from rear_jax.atomic import atomic_file
+from rear_jax.errors import RearError
+from rear_jax.jobs import evaluate, sample
+
+log = logging.getLogger(__name__)
+
+SHOWN = 2  # scores that are drawn: the distance and, where there is one, the Inception Score
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Samples and scores every point in `workdir/sweep/<scale>_<power>`; what is done already is not done again.
+
+    Leaves `sweep.md` (a row for each point), `sweep.png` (scores against the scale, a line for each power) and
+    `sweep.json`.
+    """
+    scales = tuple(config.sweep.guidance_scale) or (config.sample.guidance_scale,)
+    powers = tuple(config.sweep.guidance_power) or (config.sample.guidance_power,)
+    if len(scales) * len(powers) < 2:
+        raise RearError("a sweep needs points: give --config.sweep.guidance_scale='(1.5, 2.0, 3.0)' or guidance_power.")
+    points = []
+    for scale, power in itertools.product(scales, powers):
+        point = config.copy_and_resolve_references()
+        point.sample.update(guidance_scale=float(scale), guidance_power=float(power))
+        point.evaluate.tokenizer = False  # it is the same at every point
+        place = workdir / "sweep" / f"{scale:g}_{power:g}"
+        place.mkdir(parents=True, exist_ok=True)
+        sample.run(point, workdir, place)
+        evaluate.run(point, workdir, place)
+        scores = json.loads((place / "scores.json").read_text())["scores"][evaluate.SAMPLES]
+        points.append({"guidance_scale": float(scale), "guidance_power": float(power), **scores})
+    artifacts.write_json(workdir / "sweep.json", {"points": points, "config": config.to_dict()})
+    with atomic_file(workdir / "sweep.md") as file:
+        file.write_text(table(points) + "\n")
+    _draw(workdir / "sweep.png", points)
+    log.info("sweep: wrote %s\n%s", workdir / "sweep.md", table(points))
+
+
+def table(points: list[dict[str, float]]) -> str:
+    """A Markdown table, a row for each point; the best of the first score is in bold."""
+    columns = list(points[0])
+    distance = columns[2]
+    best = min(points, key=lambda point: point[distance])
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for point in points:
+        cells = [f"{point[column]:.4g}" for column in columns]
+        if point is best:
+            cells[2] = f"**{cells[2]}**"
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _draw(path: Path, points: list[dict[str, float]]) -> None:
+    """A panel for each of the first scores, a line for each power."""
+    names = list(points[0])[2 : 2 + SHOWN]
+    figure, panels = plt.subplots(1, len(names), figsize=(4.0 * len(names), 3.2), layout="constrained", squeeze=False)
+    for panel, name in zip(panels[0], names, strict=True):
+        for power in dict.fromkeys(point["guidance_power"] for point in points):
+            line = sorted((p["guidance_scale"], p[name]) for p in points if p["guidance_power"] == power)
+            panel.plot(*zip(*line, strict=True), marker="o", label=f"power {power:g}")
+        panel.set_title(name, fontsize=10)
+        panel.set_xlabel("guidance scale", fontsize=8)
+        panel.grid(alpha=0.3)
+    panels[0][0].legend(fontsize=8)
+    with atomic_file(path) as file:
+        figure.savefig(file, dpi=100, format="png")
+    plt.close(figure)

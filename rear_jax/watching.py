@@ -1,0 +1,80 @@
+"""Scores while a generator is being trained: a small set every so many steps, and the best generator kept."""
+
+import functools
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from rear_jax import artifacts, distributed, evaluation, sampling
+from rear_jax.errors import RearError
+from rear_jax.metrics import scores
+from rear_jax.training import mesh as placement
+from rear_jax.training.checkpoints import Checkpoints
+from rear_jax.training.state import TrainState
+from rear_jax.training.writer import MetricWriter
+
+log = logging.getLogger(__name__)
+
+JOB = "train_scores"  # under which the scores stand in metrics.jsonl and TensorBoard
+
+
+class Watch:
+    """Draws, scores, writes the scores down, and keeps the state with the smallest Fréchet distance."""
+
+    def __init__(self, config: ConfigDict, workdir: Path, model: Any, tokenizer: artifacts.Tokenizer, record: dict):
+        """Opens the reference, which is computed if it is not kept yet.
+
+        Args:
+          config: the experiment; sets are drawn as `config.sample` says and scored as `config.evaluate` says.
+          workdir: where references, scores and the best generator go.
+          model: the generator.
+          tokenizer: what decodes.
+          record: what is stored beside the best state.
+
+        Raises:
+          RearError: several processes train, or the images of the reference are of another size than the samples.
+        """
+        if jax.process_count() > 1:
+            raise RearError("config.train.evaluate_every works in one process: set it to 0, and use --job=evaluate.")
+        settings, self._config, self._workdir, self._record = config.evaluate, config, workdir, record
+        network = evaluation.load_network(settings)
+        plan = evaluation.plan_reference(config, network)
+        folder = Path(settings.cache) if settings.cache else workdir / "references"
+        self._extractor = network.extractor
+        self._reference = evaluation.prepare_reference(plan, network.extractor, settings, folder)
+        self._settings = evaluation.score_settings(settings)
+        self._conditions = sampling.conditions_of(config, model)
+        self._program = sampling.compile_sampler(config, model, tokenizer.module)
+        self._tokenizer_params = tokenizer.params
+        self._best = Checkpoints(artifacts.best_generator_folder(workdir), keep=1)
+
+    def look(self, step: int, state: TrainState) -> None:
+        """Scores the generator as it is after `step`."""
+        params = state.ema if self._config.sample.use_ema else state.params
+        found = scores.score(self._reference, self._images(params), self._extractor, self._settings)
+        if distributed.is_first():
+            with MetricWriter(self._workdir, JOB, start_step=step - 1) as writer:
+                writer.write(step, found)
+        distance = found[scores.distance_name(self._extractor)]
+        if distance < self._best_distance(step):
+            self._best.save(step, state, self._record | {"distance": distance})
+            self._best.wait()
+            log.info("train: step %d is the best so far", step)
+
+    def _best_distance(self, step: int) -> float:
+        """Of the best state before `step`; one that a run which was set back had saved later does not count."""
+        latest = self._best.latest_step()
+        return np.inf if latest is None or latest >= step else self._best.record()["distance"]
+
+    def _images(self, params: Any) -> Iterator[np.ndarray]:
+        """The set, batch by batch."""
+        count, mesh = self._config.train.evaluate_images, placement.make_mesh(self._config.mesh)
+        labels = sampling.balanced_labels(count, len(jax.tree.leaves(self._conditions)[0]))
+        program = functools.partial(self._program, params, self._tokenizer_params)
+        for batch in sampling.plan_batches(labels, np.arange(count), self._config.sample.batch_size):
+            yield sampling.draw_batch(program, self._conditions, batch, mesh)

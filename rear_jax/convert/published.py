@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from rear_jax.convert import layout, llamagen, llamagen_vq, maskgit_vqgan, rar, vqgan_plus
+from rear_jax.convert import alitok, layout, llamagen, llamagen_vq, maskgit_vqgan, rar, vqgan_plus
 from rear_jax.convert.torch_files import read_tensors
 from rear_jax.errors import RearError
 
@@ -35,6 +35,7 @@ class Format(NamedTuple):
 FORMATS = (
     Format("model", "rar", rar),
     Format("model", "llamagen", llamagen),
+    Format("model", "alitok", alitok),
     Format("tokenizer", "maskgit_vqgan", maskgit_vqgan),
     Format("tokenizer", "vqgan_plus", vqgan_plus),
     Format("tokenizer", "llamagen_vq", llamagen_vq),
@@ -51,6 +52,9 @@ PUBLISHED = {  # (network, width, depth), for tokenizers (network, levels) -> na
     ("llamagen", 1536, 48): ("LlamaGen-XXL", 1411.0),
     ("llamagen", 3200, 24): ("LlamaGen-3B", 3096.7),
     ("llamagen_text", 1280, 36): ("LlamaGen-XL, text-conditional", 777.9),
+    ("alitok", 768, 24): ("AliTok-B", 177.0),
+    ("alitok", 1024, 24): ("AliTok-L", 317.9),
+    ("alitok", 1280, 32): ("AliTok-XL", 662.1),
     ("maskgit_vqgan", 5): ("MaskGIT-VQGAN", 54.5),
     ("vqgan_plus", 5): ("VQGAN+", 55.0),
     ("llamagen_vq", 5): ("LlamaGen VQ-16", 71.9),
@@ -116,7 +120,7 @@ def read_params(path: Path, config: ConfigDict, section: str, shapes: Any) -> An
         raise RearError(f"{path} holds a {KINDS[found.section]} ({found.network}), not a {KINDS[section]}.")
     _require_sizes(found, tensors, config, path)
     ignore = found.layout.IGNORE
-    if found.layout is rar:
+    if section == "model":
         spare = [prefix for module, prefix in rar.PROJECTOR.items() if module not in shapes]
         ignore += tuple(f"{prefix}." for prefix in spare)
         shapes = rar.keep_projectors(shapes, rar.projectors_in(tensors), str(path))

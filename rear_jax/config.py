@@ -303,6 +303,24 @@ def rar() -> ConfigDict:
     return model
 
 
+def alitok_generator() -> ConfigDict:
+    """AliTok's transformer at the size of AliTok-B."""
+    model = ConfigDict()
+    model.name = "alitok"
+    model.width = 768
+    model.depth = 24
+    model.heads = 16
+    model.mlp_width = 2048
+    model.prefix_tokens = 17  # codes before the grid, as many as the tokenizer's
+    model.dropout = 0.1  # of attention weights, attention output and feed-forward output
+    model.token_dropout = 0.1  # of the input of the first block
+    model.target_positions = False  # tell a prediction its position; method 'rar' needs it, published files lack it
+    model.dtype = "bfloat16"
+    model.remat = False
+    model.unroll = 1
+    return model
+
+
 def llamagen() -> ConfigDict:
     """LlamaGen's transformer at the size of GPT-B, class-conditional."""
     model = ConfigDict()

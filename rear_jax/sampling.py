@@ -13,7 +13,11 @@ from rear_jax import decode, models, resize
 from rear_jax.data.captions import CaptionFile
 from rear_jax.training import mesh as placement
 
-EIGHT_BIT_OFFSET = {"rar": 0.0, "llamagen": 0.5}  # what the authors add to 255 x before they cut off the fraction
+EIGHT_BIT_OFFSET = {  # what the authors add to 255 x before they cut off the fraction
+    "rar": 0.0,
+    "llamagen": 0.5,
+    "alitok": 0.0,  # its sampling code descends from RAR's
+}
 
 
 class Batch(NamedTuple):

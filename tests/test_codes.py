@@ -246,6 +246,22 @@ def test_check_codes_names_both_values(name: str, value: int | str):
         check_codes(HEADER, **{**fits, name: value})
 
 
+@pytest.mark.parametrize("length", [32, 64, 128, 273])  # of TiTok's and AliTok's sequences
+def test_codes_of_a_sequence_go_in_and_out_and_fit_no_other_length(tmp_path: Path, length: int):
+    header = dataclasses.replace(
+        HEADER, num_images=3, num_augmentations=1, codes_per_image=length, codebook_size=4096, num_shards=1
+    )
+    codes = np.random.default_rng(0).integers(4096, size=(3, length))
+    write_codes(tmp_path, header, lambda *_: (codes, np.arange(3), np.zeros(3, np.int64)), progress=lambda *_: None)
+    opened = open_codes(tmp_path)
+    np.testing.assert_array_equal(opened.read(np.arange(3))["codes"], codes)
+    fits = {"fingerprint": "abc", "codebook_size": 4096, "num_classes": 5}
+    check_codes(opened.header, codes_per_image=length, **fits)
+    for other in {32, 64, 128, 256, 273} - {length}:
+        with pytest.raises(RearError, match=f"codes_per_image {length}, this run has {other}"):
+            check_codes(opened.header, codes_per_image=other, **fits)
+
+
 def test_every_epoch_visits_every_record_in_another_order(tmp_path: Path):
     write(tmp_path)
     batches = take(code_batches(open_codes(tmp_path), batch_size=11, seed=3), 4)

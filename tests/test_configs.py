@@ -6,7 +6,7 @@ import pathlib
 import jax
 import pytest
 
-from rear_jax import jobs, models
+from rear_jax import jobs, models, tokenizers
 from rear_jax.training.state import learning_rate
 from tests import toy
 
@@ -15,6 +15,13 @@ MILLIONS = {  # published sizes, which leave the training-only projectors out
     "ar_s": 218.4,
     "ar_b": 260.9,
     "ar_l": 461.7,
+    "alitok_b": 177.0,
+    "alitok_l": 317.9,
+    "alitok_xl": 662.1,
+    "ar_alitok_b": 177.0,
+    "rar_alitok_b": 177.3,
+    "ar_titok_b64": 265.2,
+    "rar_titok_b64": 265.2,
     "llamagen_b": 110.9,
     "llamagen_l": 342.9,
     "llamagen_xl": 774.7,
@@ -41,7 +48,9 @@ def test_all_are_here():
 
 @pytest.mark.parametrize("name", MILLIONS)
 def test_parameter_counts(name):
-    model = models.build(load(toy.ROOT / "configs" / f"{name}.py"), num_codes=256, embedding_dim=256)
+    config = load(toy.ROOT / "configs" / f"{name}.py")
+    tokenizer = tokenizers.build(config.tokenizer, config.data.image_size)
+    model = models.build(config, num_codes=tokenizer.codes_per_image, embedding_dim=tokenizer.embedding_dim)
     shapes = jax.eval_shape(model.init, jax.random.key(0), *models.example_inputs(model))["params"]
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6
     assert count == pytest.approx(MILLIONS[name], abs=0.1)

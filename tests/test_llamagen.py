@@ -11,7 +11,8 @@ import pytest
 from rear_jax import decode, guidance, models
 from rear_jax.convert import layout, llamagen
 from rear_jax.errors import RearError
-from rear_jax.models.llamagen import Captions, LlamaGenTransformer, Rotation, rotate, rotation_table
+from rear_jax.models.llamagen import Captions, LlamaGenTransformer, rotation_table
+from rear_jax.models.rotary import Rotation, rotate
 from tests import toy
 
 SIZES = {"codebook_size": 12, "num_classes": 5, "num_codes": 9, "width": 16, "depth": 2, "heads": 2, "mlp_width": 32}

@@ -50,6 +50,8 @@ def shrink(made):
         made[section].update(small[section])
     for key in ("width", "depth", "heads", "mlp_width", "dtype", "unroll"):
         made.model[key] = small.model[key]
+    if "prefix_tokens" in made.model:
+        made.model.prefix_tokens = 7  # and 3 x 3 of the toy tokenizer's 16 codes
     made.method.update({k: small.method[k] for k in ("shallow_layer", "deep_layer", "projector_width")})
     made.train.loop.update(small.train.loop)
     made.train.optimizer.warmup_steps = 2

@@ -35,6 +35,13 @@ LINEAR = (1, 0)  # PyTorch [out, in] -> Flax [in, out]
 CONV = (2, 3, 1, 0)  # PyTorch [out, in, kh, kw] -> Flax [kh, kw, in, out]
 
 
+def leaf_name(prefix: str, leaf: str) -> TorchName:
+    """Of a linear layer or a norm: `kernel` is a transposed weight, `scale` a weight, `bias` itself."""
+    if leaf == "kernel":
+        return TorchName(f"{prefix}.weight", LINEAR)
+    return TorchName(f"{prefix}.{'weight' if leaf == 'scale' else 'bias'}")
+
+
 def from_torch(
     tensors: Mapping[str, np.ndarray],
     shapes: Any,

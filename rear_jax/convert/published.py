@@ -14,7 +14,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from rear_jax.convert import alitok_tokenizer, layout, llamagen, llamagen_vq, maskgit_vqgan, rar, titok, vqgan_plus
+from rear_jax.convert import (
+    alitok,
+    alitok_tokenizer,
+    layout,
+    llamagen,
+    llamagen_vq,
+    maskgit_vqgan,
+    rar,
+    titok,
+    vqgan_plus,
+)
 from rear_jax.convert.torch_files import read_tensors
 from rear_jax.errors import RearError
 
@@ -36,6 +46,7 @@ class Format(NamedTuple):
 FORMATS = (
     Format("model", "rar", rar),
     Format("model", "llamagen", llamagen),
+    Format("model", "alitok", alitok),
     Format("tokenizer", "maskgit_vqgan", maskgit_vqgan),
     Format("tokenizer", "vqgan_plus", vqgan_plus),
     Format("tokenizer", "llamagen_vq", llamagen_vq),
@@ -54,6 +65,9 @@ PUBLISHED = {  # (network, width, depth), for tokenizers (network, `EXTENT`) -> 
     ("llamagen", 1536, 48): ("LlamaGen-XXL", 1411.0),
     ("llamagen", 3200, 24): ("LlamaGen-3B", 3096.7),
     ("llamagen_text", 1280, 36): ("LlamaGen-XL, text-conditional", 777.9),
+    ("alitok", 768, 24): ("AliTok-B", 177.0),
+    ("alitok", 1024, 24): ("AliTok-L", 317.9),
+    ("alitok", 1280, 32): ("AliTok-XL", 662.1),
     ("maskgit_vqgan", 5): ("MaskGIT-VQGAN", 54.5),
     ("vqgan_plus", 5): ("VQGAN+", 55.0),
     ("llamagen_vq", 5): ("LlamaGen VQ-16", 71.9),
@@ -150,7 +164,7 @@ def read_params(path: Path, config: ConfigDict, section: str, shapes: Any) -> An
         raise RearError(f"{path} holds a {KINDS[found.section]} ({found.network}), not a {KINDS[section]}.")
     _require_sizes(found, tensors, config, path)
     ignore = found.layout.IGNORE
-    if found.layout is rar:
+    if section == "model":
         spare = [prefix for module, prefix in rar.PROJECTOR.items() if module not in shapes]
         ignore += tuple(f"{prefix}." for prefix in spare)
         shapes = rar.keep_projectors(shapes, rar.projectors_in(tensors), str(path))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rear_jax.convert.layout import LINEAR, Path, TorchName, count_layers
+from rear_jax.convert.layout import Path, TorchName, count_layers, leaf_name
 from rear_jax.errors import RearError
 
 log = logging.getLogger(__name__)
@@ -36,10 +36,10 @@ def torch_name(path: Path) -> TorchName:
     if module == "embeddings":
         return TorchName("embeddings.weight")
     if module == "blocks":
-        return _leaf(f"blocks.{{i}}.{BLOCK[inner[0]]}", inner[-1])
+        return leaf_name(f"blocks.{{i}}.{BLOCK[inner[0]]}", inner[-1])
     if module in PROJECTOR:  # an activation stands between two linear layers
-        return _leaf(f"{PROJECTOR[module]}.{2 * int(inner[0].removeprefix('layer'))}", inner[-1])
-    return _leaf({"head_adaln": "adaln_before_head.adaLN_modulation.1", "lm_head": "lm_head"}[module], inner[-1])
+        return leaf_name(f"{PROJECTOR[module]}.{2 * int(inner[0].removeprefix('layer'))}", inner[-1])
+    return leaf_name({"head_adaln": "adaln_before_head.adaLN_modulation.1", "lm_head": "lm_head"}[module], inner[-1])
 
 
 def projectors_in(keys: Iterable[str]) -> set[str]:
@@ -79,10 +79,3 @@ def sizes(tensors: Mapping[str, np.ndarray], *, source: str = "the state dict") 
         }
     except KeyError as error:
         raise RearError(f"{source} has no tensor {error}: it is not a whole RAR or reAR checkpoint.") from error
-
-
-def _leaf(prefix: str, leaf: str) -> TorchName:
-    """`kernel` is a transposed weight; a norm's `scale` is PyTorch's weight."""
-    if leaf == "kernel":
-        return TorchName(f"{prefix}.weight", LINEAR)
-    return TorchName(f"{prefix}.{'weight' if leaf == 'scale' else 'bias'}")

@@ -8,15 +8,18 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from rear_jax.errors import RearError
-from rear_jax.models.llamagen import CONDITIONS, Captions, LlamaGenTransformer, rotation_table
+from rear_jax.models import alitok, llamagen
+from rear_jax.models.alitok import AliTokTransformer
+from rear_jax.models.alitok_decoder import AliTokDecoder
+from rear_jax.models.llamagen import CONDITIONS, Captions, LlamaGenTransformer
 from rear_jax.models.llamagen_decoder import LlamaGenDecoder
 from rear_jax.models.rar import PROJECTORS, RARTransformer
 from rear_jax.models.rar_decoder import RARDecoder
 
-Generator = RARTransformer | LlamaGenTransformer
+Generator = RARTransformer | LlamaGenTransformer | AliTokTransformer
 
-MODELS = {"rar": RARTransformer, "llamagen": LlamaGenTransformer}
-DECODERS = {RARTransformer: RARDecoder, LlamaGenTransformer: LlamaGenDecoder}
+MODELS = {"rar": RARTransformer, "llamagen": LlamaGenTransformer, "alitok": AliTokTransformer}
+DECODERS = {RARTransformer: RARDecoder, LlamaGenTransformer: LlamaGenDecoder, AliTokTransformer: AliTokDecoder}
 DERIVED = {  # attributes that follow from other sections of the config
     "codebook_size",
     "num_classes",
@@ -94,7 +97,7 @@ def build(config: ConfigDict, *, num_codes: int, embedding_dim: int) -> Generato
     _check_keys(model)
     if model.width % model.heads:
         raise RearError(f"config.model.width = {model.width} is not divisible by config.model.heads = {model.heads}.")
-    family = _llamagen if model.name == "llamagen" else _rar
+    family = {"rar": _rar, "llamagen": _llamagen, "alitok": _alitok}[model.name]
     return MODELS[model.name](
         codebook_size=config.tokenizer.codebook_size,
         num_classes=config.data.num_classes,
@@ -161,5 +164,19 @@ def _llamagen(config: ConfigDict, num_codes: int, embedding_dim: int) -> dict[st
         )
     if model.condition not in CONDITIONS:
         raise RearError(f"config.model.condition = {model.condition!r}: use one of {', '.join(CONDITIONS)}.")
-    rotation_table(num_codes, model.width // model.heads, prefix_length=1)  # refuses sizes that have none
+    llamagen.rotation_table(num_codes, model.width // model.heads, prefix_length=1)  # refuses sizes that have none
     return {}
+
+
+def _alitok(config: ConfigDict, num_codes: int, embedding_dim: int) -> dict[str, Any]:
+    """Attributes of an AliTok transformer that the method decides: those of the RAR family."""
+    model, tokenizer = config.model, config.tokenizer
+    if config.method.name == "rar" and not model.target_positions:
+        raise RearError("config.method.name = 'rar' generates in random orders: set config.model.target_positions.")
+    if "prefix_tokens" in tokenizer and tokenizer.prefix_tokens != model.prefix_tokens:
+        raise RearError(
+            f"config.model.prefix_tokens = {model.prefix_tokens}, but config.tokenizer.prefix_tokens = "
+            f"{tokenizer.prefix_tokens}: make them the same."
+        )
+    alitok.rotation_table(num_codes, model.width // model.heads, model.prefix_tokens)  # refuses sizes that have none
+    return _rar(config, num_codes, embedding_dim)

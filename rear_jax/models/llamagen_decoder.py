@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from rear_jax.models.attention import KeyValues, grow_key_values, new_key_values
-from rear_jax.models.cached import Weights, append_null_label, cut_layers
-from rear_jax.models.llamagen import Captions, LlamaGenTransformer, Rotation, block_of
+from rear_jax.models.attention import KeyValues
+from rear_jax.models.cached import Weights, append_null_label, cut_layers, grow_layers, new_layers
+from rear_jax.models.llamagen import Captions, LlamaGenTransformer, block_of
+from rear_jax.models.rotary import Rotation
 
 
 class Cache(NamedTuple):
@@ -61,23 +62,19 @@ class LlamaGenDecoder:
         self, weights: Weights, conditions: Int[Array, " R"] | Captions, positions: Int[Array, " C"]
     ) -> Rotation:
         """Rotary embeddings of the positions; the condition itself has its say in the cache."""
-        return Rotation(*(part[positions] for part in self.model.rotations))
+        return self.model.rotations.at(positions)
 
     def new_cache(self, batch: int, length: int) -> Cache:
         """One empty past per layer, all of it visible."""
-        model = self.model
-        layers = [
-            new_key_values(batch, model.heads, length, model.width // model.heads, model.dtype)
-            for _ in range(model.depth)
-        ]
-        return Cache(layers, None if model.condition == "class" else jnp.ones((batch, length), bool))
+        layers = new_layers(self.model, batch, length)
+        return Cache(layers, None if self.model.condition == "class" else jnp.ones((batch, length), bool))
 
     def grow_cache(self, cache: Cache, length: int) -> Cache:
         """The same past with room for `length` positions."""
         visible = cache.visible
         if visible is not None:
             visible = jnp.pad(visible, ((0, 0), (0, length - visible.shape[1])), constant_values=True)
-        return Cache([grow_key_values(past, length) for past in cache.layers], visible)
+        return Cache(grow_layers(cache.layers, length), visible)
 
     def prefill(
         self, weights: Weights, conditions: Int[Array, " R"] | Captions, rows: Int[Array, " B"], cache: Cache
@@ -105,7 +102,7 @@ class LlamaGenDecoder:
           rows: not needed; the conditions are in the cache.
         """
         x = self._rest(weights, "embed_code", codes)
-        return self._run(weights, x, Rotation(*(part[None] for part in conditioning)), position, cache)
+        return self._run(weights, x, conditioning.at(None), position, cache)
 
     def _run(self, weights, x, rotation, position, cache):
         """Runs the blocks on new positions and the head on the last of them."""

@@ -22,6 +22,7 @@ from rear_jax.models.attention import (
     causal_attention,
     update_key_values,
 )
+from rear_jax.models.stack import run_blocks
 
 EXTRA_POSITIONS = 1024  # rows that the published position tables carry beyond N
 PROJECTORS = {"released": 3, "paper": 2}  # linear layers
@@ -47,7 +48,7 @@ class Modulation(NamedTuple):
 
 
 class Features(NamedTuple):
-    """What `RARTransformer` returns.
+    """What a generator returns for whole sequences.
 
     Attributes:
       logits: [B, N, K] float32; entry n is the prediction of code n from the codes before it.
@@ -241,32 +242,14 @@ class RARTransformer(nn.Module):
         x = jnp.concatenate([self._prefix(labels), self.embeddings[codes]], axis=1)  # [B, N+2, W]
         x += self._orders_vectors(jnp.arange(self.num_codes)[None] if orders is None else orders)
         condition = self.conditions(labels, jnp.arange(self.num_codes + 2))
-        x, shallow, deep = self._run_blocks(x, condition, train)
+        taps = () if self.projector == "none" else (self.shallow_layer, self.deep_layer)
+        x, tapped = run_blocks(self, x, condition, train=train, taps=taps)
         predicting = slice(1, self.num_codes + 1)
         logits = self.head(x[:, predicting], self.head_adaln(condition[:, predicting]))
         if self.projector == "none":
             return Features(logits, None, None)
+        shallow, deep = tapped
         return Features(logits, self.shallow_projector(shallow[:, 2:]), self.deep_projector(deep[:, predicting]))
-
-    def _run_blocks(self, x: jax.Array, condition: jax.Array, train: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """All blocks in turn; returns their output and the outputs of the two tapped layers, each [B, N+2, W]."""
-
-        def body(block, carry, layer):
-            x, shallow, deep = carry
-            x = block(x, condition, train=train)
-            shallow = jnp.where(layer == self.shallow_layer, x, shallow)
-            deep = jnp.where(layer == self.deep_layer, x, deep)
-            return (x, shallow, deep), None
-
-        scan = nn.scan(
-            nn.remat(body, prevent_cse=False) if self.remat else body,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            length=self.depth,
-            unroll=self.unroll,
-        )
-        (x, shallow, deep), _ = scan(self.blocks, (x, x, x), jnp.arange(self.depth))
-        return x, shallow, deep
 
     def _class_vectors(self, labels: Int[Array, " B"]) -> Float[Array, "B W"]:
         """Class embeddings; the null label is the row after the last class. Row K is RAR's unused mask code."""

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from rear_jax.models.attention import KeyValues, grow_key_values, new_key_values
-from rear_jax.models.cached import Weights, append_null_label, cut_layers
+from rear_jax.models.attention import KeyValues
+from rear_jax.models.cached import Weights, append_null_label, cut_layers, grow_layers, new_layers
 from rear_jax.models.rar import RARTransformer, block_of
 
 
@@ -66,15 +66,11 @@ class RARDecoder:
 
     def new_cache(self, batch: int, length: int) -> list[KeyValues]:
         """One empty past per layer."""
-        model = self.model
-        return [
-            new_key_values(batch, model.heads, length, model.width // model.heads, model.dtype)
-            for _ in range(model.depth)
-        ]
+        return new_layers(self.model, batch, length)
 
     def grow_cache(self, cache: list[KeyValues], length: int) -> list[KeyValues]:
         """The same past with room for `length` positions."""
-        return [grow_key_values(past, length) for past in cache]
+        return grow_layers(cache, length)
 
     def prefill(
         self,

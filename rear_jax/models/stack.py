@@ -1,0 +1,39 @@
+"""The loop over a transformer's blocks, once for all generators."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def run_blocks(
+    model: nn.Module, x: Float[Array, "B T W"], *inputs: Any, train: bool, taps: tuple[int, ...] = ()
+) -> tuple[Float[Array, "B T W"], tuple[jax.Array, ...]]:
+    """All blocks in turn: one compiled block in a scan, its parameters stacked [depth, ...].
+
+    Args:
+      model: the generator: its `blocks` is one block, `depth`, `remat` and `unroll` say how often and how it is run.
+      x: input of the first block.
+      *inputs: what every block reads besides.
+      train: dropout on.
+      taps: 0-based index of the blocks whose output is wanted.
+
+    Returns:
+      (output of the last block, outputs [B, T, W] of the tapped ones).
+    """
+
+    def body(block, carry, layer):
+        x, tapped = carry
+        x = block(x, *inputs, train=train)
+        return (x, tuple(jnp.where(layer == tap, x, old) for tap, old in zip(taps, tapped, strict=True))), None
+
+    scan = nn.scan(
+        nn.remat(body, prevent_cse=False) if model.remat else body,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        length=model.depth,
+        unroll=model.unroll,
+    )
+    return scan(model.blocks, (x, (x,) * len(taps)), jnp.arange(model.depth))[0]

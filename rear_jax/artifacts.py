@@ -134,7 +134,7 @@ def _read_posttrained_decoder(config: ConfigDict, workdir: Path, like: Any, toke
     refuse_changes(record, config, TOKENIZER_SETTINGS, str(place))
     if record["tokenizer_fingerprint"] != tokenizer_fingerprint:
         raise RearError(f"{place} was post-trained from another tokenizer: post-train again in another --workdir.")
-    return checkpoints.restore_params(_on_all_devices(jax.eval_shape(lambda: like)))[1]
+    return checkpoints.restore_params(_on_all_devices(jax.eval_shape(lambda: like), config))[1]
 
 
 def load_generator(config: ConfigDict, workdir: Path, tokenizer: Tokenizer) -> Generator:
@@ -208,7 +208,8 @@ def read_discriminator(config: ConfigDict, workdir: Path, shapes: Any) -> Any:
             f"config.posttrain.reward.discriminator: {place} has no discriminator; train a tokenizer with "
             "config.tokenizer_training.discriminator_weight, or set it to 0."
         )
-    return Checkpoints(place, keep=1).restore_params({"discriminator": _on_all_devices(shapes)})[1]["discriminator"]
+    like = {"discriminator": _on_all_devices(shapes, config)}
+    return Checkpoints(place, keep=1).restore_params(like)[1]["discriminator"]
 
 
 def read_encoder(place: Path, config: ConfigDict, shapes: Any) -> Any:

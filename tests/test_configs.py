@@ -4,10 +4,13 @@ import importlib.util
 import pathlib
 
 import jax
+import numpy as np
+import optax
 import pytest
 
 from rear_jax import jobs, models, tokenizers
-from rear_jax.training.state import learning_rate
+from rear_jax.training.checkpoints import Checkpoints
+from rear_jax.training.state import learning_rate, new_state
 from tests import toy
 
 FILES = sorted((toy.ROOT / "configs").glob("*.py"))
@@ -62,7 +65,19 @@ def test_llamagen_trains_at_a_constant_rate():
     assert [float(schedule(step)) for step in (0, 1, 700_000, 1_501_200)] == pytest.approx([1e-4] * 4)
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if "train" in load(f).jobs], ids=lambda f: f.stem)
+def differing(job: str) -> list:
+    """The files with `job` among theirs; one that nothing but sizes tells from one before it is for `-m slow`."""
+    seen, marked = set(), []
+    for file in (f for f in FILES if job in load(f).jobs):
+        made = toy.shrink(load(file))
+        what = made.model, made.method, made.mesh, made.train.accumulation, made.train.ema_decay, made.posttrain.method
+        slow = str(what) in seen or file.stem == "quickstart"  # which CI runs whole
+        marked.append(pytest.param(file, id=file.stem, marks=[pytest.mark.slow] if slow else []))
+        seen.add(str(what))
+    return marked
+
+
+@pytest.mark.parametrize("file", differing("train"))
 def test_one_real_run_at_toy_width(file, trained, tmp_path):
     config = toy.shrink(load(file))
     config.tokenizer_from = str(trained / "tokenizer")
@@ -72,15 +87,33 @@ def test_one_real_run_at_toy_width(file, trained, tmp_path):
     assert (tmp_path / "metrics.jsonl").exists()
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if "posttrain" in load(f).jobs], ids=lambda f: f.stem)
+def untrained_generator(config, folder: pathlib.Path) -> pathlib.Path:
+    """A checkpoint of the config's generator with random parameters."""
+    tokenizer = tokenizers.build(config.tokenizer, config.data.image_size)
+    model = models.build(config, num_codes=tokenizer.codes_per_image, embedding_dim=tokenizer.embedding_dim)
+    params = model.init(jax.random.key(0), *models.example_inputs(model))["params"]
+    store = Checkpoints(folder / "untrained", keep=1)
+    store.save(0, new_state(params, optax.sgd(1.0)), config.to_dict())
+    store.close()
+    return store.folder
+
+
+def captions(model, folder: pathlib.Path) -> pathlib.Path:
+    """Ten caption features, one for each class of the embedded images."""
+    np.savez(folder / "captions.npz", features=np.ones((10, 2, model.caption_dim)), mask=np.ones((10, 2)))
+    return folder / "captions.npz"
+
+
+@pytest.mark.parametrize("file", differing("posttrain"))
 def test_one_real_post_training_at_toy_width(file, trained, tmp_path):
     config = toy.shrink(load(file))
     config.tokenizer_from = str(trained / "tokenizer")
     config.posttrain.loop.update(steps=2, batch_size=16, log_every=1)
     config.posttrain.perceptual_network = "lite0"
     config.method.name = "ar"
-    config.codes_from = str(trained / "codes")
-    jobs.JOBS["train"](config, tmp_path)
+    config.init_from = str(untrained_generator(config, tmp_path))
+    if config.model.get("condition") == "text":
+        config.posttrain.captions = str(captions(config.model, tmp_path))
     jobs.JOBS["posttrain"](config, tmp_path)
     assert (tmp_path / "posttrained" / "2").is_dir()
     assert (tmp_path / "posttrain.png").exists()

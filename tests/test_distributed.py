@@ -31,7 +31,6 @@ def start_two(workdir, trained, *extra, others=()):
     flags = [f"--config.{name.replace('__', '.')}={value}" for name, value in given.items()]
     flags += [f"--coordinator_address={address}", "--num_processes=2", "--job=train", *extra]
     environment = toy.environment()
-    environment["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     return [
         subprocess.Popen(
             toy.command(workdir, *flags, f"--process_id={index}", *(others if index else ())),

@@ -23,7 +23,6 @@ def on_eight_devices(marker: str) -> None:
     """Runs the tests of that file with that marker in a process of their own, where programs compile fast."""
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", marker, "tests/on_eight_devices.py"]
     environment = toy.environment(devices=8)
-    environment["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     done = subprocess.run(command, env=environment, cwd=toy.ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 

@@ -8,6 +8,7 @@ import sys
 from rear_jax import jobs
 from rear_jax.config import llamagen
 
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # to compile
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = pathlib.Path(__file__).with_name("toy_config.py")
 
@@ -66,7 +67,7 @@ def command(workdir, *flags: str) -> list[str]:
 
 def environment(devices: int = 1) -> dict[str, str]:
     """For subprocesses: the repository on the path, and so many CPU devices."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"--xla_force_host_platform_device_count={devices} {QUICK}"
     return os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 

@@ -66,7 +66,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         params = networks.generator.init(jax.random.key(config.seed), *models.example_inputs(networks.generator))
         return new_state(params["params"] | given, optimizer)
 
-    draw = _drawer(config, networks, frozen, conditions)
+    draw, devices = _drawer(config, networks, frozen, conditions), mesh.make_mesh(config.mesh)
     state = loop.train(
         "posttrain",
         method.make_step(networks, config, optimizer),
@@ -86,7 +86,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
             conditions,
         ),
         frozen=frozen,
-        mesh=mesh.make_mesh(config.mesh),
+        mesh=devices,
         settings=settings.loop,
         seed=config.seed,
         record=config.to_dict() | {"holds": method.TRAINS, "tokenizer_fingerprint": tokenizer.fingerprint},
@@ -95,7 +95,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
         draw=draw,
     )
     checkpoints.close()
-    sheet = draw(state)["posttrain"]
+    with jax.set_mesh(devices):
+        sheet = draw(state)["posttrain"]
     if distributed.is_first():
         pictures.save_png(workdir / "posttrain.png", sheet)
 

@@ -44,7 +44,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         refuse_changes(checkpoints.record(), config, IDENTITY, str(checkpoints.folder))
     given = {} if checkpoints.latest_step() is not None else {"tokenizer": _first_params(config, networks, frozen)}
     optimizer = vq.make_optimizer(config)
-    originals = _held_out(config)
+    originals, devices = _held_out(config), mesh.make_mesh(config.mesh)
 
     @jax.jit
     def reconstruct(params):
@@ -70,7 +70,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
             process_count=jax.process_count(),
         ),
         frozen=frozen,
-        mesh=mesh.make_mesh(config.mesh),
+        mesh=devices,
         settings=settings.loop,
         seed=config.seed,
         record=config.to_dict() | {"holds": "tokenizer"},
@@ -79,7 +79,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
         draw=draw,
     )
     checkpoints.close()
-    sheet = draw(state)["reconstructions"]
+    with jax.set_mesh(devices):
+        sheet = draw(state)["reconstructions"]
     if distributed.is_first():
         pictures.save_png(workdir / "reconstructions.png", sheet)
 

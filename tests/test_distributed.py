@@ -73,6 +73,7 @@ def run_alone(workdir, trained) -> None:
     toy.run(workdir, "train", tokenizer_from=str(trained / "tokenizer"), codes_from=str(trained / "codes"), **TRAIN)
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together_and_one_goes_on(tmp_path, trained, alone):
     """A signal that reaches only the second: both save the same step, and its steps were those of one process."""
     processes = start_two(tmp_path, trained)

@@ -98,7 +98,7 @@ def test_descent_raises_the_reward(setting, method):
     assert metrics["suspect"] == -1
 
 
-@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize("scale", [pytest.param(1.0, marks=pytest.mark.slow), 3.0])
 def test_ar_grpo_scores_what_it_drew_with(setting, scale):
     """Its log-probabilities are those of the guided, tempered logits that the sampler draws from, code by code."""
     networks, frozen, batch = setting
@@ -208,6 +208,7 @@ def test_an_unknown_reward_is_named(trained, tmp_path):
 
 
 @pytest.mark.parametrize("changes", [{"posttrain__method": "ste"}, FREE], ids=["ste", "ar_grpo"])
+@pytest.mark.slow
 def test_the_job_trains_what_is_sampled(trained, tmp_path, changes):
     settings = {**MSE_ONLY, "posttrain__optimizer__learning_rate": 1e-2, **changes}
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
@@ -235,6 +236,7 @@ def test_a_decoder_resumes_bit_for_bit_and_decodes_the_samples(trained, tmp_path
         toy.run(tmp_path, "sample", **settings, **elsewhere)
 
 
+@pytest.mark.slow
 def test_a_discriminator_that_came_with_the_tokenizer_rewards(tmp_path):
     made = {"tokenizer_training__discriminator_weight": 0.5, "tokenizer_training__discriminator_channels": 8}
     made |= {"tokenizer_training__discriminator_layers": 2, "method__name": "ar"}
@@ -256,6 +258,7 @@ def captioned(tmp_path, **changes):
     return made
 
 
+@pytest.mark.slow
 def test_captions_condition_post_training(trained, tmp_path):
     made = captioned(tmp_path)
     tokenizer = tokenizers.build(made.tokenizer, 32)

@@ -173,6 +173,7 @@ def test_the_job_resumes_bit_for_bit_and_is_sampled(trained, tmp_path):
     assert steps == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_starting_from_a_published_file(trained, tmp_path):
     file = tmp_path / "generator.safetensors"
     toy.run(tmp_path, "convert", convert__source=str(trained / "generator"), convert__export=str(file))

@@ -220,7 +220,8 @@ def test_the_job_trains_what_is_sampled(trained, tmp_path, changes):
 
 
 def test_a_decoder_resumes_bit_for_bit_and_decodes_the_samples(trained, tmp_path):
-    learning = {"posttrain__optimizer__learning_rate": 1e-2, "posttrain__loop__checkpoint_every": 1}
+    rate = {f"posttrain__optimizer__{name}": 1e-2 for name in ("learning_rate", "final_learning_rate")}
+    learning = {**rate, "posttrain__loop__checkpoint_every": 1}  # a constant rate: a cosine knows how many steps follow
     settings = {**MSE_ONLY, **learning, "posttrain__method": "tokenizer"}
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     for folder in (whole, halves):

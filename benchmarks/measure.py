@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from rear_jax import models
-from rear_jax.config import default, llamagen, rar
+from rear_jax.config import alitok_generator, default, llamagen, rar
 
 REFERENCE = pathlib.Path(__file__).with_name("torch_reference.py")
 EMBEDDING_DIM = 256
+NETWORKS = {"rar": rar, "llamagen": llamagen, "alitok": alitok_generator}
 
 
 def add_flags(parser) -> None:
@@ -30,7 +31,7 @@ def add_flags(parser) -> None:
 
 
 def mlp_width(arguments, network: str) -> int:
-    """Hidden width of the MLPs: four times the model's, or LlamaGen's 8/3 rounded up to a multiple of 256."""
+    """Hidden width of the MLPs: RAR's four times the model's, the others' 8/3 rounded up to a multiple of 256."""
     if network == "rar":
         return 4 * arguments.width
     return -(-(8 * arguments.width // 3) // 256) * 256
@@ -47,7 +48,7 @@ def build(
 ) -> tuple:
     """(config, model) of the sizes on the command line."""
     config = default()
-    config.model = {"rar": rar, "llamagen": llamagen}[network]()
+    config.model = NETWORKS[network]()
     config.model.update(
         width=arguments.width,
         depth=arguments.layers,

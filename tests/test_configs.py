@@ -65,19 +65,17 @@ def test_llamagen_trains_at_a_constant_rate():
     assert [float(schedule(step)) for step in (0, 1, 700_000, 1_501_200)] == pytest.approx([1e-4] * 4)
 
 
-def differing(job: str) -> list:
-    """The files with `job` among theirs; one that nothing but sizes tells from one before it is for `-m slow`."""
+def files_with(job: str) -> list:
+    """The files with `job` among theirs; all but the first of each generator are for `-m slow`."""
     seen, marked = set(), []
     for file in (f for f in FILES if job in load(f).jobs):
-        made = toy.shrink(load(file))
-        what = made.model, made.method, made.mesh, made.train.accumulation, made.train.ema_decay, made.posttrain.method
-        slow = str(what) in seen or file.stem == "quickstart"  # which CI runs whole
-        marked.append(pytest.param(file, id=file.stem, marks=[pytest.mark.slow] if slow else []))
-        seen.add(str(what))
+        name = load(file).model.name
+        marked.append(pytest.param(file, id=file.stem, marks=[pytest.mark.slow] if name in seen else []))
+        seen.add(name)
     return marked
 
 
-@pytest.mark.parametrize("file", differing("train"))
+@pytest.mark.parametrize("file", files_with("train"))
 def test_one_real_run_at_toy_width(file, trained, tmp_path):
     config = toy.shrink(load(file))
     config.tokenizer_from = str(trained / "tokenizer")
@@ -104,7 +102,8 @@ def captions(model, folder: pathlib.Path) -> pathlib.Path:
     return folder / "captions.npz"
 
 
-@pytest.mark.parametrize("file", differing("posttrain"))
+@pytest.mark.slow
+@pytest.mark.parametrize("file", files_with("posttrain"))
 def test_one_real_post_training_at_toy_width(file, trained, tmp_path):
     config = toy.shrink(load(file))
     config.tokenizer_from = str(trained / "tokenizer")

@@ -112,6 +112,7 @@ def test_a_converted_file_without_projectors_serves_rear_too(trained, files, tmp
     np.testing.assert_array_equal(np.load(tmp_path / "samples.npz")["arr_0"], np.load(trained / "samples.npz")["arr_0"])
 
 
+@pytest.mark.slow
 def test_fine_tuning_a_tokenizer_starts_from_it(files, tmp_path):
     source = str(files / "tokenizer.safetensors")
     toy.run(

@@ -159,6 +159,7 @@ def test_a_set_stored_as_tfrecord_is_refused(tmp_path: Path):
         open_source("tfds", builder.data_dir, "train")
 
 
+@pytest.mark.slow
 def test_tfds_set_and_folder_give_the_same_ten_crop_codes(tmp_path: Path, trained: Path):
     builder = Photographs(data_dir=tmp_path / "tfds", file_format="array_record")
     builder.download_and_prepare()

@@ -221,6 +221,7 @@ def test_the_recipes_of_llamagen_differ_in_one_setting():
     assert {key for key in vq16 if vq16[key] != vq8[key]} == {"tokenizer.channel_mult"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if name != "llamagen_vq8"])
 def test_one_real_training_step_of_every_recipe(name):
     config = get_config(toy.ROOT / "configs" / f"tokenizer_{name}.py")
@@ -251,6 +252,7 @@ def test_one_real_training_step_of_every_recipe(name):
             assert jnp.any(old != new), jax.tree_util.keystr(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SECTIONS)
 def test_one_rear_step_on_embeddings_of_any_width(name):
     tokenizer, params = tiny(name)

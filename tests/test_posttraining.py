@@ -82,7 +82,7 @@ def test_ste_rewards_the_images_of_the_most_probable_codes(setting):
     np.testing.assert_allclose(reward, -4 * losses.mean_squared_error(decoded, batch["image"] / 255.0), rtol=1e-5)
 
 
-@pytest.mark.parametrize("method", [ste, decoder], ids=["ste", "tokenizer"])
+@pytest.mark.parametrize("method", [ste, pytest.param(decoder, marks=pytest.mark.slow)], ids=["ste", "tokenizer"])
 def test_descent_raises_the_reward(setting, method):
     networks, frozen, batch = setting
     optimizer = optax.adam(3e-2 if method is ste else 1e-2)
@@ -122,6 +122,7 @@ def test_ar_grpo_scores_what_it_drew_with(setting, scale):
     np.testing.assert_allclose(found, wanted, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_ar_grpo_learns_a_reward_of_ones_own(setting, brightness):
     networks, frozen, batch = setting
     made = brightness(
@@ -219,6 +220,7 @@ def test_the_job_trains_what_is_sampled(trained, tmp_path, changes):
         toy.run(tmp_path, "posttrain", **MSE_ONLY)
 
 
+@pytest.mark.slow
 def test_a_decoder_resumes_bit_for_bit_and_decodes_the_samples(trained, tmp_path):
     rate = {f"posttrain__optimizer__{name}": 1e-2 for name in ("learning_rate", "final_learning_rate")}
     learning = {**rate, "posttrain__loop__checkpoint_every": 1}  # a constant rate: a cosine knows how many steps follow

@@ -52,7 +52,7 @@ def wait_for_checkpoint(workdir) -> None:
     raise TimeoutError(f"no checkpoint in {workdir}")
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("signal_number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_resume_is_bit_exact(tmp_path, prepared, unbroken, signal_number):
     flags = (*TRAIN, *prepared, "--config.train.loop.log_every=1")
     process = toy.start(tmp_path, *flags)
@@ -98,6 +98,7 @@ def test_killed_at_ten_random_moments(tmp_path, prepared, unbroken):
         np.testing.assert_array_equal(a, b, err_msg=f"killed at {moments}")
 
 
+@pytest.mark.slow
 def test_tokenizing_goes_on_after_sigkill(tmp_path, trained):
     """Complete shards stay, the rest is written again; the folder equals one that was written in one go."""
     flags = ("--job=tokenize", f"--config.tokenizer_from={trained / 'tokenizer'}", "--config.codes.num_shards=40")

@@ -52,7 +52,9 @@ def test_an_interrupted_set_goes_on_whatever_the_batch_size(trained, unsampled, 
     monkeypatch.setattr(SampledSet, "add", lambda self, i, x: (drawn.extend(i), add(self, i, x)))
     toy.run(unsampled, "sample", sample__batch_size=5)
     assert sorted(drawn) == list(range(24))
-    np.testing.assert_array_equal(images_of(unsampled), images_of(trained))
+    apart = np.abs(images_of(unsampled).astype(int) - images_of(trained))
+    assert apart.max() <= 1  # sums in another order may round to the next of 256 levels
+    assert (apart > 0).mean() < 1e-3
     assert not (unsampled / "samples.partial").exists()
 
 

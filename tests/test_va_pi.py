@@ -99,6 +99,7 @@ def test_rewards_are_those_of_decoded_images_whatever_is_decoded_together(parts)
     np.testing.assert_allclose(one[2], want, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_inner_updates_move_the_ratio_and_count_as_one_step(parts):
     networks, params, frozen, batch = parts
     optimizer = optax.sgd(0.05)

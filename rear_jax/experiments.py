@@ -82,6 +82,22 @@ def fashion_mnist() -> ConfigDict:
     return config
 
 
+def fashion_mnist_sequence() -> ConfigDict:
+    """The quickstart without post-training, for tokenizers that are vision transformers: what both kinds share."""
+    config = fashion_mnist()
+    config.jobs = ("tokenizer", "tokenize", "train", "sample", "evaluate")
+    config.sample.stage = "train"
+
+    vq = config.tokenizer_training
+    vq.loop.steps = 600
+    vq.loop.batch_size = 64
+    vq.loop.picture_every = 200
+    vq.loop.checkpoint_every = 200
+    vq.optimizer.learning_rate = 1e-3
+    vq.optimizer.warmup_steps = 60
+    return config
+
+
 def llamagen_imagenet(image_size: int) -> ConfigDict:
     """LlamaGen's experiment on ImageNet-1k with its own tokenizer, at the size of GPT-B; its configs start from it."""
     config = default()

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import measure
 
+from rear_jax.models.stack import REMAT
 from rear_jax.training import next_code
 from rear_jax.training.state import adamw, new_state
 
@@ -32,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     measure.add_flags(parser)
     parser.add_argument("--dropout", type=float, default=0.0)
-    parser.add_argument("--remat", action="store_true")
+    parser.add_argument("--remat", default="none", choices=REMAT)
     parser.add_argument("--unroll", type=int, default=0, help="layers compiled side by side; 0 = all")
     parser.add_argument("--profile", default="", help="write a profiler trace of one step here")
     arguments = parser.parse_args()

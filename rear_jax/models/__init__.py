@@ -15,6 +15,7 @@ from rear_jax.models.llamagen import CONDITIONS, Captions, LlamaGenTransformer
 from rear_jax.models.llamagen_decoder import LlamaGenDecoder
 from rear_jax.models.rar import PROJECTORS, RARTransformer
 from rear_jax.models.rar_decoder import RARDecoder
+from rear_jax.models.stack import REMAT
 
 Generator = RARTransformer | LlamaGenTransformer | AliTokTransformer
 
@@ -95,6 +96,8 @@ def build(config: ConfigDict, *, num_codes: int, embedding_dim: int) -> Generato
     if model.name not in MODELS:
         raise RearError(f"config.model.name = {model.name!r}: use one of {', '.join(MODELS)}.")
     _check_keys(model)
+    if model.remat not in REMAT:
+        raise RearError(f"config.model.remat = {model.remat!r}: use one of {', '.join(REMAT)}.")
     if model.width % model.heads:
         raise RearError(f"config.model.width = {model.width} is not divisible by config.model.heads = {model.heads}.")
     family = {"rar": _rar, "llamagen": _llamagen, "alitok": _alitok}[model.name]

@@ -184,7 +184,7 @@ class RARTransformer(nn.Module):
       embedding_dim: D, width of the codebook's vectors.
       shallow_layer, deep_layer: 0-based index of the blocks whose output is projected.
       dtype: of the matrix products; parameters, residual stream, normalisation statistics and softmax are float32.
-      remat: recompute each block in the backward pass instead of keeping its activations.
+      remat: what the backward pass computes anew instead of reading it, a key of `stack.REMAT`.
       unroll: how many blocks of the layer scan are compiled side by side (`depth` = no loop at all).
     """
 
@@ -202,7 +202,7 @@ class RARTransformer(nn.Module):
     shallow_layer: int = 0
     deep_layer: int = 0
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: str = "none"
     unroll: int = 1
 
     def setup(self):

@@ -11,6 +11,7 @@ from rear_jax.errors import RearError
 
 FREE = (
     "dtype",
+    "attention",
     "remat",
     "unroll",
     "dropout",
@@ -298,6 +299,7 @@ def rar() -> ConfigDict:
     model.mlp_width = 3072
     model.dropout = 0.1
     model.dtype = "bfloat16"  # of the matrix products; parameters are float32
+    model.attention = "auto"  # 'cudnn' or 'splash' where they can run, else 'plain'; see models/attention_kernels.py
     model.remat = "none"  # keep all activations; 'dots': what linear layers give; 'full': blocks' inputs; the rest anew
     model.unroll = 1  # blocks compiled side by side in the layer scan
     return model
@@ -316,6 +318,7 @@ def alitok_generator() -> ConfigDict:
     model.token_dropout = 0.1  # of the input of the first block
     model.target_positions = False  # tell a prediction its position; method 'rar' needs it, published files lack it
     model.dtype = "bfloat16"
+    model.attention = "auto"
     model.remat = "none"
     model.unroll = 1
     return model
@@ -335,6 +338,7 @@ def llamagen() -> ConfigDict:
     model.caption_length = 120  # positions of a caption
     model.caption_dim = 2048  # width of its features; T5-XL's
     model.dtype = "bfloat16"
+    model.attention = "auto"
     model.remat = "none"
     model.unroll = 1
     return model

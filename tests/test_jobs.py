@@ -34,7 +34,7 @@ def test_metrics_are_logged_for_every_step_once(trained):
     assert wanted <= records[-1].keys()
 
 
-@pytest.mark.parametrize("share", [0.001, 0.0])
+@pytest.mark.parametrize("share", [pytest.param(0.001, marks=pytest.mark.slow), 0.0])
 def test_training_passes_over_corrupt_records_or_stops(trained, tmp_path, share):
     """Eight flipped bytes among 4000 records: counted in the metrics, or, where none may be, the end."""
     shutil.copytree(trained / "codes", tmp_path / "codes")

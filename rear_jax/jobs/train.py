@@ -14,7 +14,7 @@ from rear_jax import artifacts, distributed, models
 from rear_jax.config import refuse_changes
 from rear_jax.data import batches
 from rear_jax.data.codes import check_codes, open_codes
-from rear_jax.data.images import open_source, require_classes
+from rear_jax.data.images import fingerprint, open_source, require_classes
 from rear_jax.errors import RearError
 from rear_jax.training import loop, mesh, next_code
 from rear_jax.training.checkpoints import Checkpoints
@@ -92,6 +92,7 @@ def _batches(config: ConfigDict, workdir: Path, tokenizer: artifacts.Tokenizer):
     if config.codes.on_the_fly:
         source = open_source(config.data.source, config.data.path, config.data.train_split)
         require_classes(source, config.data.num_classes)
+        distributed.agree(f"the images of {source.name}", fingerprint(source))
 
         def from_images(start: int) -> Iterator[dict[str, np.ndarray]]:
             return batches.image_batches(

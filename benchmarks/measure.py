@@ -43,7 +43,7 @@ def build(
     network: str = "rar",
     dropout: float = 0.0,
     method: str = "rear",
-    remat: bool = False,
+    remat: str = "none",
     unroll: int = 0,
 ) -> tuple:
     """(config, model) of the sizes on the command line."""

@@ -3,15 +3,19 @@
 python benchmarks/train_step.py [--torch-python=PYTHON] [--dropout=0.1] [--profile=DIR]
 python benchmarks/train_step.py --width=768 --layers=24 --heads=16 --batch=128 --dtype=bfloat16 --unroll=1  # reAR-B
 python benchmarks/train_step.py --width=1024 --layers=24 --heads=16 --batch=64 --dtype=bfloat16 --unroll=1  # reAR-L
+
+With --compile-only nothing is allocated or run, so that any size does; processor time stands beside wall time.
 """
 
 import argparse
+import os
 import time
 
 import jax
 import jax.numpy as jnp
 import measure
 
+from rear_jax.models.stack import REMAT
 from rear_jax.training import next_code
 from rear_jax.training.state import adamw, new_state
 
@@ -32,28 +36,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     measure.add_flags(parser)
     parser.add_argument("--dropout", type=float, default=0.0)
-    parser.add_argument("--remat", action="store_true")
+    parser.add_argument("--remat", default="none", choices=REMAT)
     parser.add_argument("--unroll", type=int, default=0, help="layers compiled side by side; 0 = all")
+    parser.add_argument("--compile-only", action="store_true", help="print how long the step takes to compile")
     parser.add_argument("--profile", default="", help="write a profiler trace of one step here")
     arguments = parser.parse_args()
     config, model = measure.build(arguments, dropout=arguments.dropout, remat=arguments.remat, unroll=arguments.unroll)
     optimizer = adamw(config.train.optimizer, 1000)
 
     @jax.jit
-    def init():
+    def inputs():
         example = jnp.zeros((1, model.num_codes), jnp.int32), jnp.zeros(1, jnp.int32)
-        return new_state(model.init(jax.random.key(0), *example)["params"], optimizer)
+        state = new_state(model.init(jax.random.key(0), *example)["params"], optimizer)
+        key = jax.random.key(1)
+        codes = jax.random.randint(key, (arguments.batch, arguments.codes), 0, arguments.codebook)
+        batch = {"codes": codes, "label": jnp.arange(arguments.batch) % arguments.classes}
+        return state, batch, key, {"codebook": jax.random.normal(key, (arguments.codebook, measure.EMBEDDING_DIM))}
 
-    state = init()
-    key = jax.random.key(1)
-    frozen = {"codebook": jax.random.normal(key, (arguments.codebook, measure.EMBEDDING_DIM))}
-    codes = jax.random.randint(key, (arguments.batch, arguments.codes), 0, arguments.codebook)
-    batch = {"codes": codes, "label": jnp.arange(arguments.batch) % arguments.classes}
     step = jax.jit(next_code.train_step(model, config, optimizer), donate_argnums=0)
-    since = time.perf_counter()
-    step = step.lower(state, batch, key, frozen).compile()
-    compile_seconds = time.perf_counter() - since
+    since, processor = time.perf_counter(), time.process_time()
+    step = step.lower(*jax.eval_shape(inputs)).compile()
+    compile_seconds, processor = time.perf_counter() - since, time.process_time() - processor
+    if arguments.compile_only:
+        temporary = step.memory_analysis().temp_size_in_bytes / 2**30
+        print(f"compiled in {compile_seconds:.1f} s, {processor:.1f} s of processor time")
+        print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; {temporary:.1f} GiB besides the inputs")
+        return
 
+    state, batch, key, frozen = inputs()
     before = measure.matmul_ceiling(arguments.dtype)
     first = state
     seconds, (state, _) = measure.timed(

@@ -27,7 +27,7 @@ def get_config():
     config.model.depth = 36
     config.model.heads = 20
     config.model.mlp_width = 3584
-    config.model.remat = True
+    config.model.remat = "full"
     config.posttrain.noise_rate = 0.5
     config.posttrain.accumulation = 8
     config.posttrain.loop.steps = 200

@@ -19,7 +19,7 @@ def get_config():
     config.model.depth = 48
     config.model.heads = 24
     config.model.mlp_width = 4096
-    config.model.remat = True
+    config.model.remat = "full"
     config.posttrain.accumulation = 8
     config.sample.guidance_scale = 1.75
     return config

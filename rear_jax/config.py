@@ -11,6 +11,7 @@ from rear_jax.errors import RearError
 
 FREE = (
     "dtype",
+    "attention",
     "remat",
     "unroll",
     "dropout",
@@ -81,6 +82,7 @@ def default() -> ConfigDict:
     codes.num_shards = 256
     codes.batch_size = 128  # images encoded at once
     codes.in_memory = False  # load all code files at the start (6.6 GB for ImageNet in ten crops); faster random reads
+    codes.max_corrupt_share = 0.001  # of the records may be damaged: others take their place; 0 = the first one ends it
     codes.on_the_fly = False  # train from images, encoding each batch, instead of from code files
 
     config.model = rar()
@@ -298,7 +300,8 @@ def rar() -> ConfigDict:
     model.mlp_width = 3072
     model.dropout = 0.1
     model.dtype = "bfloat16"  # of the matrix products; parameters are float32
-    model.remat = False  # recompute activations in the backward pass
+    model.attention = "auto"  # 'cudnn' or 'splash' where they can run, else 'plain'; see models/attention_kernels.py
+    model.remat = "none"  # keep all activations; 'dots': what linear layers give; 'full': blocks' inputs; the rest anew
     model.unroll = 1  # blocks compiled side by side in the layer scan
     return model
 
@@ -316,7 +319,8 @@ def alitok_generator() -> ConfigDict:
     model.token_dropout = 0.1  # of the input of the first block
     model.target_positions = False  # tell a prediction its position; method 'rar' needs it, published files lack it
     model.dtype = "bfloat16"
-    model.remat = False
+    model.attention = "auto"
+    model.remat = "none"
     model.unroll = 1
     return model
 
@@ -335,7 +339,8 @@ def llamagen() -> ConfigDict:
     model.caption_length = 120  # positions of a caption
     model.caption_dim = 2048  # width of its features; T5-XL's
     model.dtype = "bfloat16"
-    model.remat = False
+    model.attention = "auto"
+    model.remat = "none"
     model.unroll = 1
     return model
 

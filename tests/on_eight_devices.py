@@ -9,9 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from rear_jax import models, tokenizers
 from rear_jax.config import loop_settings
+from rear_jax.models.attention import causal_attention
+from rear_jax.models.attention_kernels import splash_attention
 from rear_jax.training import loop, next_code
 from rear_jax.training.checkpoints import Checkpoints
 from rear_jax.training.mesh import AXES, make_mesh, map_rows, put_batch
@@ -101,7 +104,7 @@ def assert_same(one, other):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=2e-6)
     for a, b in zip(one[1], other[1], strict=True):
         assert a.get("noise") == b.get("noise")
-        for name in a.keys() - {"job", "steps_per_second", "images_per_second"}:
+        for name in a.keys() - {"job", "steps_per_second", "images_per_second", "input_wait"}:
             assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6), name
 
 
@@ -133,6 +136,26 @@ def test_rows_are_mapped_where_they_lie():
     with jax.set_mesh(mesh):
         program = jax.jit(lambda rows: map_rows(function, rows, at_once=1)).lower(put_batch(rows, mesh)).compile()
         np.testing.assert_allclose(program(put_batch(rows, mesh)), np.sin(rows["x"]) + 3.0, rtol=1e-6)
+    assert "all-gather" not in program.as_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [8, 1])  # one row, as a model's `init` has it, divides over nothing
+def test_splash_attention_is_divided_over_the_mesh(rows):
+    """Rows over 'data' and 'fsdp', heads over 'tensor': outputs and gradients of the plain form, and no exchange."""
+    inputs = [jax.random.normal(jax.random.key(i), (rows, 5, 4, 8)) for i in range(3)]
+
+    def of(attention):
+        return jax.value_and_grad(lambda *qkv: jnp.sum(jnp.sin(attention(*qkv))), argnums=(0, 1, 2))
+
+    spec = PartitionSpec(("data", "fsdp"), None, "tensor") if rows == 8 else PartitionSpec(None, None, "tensor")
+    with jax.set_mesh(mesh_of("all")):
+        placed = jax.device_put(inputs, NamedSharding(mesh_of("all"), spec))
+        program = jax.jit(of(functools.partial(splash_attention, interpret=True))).lower(*placed).compile()
+        got = program(*placed)
+    wanted = of(functools.partial(causal_attention, kernel="plain"))(*inputs)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, wanted)
+    assert {gradient.sharding.spec for gradient in got[1]} == {spec}
     assert "all-gather" not in program.as_text()
 
 

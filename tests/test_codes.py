@@ -177,7 +177,7 @@ def test_a_truncated_shard_is_named(tmp_path: Path, keep: int):
 
 def large(start: int, stop: int):
     records = np.arange(2 * start, 2 * stop)
-    return np.zeros((len(records), 4), int), records * 0, records % 2
+    return (records % 500)[:, None] + np.zeros((1, 4), int), records * 0, records % 2
 
 
 def test_a_missing_shard_is_named_and_restored(tmp_path: Path):
@@ -189,29 +189,91 @@ def test_a_missing_shard_is_named_and_restored(tmp_path: Path):
     assert len(open_codes(tmp_path)) == 22
 
 
-@pytest.mark.parametrize("bad", [[1, 0, 1, 2, 3], [1, 0, 1, 2, 3, 500], [5, 0, 1, 2, 3, 4], [1, 2, 1, 2, 3, 4]])
-@pytest.mark.parametrize("in_memory", [False, True])
-def test_a_corrupt_record_is_named(tmp_path: Path, bad: list[int], in_memory: bool):
-    write(tmp_path)
-    path = tmp_path / "codes-00001-of-00003.array_record"
+BAD = {  # what a record of the folder's cannot be
+    "short": [1, 0, 1, 2, 3],
+    "code": [1, 0, 1, 2, 3, 500],
+    "label": [5, 0, 1, 2, 3, 4],
+    "view": [1, 2, 1, 2, 3, 4],
+}
+
+
+def damage(path: Path, bad: dict[int, list[int]]) -> None:
+    """Writes a shard of eight records again, some of them as they cannot be; the others' codes are their position."""
     writer = ArrayRecordWriter(str(path), WRITER_OPTIONS)
     for record in range(8):
-        writer.write(np.array(bad if record == 5 else [1, 0, 1, 2, 3, 4], "<u2").tobytes())
+        writer.write(np.array(bad.get(record, [1, 0, *[record] * 4]), "<u2").tobytes())
     writer.close()
-    with pytest.raises(RearError, match=r"codes-00001-of-00003.array_record, record 5: "):
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_a_corrupt_record_is_named(tmp_path: Path, bad: str, in_memory: bool):
+    write(tmp_path)
+    damage(tmp_path / "codes-00001-of-00003.array_record", {5: BAD[bad]})
+    with pytest.raises(RearError, match=r"codes-00001-of-00003.array_record, record 5: .*; 1 of 22 records"):
         open_codes(tmp_path, in_memory=in_memory).read(np.arange(22))
 
 
-def test_flipped_bits_are_found(tmp_path: Path):
-    header = dataclasses.replace(HEADER, num_images=600, num_shards=1)
-    write(tmp_path, header, encode_range=large)
-    shard = tmp_path / "codes-00000-of-00001.array_record"
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_the_next_readable_record_takes_the_place_of_a_corrupt_one(tmp_path: Path, caplog, in_memory: bool):
+    """Across the end of a shard, and from the last record on to the first; each is counted and named once."""
+    write(tmp_path)
+    damage(tmp_path / "codes-00001-of-00003.array_record", {3: BAD["code"], 6: BAD["short"], 7: BAD["label"]})
+    damage(tmp_path / "codes-00002-of-00003.array_record", {7: BAD["view"]})
+    codes = open_codes(tmp_path, in_memory=in_memory, max_corrupt_share=4 / 22)
+    for _ in range(2):
+        read = codes.read(np.array([21, 0, 9, 13, 12, 5]))["codes"][:, 0]
+        np.testing.assert_array_equal(read, [0, 0, 4, 0, 0, 5])
+    assert codes.num_corrupt == 4
+    for shard, record in ((1, 3), (1, 6), (1, 7), (2, 7)):
+        assert caplog.text.count(f"codes-0000{shard}-of-00003.array_record, record {record}: ") == 1
+    with pytest.raises(RearError, match=r"4 of 22 records cannot be read so far, codes.max_corrupt_share = 0.18"):
+        open_codes(tmp_path, in_memory=in_memory, max_corrupt_share=0.18).read(np.arange(22))
+
+
+def test_batches_with_corrupt_records_repeat_themselves(tmp_path: Path):
+    """From any step on, for any number of processes."""
+    write(tmp_path)
+    damage(tmp_path / "codes-00001-of-00003.array_record", {2: BAD["code"], 5: BAD["short"]})
+    whole, shares = [], []
+    for start, process, count in ((0, 0, 1), (4, 0, 2), (4, 1, 2)):
+        codes = open_codes(tmp_path, max_corrupt_share=0.1)
+        options = {"start_step": start, "process_index": process, "process_count": count}
+        (shares if start else whole).append(take(code_batches(codes, batch_size=6, seed=1, **options), 8 - start))
+    for step in range(4):
+        joined = np.concatenate([share[step]["codes"] for share in shares])
+        np.testing.assert_array_equal(joined, whole[0][4 + step]["codes"])
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_a_share_that_is_none_is_refused(tmp_path: Path, share: float):
+    with pytest.raises(RearError, match=f"max_corrupt_share = {share}: choose a share from 0 to below 1"):
+        open_codes(tmp_path, max_corrupt_share=share)
+
+
+def flip(shard: Path, start: int, count: int) -> None:
+    """Overwrites bytes of a file."""
     content = bytearray(shard.read_bytes())
-    middle = len(content) // 3
-    content[middle : middle + 200] = b"\xff" * 200
+    content[start : start + count] = bytes(byte ^ 0xFF for byte in content[start : start + count])
     shard.write_bytes(content)
-    with pytest.raises(RearError, match=r"array_record, record \d+: "):
-        open_codes(tmp_path).read(np.arange(1200))
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_flipped_bits_are_found(tmp_path: Path, in_memory: bool):
+    """In a real file, wherever they are: what is read besides is what was written."""
+    header = dataclasses.replace(HEADER, num_images=600, num_shards=1)
+    shard = tmp_path / "codes-00000-of-00001.array_record"
+    write(tmp_path, header, encode_range=large)
+    written, rng = shard.read_bytes(), np.random.default_rng(0)
+    for start in rng.integers(1_000, 60_000, 8).tolist():
+        shard.write_bytes(written)
+        flip(shard, start, 200)
+        codes = open_codes(tmp_path, in_memory=in_memory, max_corrupt_share=0.01)
+        read = codes.read(np.arange(1200))
+        assert 1 <= codes.num_corrupt <= 12
+        assert (read["codes"] != large(0, 600)[0]).any(axis=1).sum() == codes.num_corrupt
+        with pytest.raises(RearError, match=r"array_record, record \d+: .*1 of 1200 records cannot be read"):
+            open_codes(tmp_path, in_memory=in_memory).read(np.arange(1200))
 
 
 def test_a_bucket_is_refused():

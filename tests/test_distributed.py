@@ -6,6 +6,7 @@ import socket
 import subprocess
 import time
 
+import numpy as np
 import pytest
 
 from rear_jax import distributed
@@ -22,8 +23,11 @@ TRAIN = {
 }
 
 
-def start_two(workdir, trained, *extra, others=()):
-    """Two processes of `--job=train` with one device each; `others` are flags of the second one alone."""
+def start_two(workdir, trained, *extra, others=(), folders=(None, None)):
+    """Two processes of `--job=train` with one device each, in these folders.
+
+    `others` are flags of the second one alone.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -35,6 +39,7 @@ def start_two(workdir, trained, *extra, others=()):
         subprocess.Popen(
             toy.command(workdir, *flags, f"--process_id={index}", *(others if index else ())),
             env=environment,
+            cwd=folders[index],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -110,6 +115,27 @@ def test_processes_that_differ_are_refused(tmp_path, trained):
     errors = [p.communicate(timeout=120)[1] for p in processes]
     assert all(p.returncode not in (0, None) for p in processes)
     assert any("process(es) 1 differ from process 0 in jobs, config or workdir" in e for e in errors), errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", ["tokenizer", "tokenize", "train"])
+def test_processes_whose_images_differ_are_refused(tmp_path, trained, job):
+    """One path, read by each from a folder of its own: the second has another pixel in one image."""
+    images = np.random.default_rng(0).integers(0, 255, (10, 32, 32, 3)).astype(np.uint8)
+    for index in range(2):
+        (tmp_path / str(index)).mkdir()
+        images[9, 0, 0, 0] += index
+        np.savez(tmp_path / str(index) / "images.npz", images=images, labels=np.arange(10))
+    flags = ["--config.data.source=arrays", "--config.data.path=images.npz", "--config.data.train_split="]
+    flags += ["--config.data.eval_split=", f"--job={job}", "--config.codes.on_the_fly=true"]
+    if job == "tokenizer":
+        flags += ["--config.tokenizer_from="]  # so that there is one to train
+    processes = start_two(tmp_path / "run", trained, *flags, folders=(tmp_path / "0", tmp_path / "1"))
+    errors = [p.communicate(timeout=120)[1] for p in processes]
+    assert all(p.returncode not in (0, None) for p in processes)
+    assert any("process(es) 1 differ from process 0 in the images of images: mend that host" in e for e in errors), (
+        errors
+    )
 
 
 @pytest.mark.parametrize("given", [("localhost:1", None, None), (None, 2, 0), (None, None, 1)])

@@ -1,5 +1,6 @@
 """Image sources and the batches made of them."""
 
+import dataclasses
 import gzip
 import io
 import itertools
@@ -13,7 +14,7 @@ from PIL import Image
 from rear_jax.data import fashion_mnist
 from rear_jax.data.batches import image_batches, ordered_batches
 from rear_jax.data.crops import center_crop
-from rear_jax.data.images import SOURCES, ArraySource, ImageSource, open_source
+from rear_jax.data.images import SOURCES, ArraySource, ImageSource, fingerprint, open_source
 from rear_jax.errors import RearError
 
 
@@ -67,6 +68,23 @@ def take(iterator, count: int) -> list[dict[str, np.ndarray]]:
     batches = list(itertools.islice(iterator, count))
     iterator.close()
     return batches
+
+
+def test_fingerprint_tells_what_differs(numbered: ImageSource):
+    """One pixel or label of a small source, its order, its length or its classes."""
+    images, labels = numbered.images.copy(), numbered.labels.copy()
+    images[7, 0, 5], labels[4] = 1, 3
+    others = [
+        dataclasses.replace(numbered, images=images),
+        dataclasses.replace(numbered, labels=labels),
+        dataclasses.replace(numbered, images=numbered.images[::-1], labels=numbered.labels[::-1]),
+        dataclasses.replace(numbered, images=numbered.images[:9], labels=numbered.labels[:9]),
+        dataclasses.replace(numbered, num_classes=11),
+        dataclasses.replace(numbered, class_names=tuple("abcdefghij")),
+    ]
+    found = [fingerprint(source) for source in (numbered, *others)]
+    assert len(set(found)) == len(found)
+    assert fingerprint(dataclasses.replace(numbered, images=numbered.images.copy(), name="elsewhere")) == found[0]
 
 
 def test_unknown_source_lists_the_known_ones():

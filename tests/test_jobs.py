@@ -1,12 +1,14 @@
 """The jobs in turn at toy size: what they leave, what they refuse, and that a second run changes nothing."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from rear_jax.errors import RearError
+from rear_jax.training.writer import read_metrics
 from tests import toy
 
 
@@ -32,6 +34,23 @@ def test_metrics_are_logged_for_every_step_once(trained):
     assert wanted <= records[-1].keys()
 
 
+@pytest.mark.parametrize("share", [pytest.param(0.001, marks=pytest.mark.slow), 0.0])
+def test_training_passes_over_corrupt_records_or_stops(trained, tmp_path, share):
+    """Eight flipped bytes among 4000 records: counted in the metrics, or, where none may be, the end."""
+    shutil.copytree(trained / "codes", tmp_path / "codes")
+    shard = tmp_path / "codes" / "codes-00002-of-00004.array_record"
+    content = bytearray(shard.read_bytes())
+    content[40_000:40_008] = bytes(byte ^ 0xFF for byte in content[40_000:40_008])
+    shard.write_bytes(content)
+    changes = {"tokenizer_from": str(trained / "tokenizer"), "codes__max_corrupt_share": share}
+    if share:
+        toy.run(tmp_path, "train", **changes)
+        assert [r["corrupt_records"] for r in read_metrics(tmp_path, "train")] == [1] * 6
+    else:
+        with pytest.raises(RearError, match=r"codes-00002-of-00004\.array_record, record \d+: .*1 of 4000 records"):
+            toy.run(tmp_path, "train", **changes)
+
+
 def test_second_run_is_done_already(trained):
     before = {p: p.stat().st_mtime_ns for p in trained.rglob("*") if p.is_file() and "tensorboard" not in p.parts}
     toy.run(trained, "tokenizer", "tokenize", "train", "sample")
@@ -41,8 +60,6 @@ def test_second_run_is_done_already(trained):
 
 
 def test_evaluate_scores_and_reports(trained, tmp_path):
-    import shutil
-
     workdir = tmp_path / "copy"
     shutil.copytree(trained, workdir)
     toy.run(workdir, "evaluate")

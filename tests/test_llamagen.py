@@ -206,22 +206,6 @@ def test_dropout_acts_in_training_only():
         assert (logits_of(alone, *inputs, jax.random.key(0)) != still).any(), name
 
 
-def test_remat_and_unroll_change_no_gradient():
-    codes, labels = jax.random.randint(jax.random.key(0), (2, 9), 0, 12), jnp.array([0, 1])
-
-    def gradients(model):
-        def loss(params):
-            logits = model.apply({"params": params}, codes, labels, train=True, rngs={"dropout": jax.random.key(3)})
-            return jnp.mean(jnp.square(logits.logits))
-
-        return jax.jit(jax.grad(loss))(PARAMS["class"])
-
-    dropping = dataclasses.replace(CLASS, dropout=0.1, token_dropout=0.1)
-    plain = gradients(dropping)
-    other = gradients(dataclasses.replace(dropping, remat=True, unroll=2))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, other)
-
-
 @pytest.mark.parametrize("model", [CLASS, TEXT], ids=lambda m: m.condition)
 def test_converter_round_trip_and_what_files_carry_beside(model):
     params = jax.tree.map(np.asarray, PARAMS[model.condition])

@@ -1,6 +1,7 @@
 """The optimiser, accumulation, checkpoints and the loop's refusals, without a whole job around them."""
 
 import json
+import time
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from rear_jax import config as configs
 from rear_jax.errors import RearError
 from rear_jax.training import loop, state
 from rear_jax.training.checkpoints import Checkpoints
+from rear_jax.training.input_wait import InputWait
 from rear_jax.training.mesh import make_mesh
 from rear_jax.training.writer import MetricWriter, read_metrics
 from tests import toy
@@ -70,7 +72,8 @@ def test_accumulation_is_the_whole_batch(parts):
     np.testing.assert_allclose(gradients, want_gradients, rtol=1e-5)
 
 
-def run_loop(workdir, step_fn, steps=6, keep_every=0):
+def run_loop(workdir, step_fn, steps=6, keep_every=0, seconds=0.0):
+    """The last state of a job whose n-th batch holds n and takes so many seconds to come."""
     loop_settings = configs.loop_settings()
     loop_settings.update({"steps": steps, "batch_size": 1, "log_every": 2, "checkpoint_every": 2, "picture_every": 0})
     loop_settings.keep_every = keep_every
@@ -78,6 +81,7 @@ def run_loop(workdir, step_fn, steps=6, keep_every=0):
 
     def batches(start):
         for n in range(start, 10**6):
+            time.sleep(seconds)
             yield {"x": np.full((1,), n, np.float32)}
 
     try:
@@ -94,6 +98,7 @@ def run_loop(workdir, step_fn, steps=6, keep_every=0):
             record={"a": 1},
             checkpoints=checkpoints,
             workdir=workdir,
+            counts=lambda: {"counted": 3},
         )
     finally:
         checkpoints.close()
@@ -110,6 +115,36 @@ def test_loop_feeds_batch_n_and_key_n(tmp_path):
     assert float(final.params["sum"]) == pytest.approx(sum(range(6)) + noise, rel=1e-6)
     run_loop(tmp_path / "two", add, steps=4)
     assert float(run_loop(tmp_path / "two", add).params["sum"]) == float(final.params["sum"])
+
+
+def test_input_wait_and_counts_are_written(tmp_path):
+    """Of a step that takes no time, all the time that is not the loop's own is waiting for its batch."""
+    run_loop(tmp_path, add, seconds=0.05)
+    written = read_metrics(tmp_path, "job")
+    assert [r["counted"] for r in written] == [3] * 3
+    assert all(0.5 < r["input_wait"] <= 1 for r in written[:2])
+
+
+class Running:
+    """Stands for what a step gives that ends at some moment."""
+
+    def __init__(self, seconds: float):
+        self._end = time.perf_counter() + seconds
+
+    def block_until_ready(self) -> "Running":
+        time.sleep(max(0.0, self._end - time.perf_counter()))
+        return self
+
+
+@pytest.mark.parametrize(("step", "fetch", "idle"), [(0.3, 0.1, 0.0), (0.1, 0.3, 0.2), (0.0, 0.2, 0.2)])
+def test_input_wait_is_the_part_of_a_fetch_after_the_step(step, fetch, idle):
+    with InputWait() as wait:
+        with wait.fetching(Running(step)):
+            time.sleep(fetch)
+        time.sleep(0.5 - fetch)
+        assert wait.share() == pytest.approx(idle / 0.5, abs=0.1)
+        time.sleep(0.01)
+        assert wait.share() == 0.0  # since the last call
 
 
 def test_nan_stops_names_the_step_and_saves_nothing_bad(tmp_path):

@@ -3,7 +3,8 @@
 A folder holds `header.json` and shards `codes-00000-of-00008.array_record`. Shard s of S covers the images
 [s n/S, (s + 1) n/S), each in all its views. A record is little-endian uint16 [2 + N]: label, index of the view, the
 N codes in raster order. Records are stored one by one and uncompressed, because random codes hardly compress and
-a training step reads records from all over the set.
+a training step reads records from all over the set. Each carries a checksum; one that cannot be read is replaced by the
+next one that can, always the same, and counted.
 
 The folder is local or mounted. `header.json` appears, under that name, when the last shard is complete.
 """
@@ -12,6 +13,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +24,8 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from rear_jax.atomic import atomic_file
 from rear_jax.errors import RearError
+
+log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 HEADER = "header.json"
@@ -179,8 +183,10 @@ def write_shard(path: Path, header: CodesHeader, codes: np.ndarray, labels: np.n
 class Codes:
     """A complete folder of codes, read by record number. Made by `open_codes`."""
 
-    def __init__(self, directory: Path, header: CodesHeader, *, in_memory: bool):
+    def __init__(self, directory: Path, header: CodesHeader, *, in_memory: bool, max_corrupt_share: float):
         self.header = header
+        self._max_corrupt_share = max_corrupt_share
+        self._corrupt: set[int] = set()
         self._paths = [header.shard_path(directory, shard) for shard in range(header.num_shards)]
         self._bounds = np.cumsum([0, *header.shard_sizes])
         largest = [header.num_classes, header.num_augmentations] + [header.codebook_size] * header.codes_per_image
@@ -191,8 +197,13 @@ class Codes:
     def __len__(self) -> int:
         return self.header.num_records
 
+    @property
+    def num_corrupt(self) -> int:
+        """Damaged records found so far, each counted once."""
+        return len(self._corrupt)
+
     def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Records by number, in the order asked for.
+        """Records by number, in the order asked for. The next readable one stands in for one that is damaged.
 
         Args:
           indices: integers [m] in [0, len(self)). Record i is view i % A of image i // A.
@@ -201,7 +212,7 @@ class Codes:
           {'codes': int32 [m, N], 'label': int32 [m], 'augmentation': int32 [m]}.
 
         Raises:
-          RearError: a record is damaged; names the shard and the record in it.
+          RearError: more records are damaged than may be; names the shard and the record in it.
         """
         records = self._fetch(indices) if self._records is None else self._records[indices]
         records = records.astype(np.int32)
@@ -217,27 +228,51 @@ class Codes:
     def _fetch(self, indices: np.ndarray) -> np.ndarray:
         """Records from the disk, uint16 [m, 2 + N], asked for in the order in which they lie there."""
         order = np.argsort(indices)
-        shards = np.searchsorted(self._bounds, indices[order], side="right") - 1
-        positions = indices[order] - self._bounds[shards]
         records = np.empty((len(indices), len(self._largest)), RECORD_DTYPE)
-        records[order] = self._fetch_from(shards.tolist(), positions.tolist())
+        try:
+            records[order] = self._read_at(indices[order])
+        except (RuntimeError, ValueError):
+            records[order] = [self._readable(index) for index in indices[order].tolist()]
         return records
 
-    def _fetch_from(self, shards: list[int], positions: list[int]) -> np.ndarray:
-        """The records at `positions` of `shards`, uint16 [m, 2 + N].
+    def _read_at(self, indices: np.ndarray) -> np.ndarray:
+        """Records from the disk, uint16 [m, 2 + N]; RuntimeError or ValueError where one of them is damaged.
 
         Each is a range of one: a range is read right here, where a list of positions goes to a pool of threads and
         takes four times as long for records this small.
         """
-        try:
-            raw = [self._readers[s].read(p, p + 1) for s, p in zip(shards, positions, strict=True)]
-            return self._parse(list(itertools.chain.from_iterable(raw)), len(positions))
-        except (RuntimeError, ValueError) as error:
-            if len(positions) > 1:  # read singly, the damaged one names itself
-                singly = [self._fetch_from([s], [p]) for s, p in zip(shards, positions, strict=True)]
-                return np.concatenate(singly)
-            reason = f"{error}; delete this shard and run the job that wrote it again"
-            raise RearError(f"{self._paths[shards[0]]}, record {positions[0]}: {reason}") from None
+        shards, positions = self._places(indices)
+        places = zip(shards.tolist(), positions.tolist(), strict=True)
+        raw = [self._readers[shard].read(position, position + 1) for shard, position in places]
+        return self._parse(list(itertools.chain.from_iterable(raw)), len(indices))
+
+    def _readable(self, index: int) -> np.ndarray:
+        """Record `index`, uint16 [2 + N], or if it is damaged the next that is not; the first follows the last."""
+        while True:
+            try:
+                return self._read_at(np.array([index]))[0]
+            except (RuntimeError, ValueError) as error:
+                self._count_corrupt(index, str(error).partition(";")[0])
+                index = (index + 1) % len(self)
+
+    def _count_corrupt(self, index: int, reason: str) -> None:
+        """Names a damaged record in the log; raises RearError when there are more than may be."""
+        if index in self._corrupt:
+            return
+        self._corrupt.add(index)
+        (shard,), (position,) = self._places(np.array([index]))
+        where = f"{self._paths[shard]}, record {position}: {reason}"
+        if len(self._corrupt) > self._max_corrupt_share * len(self):
+            raise RearError(
+                f"{where}; {len(self._corrupt)} of {len(self)} records cannot be read so far, codes.max_corrupt_share "
+                f"= {self._max_corrupt_share} allows no more: delete this shard and run the job that wrote it again"
+            )
+        log.warning("%s; the next readable record takes its place", where)
+
+    def _places(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Shard of each record and its position there."""
+        shards = np.searchsorted(self._bounds, indices, side="right") - 1
+        return shards, indices - self._bounds[shards]
 
     def _load(self) -> np.ndarray:
         """All records, uint16 [num_records, 2 + N], by sequential reads."""
@@ -253,7 +288,7 @@ class Codes:
         try:
             return self._parse(ArrayRecordReader(str(self._paths[shard])).read_all(), count)
         except (RuntimeError, ValueError):
-            return self._fetch_from([shard] * count, list(range(count)))
+            return self._fetch(np.arange(*self._bounds[shard : shard + 2]))
 
     def _parse(self, raw: list[bytes], count: int) -> np.ndarray:
         """Bytes of so many records as uint16 [count, 2 + N]; ValueError where one of them cannot be right."""
@@ -265,23 +300,27 @@ class Codes:
         return records
 
 
-def open_codes(directory: os.PathLike[str], *, in_memory: bool = False) -> Codes:
+def open_codes(directory: os.PathLike[str], *, in_memory: bool = False, max_corrupt_share: float = 0.0) -> Codes:
     """Opens a complete folder of codes.
 
     Args:
       directory: the folder.
       in_memory: read everything now (2 (2 + N) bytes per record; 6.6 GB for ImageNet in ten crops at N = 256). Random
         reads then cost next to nothing, and a slow or remote disk is only read in sequence.
+      max_corrupt_share: in [0, 1), of the records may be damaged: others stand in for them. 0 = none may.
 
     Raises:
-      RearError: the folder is not complete, or a shard is missing or damaged.
+      RearError: the folder is not complete, a shard is missing or damaged, or the share is no such number.
     """
     directory = _local(directory)
+    if not 0 <= max_corrupt_share < 1:
+        raise RearError(f"codes.max_corrupt_share = {max_corrupt_share}: choose a share from 0 to below 1")
     if not (directory / HEADER).is_file():
         begun = (directory / UNFINISHED_HEADER).is_file()
         state = "is not finished: continue" if begun else "holds no codes: write them with"
         raise RearError(f"{directory} {state} the job `tokenize` or `import`")
-    return Codes(directory, _read_header(directory / HEADER), in_memory=in_memory)
+    header = _read_header(directory / HEADER)
+    return Codes(directory, header, in_memory=in_memory, max_corrupt_share=max_corrupt_share)
 
 
 def check_codes(

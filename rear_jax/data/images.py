@@ -12,7 +12,9 @@ A source is a random-access sequence of (image, label). `open_source(name, path,
                  `labels`; a `num_classes` in it is heeded.
 """
 
+import hashlib
 import io
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ from rear_jax.data import fashion_mnist
 from rear_jax.errors import RearError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+FINGERPRINT_IMAGES = 32  # that `fingerprint` reads
 FASHION_MNIST_MARGIN = 2  # pixels of background on each side: 28 -> 32
 
 
@@ -131,6 +134,19 @@ def require_classes(source: ImageSource, num_classes: int) -> None:
         raise RearError(
             f"{source.name} has {source.num_classes} classes, config.data.num_classes is {num_classes}: raise it."
         )
+
+
+def fingerprint(source: ImageSource) -> str:
+    """Tells sources apart by their size, their classes, and label and pixels of a few evenly spread images.
+
+    Raises:
+      RearError: one of those images cannot be read.
+    """
+    digest = hashlib.sha256(json.dumps([len(source), source.num_classes, source.class_names]).encode())
+    for index in np.unique(np.linspace(0, len(source) - 1, FINGERPRINT_IMAGES).astype(int)).tolist():
+        image, label = source[index]
+        digest.update(f"{label} {image.shape}".encode() + image.tobytes())
+    return digest.hexdigest()
 
 
 def open_source(name: str, path: str, split: str) -> ImageSource:

@@ -14,7 +14,7 @@ from rear_jax import artifacts, distributed, models, pictures
 from rear_jax.config import refuse_changes
 from rear_jax.data import batches
 from rear_jax.data.captions import CaptionFile
-from rear_jax.data.images import ImageSource, open_source, require_classes
+from rear_jax.data.images import ImageSource, fingerprint, open_source, require_classes
 from rear_jax.errors import RearError
 from rear_jax.tokenizers.discriminator import PatchDiscriminator
 from rear_jax.training import class_probe, loop, mesh, perceptual
@@ -39,6 +39,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     mesh.check_batch(config.mesh, settings.loop.batch_size, settings.accumulation, "config.posttrain.loop.batch_size")
     tokenizer = artifacts.load_tokenizer(config, workdir)
     source = open_source(data.source, data.path, data.train_split)
+    distributed.agree(f"the images of {source.name}", fingerprint(source))
     networks, frozen = _networks(config, workdir, tokenizer, source)
     conditions = _conditions(config, networks.generator, source)
     checkpoints = Checkpoints(

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rear_jax import artifacts
+from rear_jax import artifacts, distributed
 from rear_jax.data.batches import ordered_batches
 from rear_jax.data.codes import HEADER, CodesHeader, write_codes
 from rear_jax.data.crops import AUGMENTATIONS
-from rear_jax.data.images import ImageSource, open_source, require_classes
+from rear_jax.data.images import ImageSource, fingerprint, open_source, require_classes
 from rear_jax.errors import RearError
 from rear_jax.progress import ProgressBar
 from rear_jax.training.mesh import fetch
@@ -27,6 +27,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     data, settings = config.data, config.codes
     source = open_source(data.source, data.path, data.train_split)
     require_classes(source, data.num_classes)
+    distributed.agree(f"the images of {source.name}", fingerprint(source))
     if settings.augmentation not in AUGMENTATIONS:
         raise RearError(f"config.codes.augmentation = {settings.augmentation!r}: use {', '.join(AUGMENTATIONS)}.")
     header = CodesHeader(

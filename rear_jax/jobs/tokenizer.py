@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from rear_jax import artifacts, distributed, pictures, tokenizers
 from rear_jax.config import maskgit_vqgan, refuse_changes
 from rear_jax.data import batches
-from rear_jax.data.images import open_source
+from rear_jax.data.images import fingerprint, open_source
 from rear_jax.errors import RearError
 from rear_jax.tokenizers.discriminator import PatchDiscriminator
 from rear_jax.training import loop, mesh, perceptual, vq
@@ -36,6 +36,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     settings, data = config.tokenizer_training, config.data
     mesh.check_batch(config.mesh, settings.loop.batch_size, 1, "config.tokenizer_training.loop.batch_size")
     source = open_source(data.source, data.path, data.train_split)
+    distributed.agree(f"the images of {source.name}", fingerprint(source))
     networks, frozen = _networks(config)
     checkpoints = Checkpoints(
         artifacts.tokenizer_folder(workdir), keep=settings.loop.keep_checkpoints, keep_every=settings.loop.keep_every

@@ -14,7 +14,7 @@ from rear_jax import artifacts, distributed, models
 from rear_jax.config import refuse_changes
 from rear_jax.data import batches
 from rear_jax.data.codes import check_codes, open_codes
-from rear_jax.data.images import open_source, require_classes
+from rear_jax.data.images import fingerprint, open_source, require_classes
 from rear_jax.errors import RearError
 from rear_jax.training import loop, mesh, next_code
 from rear_jax.training.checkpoints import Checkpoints
@@ -65,12 +65,13 @@ def run(config: ConfigDict, workdir: Path) -> None:
     watch = None
     if config.train.evaluate_every:
         watch = config.train.evaluate_every, Watch(config, workdir, model, tokenizer, record).look
+    stream, counts = _batches(config, workdir, tokenizer)
     loop.train(
         "train",
         next_code.train_step(model, config, optimizer, encode),
         init,
         given,
-        _batches(config, workdir, tokenizer),
+        stream,
         frozen=frozen,
         mesh=mesh.make_mesh(config.mesh),
         settings=settings,
@@ -79,17 +80,19 @@ def run(config: ConfigDict, workdir: Path) -> None:
         checkpoints=checkpoints,
         workdir=workdir,
         watch=watch,
+        counts=counts,
     )
     checkpoints.close()
 
 
 def _batches(config: ConfigDict, workdir: Path, tokenizer: artifacts.Tokenizer):
-    """start step -> iterator of this process's share of each batch."""
+    """start step -> iterator of this process's share of each batch; and what is counted while they are read."""
     share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     batch_size = config.train.loop.batch_size
     if config.codes.on_the_fly:
         source = open_source(config.data.source, config.data.path, config.data.train_split)
         require_classes(source, config.data.num_classes)
+        distributed.agree(f"the images of {source.name}", fingerprint(source))
 
         def from_images(start: int) -> Iterator[dict[str, np.ndarray]]:
             return batches.image_batches(
@@ -102,9 +105,13 @@ def _batches(config: ConfigDict, workdir: Path, tokenizer: artifacts.Tokenizer):
                 **share,
             )
 
-        return from_images
+        return from_images, dict
 
-    codes = open_codes(artifacts.codes_folder(config, workdir), in_memory=config.codes.in_memory)
+    codes = open_codes(
+        artifacts.codes_folder(config, workdir),
+        in_memory=config.codes.in_memory,
+        max_corrupt_share=config.codes.max_corrupt_share,
+    )
     check_codes(
         codes.header,
         fingerprint=tokenizer.fingerprint,
@@ -119,7 +126,7 @@ def _batches(config: ConfigDict, workdir: Path, tokenizer: artifacts.Tokenizer):
     def from_codes(start: int) -> Iterator[dict[str, np.ndarray]]:
         return batches.code_batches(codes, batch_size=batch_size, seed=config.seed, start_step=start, **share)
 
-    return from_codes
+    return from_codes, lambda: {"corrupt_records": codes.num_corrupt}
 
 
 def _encoder(tokenizer: artifacts.Tokenizer):

@@ -11,10 +11,12 @@ from rear_jax.errors import RearError
 from rear_jax.models import alitok, llamagen
 from rear_jax.models.alitok import AliTokTransformer
 from rear_jax.models.alitok_decoder import AliTokDecoder
+from rear_jax.models.attention_kernels import KERNELS
 from rear_jax.models.llamagen import CONDITIONS, Captions, LlamaGenTransformer
 from rear_jax.models.llamagen_decoder import LlamaGenDecoder
 from rear_jax.models.rar import PROJECTORS, RARTransformer
 from rear_jax.models.rar_decoder import RARDecoder
+from rear_jax.models.stack import REMAT
 
 Generator = RARTransformer | LlamaGenTransformer | AliTokTransformer
 
@@ -95,6 +97,9 @@ def build(config: ConfigDict, *, num_codes: int, embedding_dim: int) -> Generato
     if model.name not in MODELS:
         raise RearError(f"config.model.name = {model.name!r}: use one of {', '.join(MODELS)}.")
     _check_keys(model)
+    for name, known in {"remat": REMAT, "attention": KERNELS}.items():
+        if model[name] not in known:
+            raise RearError(f"config.model.{name} = {model[name]!r}: use one of {', '.join(known)}.")
     if model.width % model.heads:
         raise RearError(f"config.model.width = {model.width} is not divisible by config.model.heads = {model.heads}.")
     family = {"rar": _rar, "llamagen": _llamagen, "alitok": _alitok}[model.name]

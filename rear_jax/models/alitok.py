@@ -57,7 +57,8 @@ class AliTokTransformer(nn.Module):
       embedding_dim: D, width of the codebook's vectors.
       shallow_layer, deep_layer: 0-based index of the blocks whose output is projected.
       dtype: of the matrix products; parameters, residual stream, normalisation and softmax are float32.
-      remat: recompute each block in the backward pass instead of keeping its activations.
+      attention: the kernel of whole sequences, one of `attention_kernels.KERNELS`.
+      remat: what the backward pass computes anew instead of reading it, a key of `stack.REMAT`.
       unroll: how many blocks of the layer scan are compiled side by side (`depth` = no loop at all).
     """
 
@@ -78,7 +79,8 @@ class AliTokTransformer(nn.Module):
     shallow_layer: int = 0
     deep_layer: int = 0
     dtype: Any = jnp.float32
-    remat: bool = False
+    attention: str = "auto"
+    remat: str = "none"
     unroll: int = 1
 
     @property
@@ -168,4 +170,5 @@ def block_of(model: AliTokTransformer) -> Block:
         attention_dropout=model.dropout,
         attention_bias=True,
         normalize_heads=True,
+        attention=model.attention,
     )

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from rear_jax.models.attention_kernels import FUSED, choose
+
 
 class KeyValues(NamedTuple):
     """The past of one attention layer: rows that have not been written yet are zero and masked.
@@ -69,6 +71,7 @@ def causal_attention(
     keys: Float[Array, "B T H D"],
     values: Float[Array, "B T H D"],
     *,
+    kernel: str = "auto",
     visible: Bool[Array, "B T"] | None = None,
     dropout: float = 0.0,
     key: PRNGKeyArray | None = None,
@@ -77,16 +80,25 @@ def causal_attention(
 
     Args:
       queries, keys, values: one compute dtype.
+      kernel: one of `attention_kernels.KERNELS`; 'plain' is what is written out here.
       visible: positions that others may see; each sees itself in any case. None = all.
       dropout: share of attention weights set to zero (the rest scaled up), where `key` is given.
       key: random key of the dropout mask; None switches dropout off.
+
+    Raises:
+      RearError: the kernel that is named cannot compute this here.
     """
+    dropout = 0.0 if key is None else dropout
+    masked = visible is not None
+    kernel = choose(kernel, dtype=values.dtype, head_size=queries.shape[-1], dropout=dropout, masked=masked)
+    if kernel in FUSED:
+        return FUSED[kernel](queries, keys, values)
     length = queries.shape[1]
     scores = jnp.einsum("bthd,bshd->bhts", queries, keys, preferred_element_type=jnp.float32)
     allowed = _causal_mask(jnp.arange(length), length, visible)
     scores = jnp.where(allowed, scores * queries.shape[-1] ** -0.5, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    if key is not None and dropout:
+    if dropout:
         weights = apply_dropout(key, weights, dropout)
     return jnp.einsum("bhts,bshd->bthd", weights, values)
 

@@ -53,7 +53,8 @@ class LlamaGenTransformer(nn.Module):
       caption_length: T, positions of a caption.
       caption_dim: width of the caption features.
       dtype: of the matrix products; parameters, residual stream, normalisation and softmax are float32.
-      remat: recompute each block in the backward pass instead of keeping its activations.
+      attention: the kernel of whole sequences, one of `attention_kernels.KERNELS`.
+      remat: what the backward pass computes anew instead of reading it, a key of `stack.REMAT`.
       unroll: how many blocks of the layer scan are compiled side by side (`depth` = no loop at all).
     """
 
@@ -70,7 +71,8 @@ class LlamaGenTransformer(nn.Module):
     caption_length: int = 120
     caption_dim: int = 2048
     dtype: Any = jnp.float32
-    remat: bool = False
+    attention: str = "auto"
+    remat: str = "none"
     unroll: int = 1
 
     @property
@@ -139,4 +141,4 @@ class LlamaGenTransformer(nn.Module):
 
 def block_of(model: LlamaGenTransformer) -> Block:
     """One block, as every layer of the model has it."""
-    return Block(model.width, model.heads, model.mlp_width, model.dropout, model.dtype)
+    return Block(model.width, model.heads, model.mlp_width, model.dropout, model.dtype, attention=model.attention)

@@ -96,6 +96,7 @@ class Block(nn.Module):
     mlp_width: int
     dropout: float
     dtype: Any
+    attention: str = "auto"
 
     def setup(self):
         self.norm1 = layer_norm(self.dtype)
@@ -119,7 +120,7 @@ class Block(nn.Module):
         modulation = Modulation.split(self.modulation(condition))
         q, k, v = self._heads(x, modulation)
         key = self.make_rng("dropout") if train and self.dropout else None
-        mixed = causal_attention(q, k, v, dropout=self.dropout, key=key)
+        mixed = causal_attention(q, k, v, kernel=self.attention, dropout=self.dropout, key=key)
         return self._residuals(x, mixed, modulation, train=train)
 
     def step(
@@ -184,7 +185,8 @@ class RARTransformer(nn.Module):
       embedding_dim: D, width of the codebook's vectors.
       shallow_layer, deep_layer: 0-based index of the blocks whose output is projected.
       dtype: of the matrix products; parameters, residual stream, normalisation statistics and softmax are float32.
-      remat: recompute each block in the backward pass instead of keeping its activations.
+      attention: the kernel of whole sequences, one of `attention_kernels.KERNELS`.
+      remat: what the backward pass computes anew instead of reading it, a key of `stack.REMAT`.
       unroll: how many blocks of the layer scan are compiled side by side (`depth` = no loop at all).
     """
 
@@ -202,7 +204,8 @@ class RARTransformer(nn.Module):
     shallow_layer: int = 0
     deep_layer: int = 0
     dtype: Any = jnp.float32
-    remat: bool = False
+    attention: str = "auto"
+    remat: str = "none"
     unroll: int = 1
 
     def setup(self):
@@ -299,4 +302,4 @@ class RARTransformer(nn.Module):
 
 def block_of(model: RARTransformer) -> Block:
     """One block, as every layer of the model has it."""
-    return Block(model.width, model.heads, model.mlp_width, model.dropout, model.dtype)
+    return Block(model.width, model.heads, model.mlp_width, model.dropout, model.dtype, model.attention)

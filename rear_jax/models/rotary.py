@@ -101,6 +101,7 @@ class Block(nn.Module):
       attention_dropout: rate on attention weights.
       attention_bias: whether the linear layers of the attention have biases.
       normalize_heads: whether each head's queries and keys pass an RMSNorm before they are rotated.
+      attention: the kernel, one of `attention_kernels.KERNELS`.
     """
 
     width: int
@@ -111,6 +112,7 @@ class Block(nn.Module):
     attention_dropout: float = 0.0
     attention_bias: bool = False
     normalize_heads: bool = False
+    attention: str = "auto"
 
     def setup(self):
         self.attention_norm = rms_norm(self.dtype)
@@ -130,7 +132,9 @@ class Block(nn.Module):
         """Whole sequences, causal; `train` switches dropout on."""
         q, k, v = self._heads(x, rotation)
         key = self.make_rng("dropout") if train and self.attention_dropout else None
-        mixed = causal_attention(q, k, v, visible=visible, dropout=self.attention_dropout, key=key)
+        mixed = causal_attention(
+            q, k, v, kernel=self.attention, visible=visible, dropout=self.attention_dropout, key=key
+        )
         return self._residuals(x, mixed, train=train)
 
     def step(

@@ -1,4 +1,8 @@
-"""The loop over a transformer's blocks, once for all generators."""
+"""The loop over a transformer's blocks, once for all generators.
+
+What a block computes must be at hand again in the backward pass. `REMAT` says what of it is kept; the rest is computed
+a second time (arXiv 1604.06174), which costs time and saves memory in proportion to the depth.
+"""
 
 from typing import Any
 
@@ -6,6 +10,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+REMAT: dict[str, Any] = {  # name -> what is kept of a block; None = everything, without a second computation
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # what linear layers give, not attention's scores
+    "full": jax.checkpoint_policies.nothing_saveable,  # its input alone
+}
 
 
 def run_blocks(
@@ -29,8 +39,9 @@ def run_blocks(
         x = block(x, *inputs, train=train)
         return (x, tuple(jnp.where(layer == tap, x, old) for tap, old in zip(taps, tapped, strict=True))), None
 
+    policy = REMAT[model.remat]
     scan = nn.scan(
-        nn.remat(body, prevent_cse=False) if model.remat else body,
+        body if policy is None else nn.remat(body, policy=policy, prevent_cse=False),
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
         length=model.depth,

@@ -19,6 +19,7 @@ from rear_jax.progress import ProgressBar
 from rear_jax.training import mesh as placement
 from rear_jax.training import sharding
 from rear_jax.training.checkpoints import Checkpoints, abstract
+from rear_jax.training.input_wait import InputWait
 from rear_jax.training.state import TrainState
 from rear_jax.training.stopping import StopSign, any_raised
 from rear_jax.training.writer import MetricWriter
@@ -51,6 +52,7 @@ def train(
     workdir: Path,
     draw: Callable[[TrainState], dict[str, np.ndarray]] | None = None,
     watch: tuple[int, Callable[[int, TrainState], None]] | None = None,
+    counts: Callable[[], dict[str, float]] = dict,
 ) -> TrainState:
     """Runs a training job to its last step, from its newest checkpoint if there is one.
 
@@ -72,6 +74,7 @@ def train(
       workdir: where metrics and pictures go.
       draw: state -> named uint8 pictures, called every `picture_every` steps and at the end.
       watch: a number of steps, and what is called with step and state whenever so many more have been made.
+      counts: what is written beside the metrics of a log step; it is counted on this process, as `input_wait` is.
 
     Raises:
       Interrupted: SIGTERM or SIGINT came; the state was saved first.
@@ -108,12 +111,14 @@ def train(
             MetricWriter(workdir, job, start_step=start) as writer,
             ProgressBar(job, total=settings.steps, start=start, unit="step") as bar,
             stop.listening(),
+            InputWait() as wait,
         ):
             since = time.perf_counter()
             for step in range(start + 1, settings.steps + 1):
                 state, metrics, answer = compiled(state, batch, stop.flags(), frozen)
                 pending.append(metrics)
-                batch = placement.put_batch(next(stream), mesh)  # while the step runs
+                with wait.fetching(metrics):
+                    batch = placement.put_batch(next(stream), mesh)  # while the step runs
                 jax.block_until_ready(pending[-1 - AHEAD :][0])
                 stopping = stop.stops_after(answer)
                 last = step == settings.steps or stopping
@@ -121,9 +126,8 @@ def train(
                 if save or step % settings.log_every == 0:
                     means = _finite_means(job, step, pending, checkpoints)
                     rate = len(pending) / (time.perf_counter() - since)
-                    writer.write(
-                        step, means | {"steps_per_second": rate, "images_per_second": rate * settings.batch_size}
-                    )
+                    speed = {"steps_per_second": rate, "images_per_second": rate * settings.batch_size}
+                    writer.write(step, means | speed | {"input_wait": wait.share()} | counts())
                     bar.update(step, loss=means["loss"])
                     pending, since = [], time.perf_counter()
                 if draw is not None and settings.picture_every and (last or step % settings.picture_every == 0):

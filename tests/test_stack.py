@@ -1,0 +1,69 @@
+"""The loop over blocks: what remat policies keep, and that they change no gradient."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rear_jax import models
+from rear_jax.errors import RearError
+from rear_jax.models.llamagen import LlamaGenTransformer
+from rear_jax.models.stack import REMAT
+from tests import toy
+
+MODEL = LlamaGenTransformer(
+    codebook_size=12,
+    num_classes=5,
+    num_codes=64,
+    width=16,
+    depth=12,
+    heads=2,
+    mlp_width=32,
+    dropout=0.1,
+    token_dropout=0.1,
+)
+CODES, LABELS = jax.random.randint(jax.random.key(0), (4, 64), 0, 12), jnp.arange(4)
+
+
+@pytest.fixture(scope="module")
+def params():
+    shapes = jax.eval_shape(MODEL.init, jax.random.key(0), CODES[:1], LABELS[:1])["params"]
+    leaves, tree = jax.tree.flatten(shapes)
+    rng = np.random.default_rng(0)  # nothing at zero, so that every parameter counts
+    return jax.tree.unflatten(tree, [rng.normal(0, 0.3, leaf.shape).astype(np.float32) for leaf in leaves])
+
+
+@pytest.fixture(scope="module")
+def compiled(params):
+    """Name of a policy -> the program that computes gradients under it, with dropout; one of them unrolled too."""
+
+    def of(remat: str):
+        model = dataclasses.replace(MODEL, remat=remat, unroll=2 if remat == "dots" else 1)
+
+        def loss(params):
+            out = model.apply({"params": params}, CODES, LABELS, train=True, rngs={"dropout": jax.random.key(3)})
+            return jnp.mean(jnp.square(out.logits))
+
+        return jax.jit(jax.grad(loss)).lower(params).compile()
+
+    return {name: of(name) for name in REMAT}
+
+
+def test_policies_and_unrolling_change_no_gradient(compiled, params):
+    plain = compiled["none"](params)
+    assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(plain["blocks"]))
+    for name in ("dots", "full"):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, compiled[name](params))
+
+
+def test_each_policy_keeps_less(compiled):
+    none, dots, full = (compiled[name].memory_analysis().temp_size_in_bytes for name in ("none", "dots", "full"))
+    assert none > 1.5 * dots, (none, dots, full)
+    assert dots > 1.5 * full, (none, dots, full)
+
+
+def test_an_unknown_policy_names_the_known_ones():
+    with pytest.raises(RearError, match=r"config\.model\.remat = 'half': use one of none, dots, full\."):
+        models.build(toy.config(model__remat="half"), num_codes=16, embedding_dim=4)

@@ -22,7 +22,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     settings, topology = config.plan, chips.topology(config.plan.topology)
     texts, numbers = [], {}
     for name in _names(config):
-        plan = roofline.make(config, name, topology)
+        plan = roofline.make(config, name, topology, quick=settings.quick)
         largest = roofline.largest_batch(config, plan, settings.compiles) if settings.compiles else None
         texts.append(report.markdown(plan, config, largest))
         numbers[name] = report.numbers(plan, largest)

@@ -26,7 +26,8 @@ def markdown(plan: Plan, config: ConfigDict, largest: tuple[int, int | None] | N
     if plan.collectives:
         header = ("collective", "chips", "times", "GB in all", "GB sent by a chip")
         sections.append(table(header, traffic(plan.collectives)))
-    header = ("the recipe", "at the bound", f"at an MFU of {100 * config.plan.mfu:.0f} %")
+    beyond = ", beyond the bound" if plan.seconds_at(config.plan.mfu) < plan.bound else ""
+    header = ("the recipe", "at the bound", f"at an MFU of {100 * config.plan.mfu:.0f} %{beyond}")
     sections.append(table(header, recipe(plan, config)))
     return "\n\n".join(sections) + "\n"
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 from jax.errors import JaxRuntimeError
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rear_jax.plan import flops, hlo
@@ -18,7 +19,11 @@ from rear_jax.training import sharding
 
 log = logging.getLogger(__name__)
 
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # machine code is not wanted
+HOST_OPTIONS = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}  # no fast code is wanted
+QUICK_OPTIONS = {"exec_time_optimization_effort": -1.0}  # of the TPU compiler
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -38,7 +43,7 @@ class Plan:
       flops: the same with what is computed again to save memory.
       moved: bytes through the chip's memory in a call; None where the program could not be compiled.
       collectives: see there.
-      cycles: of the chip, by the TPU compiler's own cost model; 0 where it gives none.
+      cycles: of the chip, by the TPU compiler's own cost model; 0 where it gives none, or was not to think long.
       seconds: that compiling took.
     """
 
@@ -86,25 +91,32 @@ class Plan:
         return self.seconds_at(1.0) / seconds
 
 
-def make(config: ConfigDict, name: str, topology: Topology) -> Plan:
+def make(config: ConfigDict, name: str, topology: Topology, *, quick: bool = False) -> Plan:
     """Compiles the program `name` of a config for a topology.
+
+    Args:
+      config: the experiment.
+      name: of PROGRAMS.
+      topology: the chips.
+      quick: spend little effort on the speed of the program, where memory is what is asked for.
 
     Raises:
       RearError: the config is wrong, or its mesh or batch does not fit the topology.
     """
     mesh = placement.make_mesh(config.mesh, topology.devices)
-    program, plain = PROGRAMS[name](config, mesh), PROGRAMS[name](_without_remat(config), mesh)
+    program = PROGRAMS[name](config, mesh)
+    options = HOST_OPTIONS if not topology.exact else QUICK_OPTIONS if quick else None
     with jax.set_mesh(mesh):
         traced = program.function.trace(*program.arguments)
         counted = flops.count(traced.jaxpr)
-        needed = flops.count(plain.function.trace(*plain.arguments).jaxpr)
+        needed = _model_flops(config, name, mesh) if config.model.remat else counted
         since = time.perf_counter()
         try:
-            compiled = traced.lower().compile(compiler_options=None if topology.exact else QUICK)
+            compiled = traced.lower().compile(compiler_options=options)
         except JaxRuntimeError as error:
             taken = _overflow(error, sum(held_bytes(program).values()))
         else:
-            taken = _taken(compiled, program, topology)
+            taken = _taken(compiled, program, topology, quick)
     seconds = time.perf_counter() - since
     log.info("plan: %s compiled for %s in %.0f s", name, topology.name, seconds)
     return Plan(
@@ -152,7 +164,7 @@ def largest_batch(config: ConfigDict, first: Plan, compiles: int) -> tuple[int, 
         if failing is not None and failing - fitting <= max(1, fitting // 8):
             break
         rows = _guess(tried, fitting, failing)
-        tried[rows] = make(with_batch(config, first.name, rows * step), first.name, first.topology)
+        tried[rows] = make(with_batch(config, first.name, rows * step), first.name, first.topology, quick=True)
     fitting = max((rows for rows, plan in tried.items() if plan.fits), default=0)
     failing = min((rows for rows, plan in tried.items() if not plan.fits), default=None)
     return fitting * step, failing and failing * step
@@ -179,17 +191,21 @@ def _guess(tried: dict[int, Plan], fitting: int, failing: int | None) -> int:
         limit, slope = last[0][1].topology.chip.memory - GIB // 4, (b - a) / (y - x)  # the runtime keeps a little
         guess = int(x + (limit - a) / slope) if slope > 0 else 2 * fitting
     else:
-        guess = 2 * fitting or failing // 2
-    return min(max(guess, fitting + 1), failing - 1 if failing else 4 * fitting)
+        guess = 2 * fitting
+    if failing is None:
+        return min(max(guess, fitting + max(1, fitting // 8)), 8 * fitting)
+    return guess if fitting < guess < failing else (fitting + failing) // 2
 
 
-def _without_remat(config: ConfigDict) -> ConfigDict:
+def _model_flops(config: ConfigDict, name: str, mesh: Mesh) -> int:
+    """Those of a program that keeps all activations of its layers."""
     plain = config.copy_and_resolve_references()
     plain.model.remat = False
-    return plain
+    program = PROGRAMS[name](plain, mesh)
+    return flops.count(program.function.trace(*program.arguments).jaxpr)
 
 
-def _taken(compiled: Any, program: Program, topology: Topology) -> dict[str, Any]:
+def _taken(compiled: Any, program: Program, topology: Topology, quick: bool) -> dict[str, Any]:
     """Memory, traffic and collectives of a compiled program."""
     memory, held = compiled.memory_analysis(), held_bytes(program)
     arguments, made = memory.argument_size_in_bytes, memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -202,7 +218,7 @@ def _taken(compiled: Any, program: Program, topology: Topology) -> dict[str, Any
         "fits": topology.exact or arguments + working <= topology.chip.memory,
         "moved": hlo.bytes_moved(module),
         "collectives": hlo.collectives(module),
-        "cycles": hlo.estimated_cycles(module),
+        "cycles": 0 if quick else hlo.estimated_cycles(module),
     }
 
 

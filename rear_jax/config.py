@@ -176,7 +176,7 @@ def default() -> ConfigDict:
     plan.topology = ""  # chips to compile for: 'v5e:16x16', 'v4:4x4x8', 'h100:8', see rear_jax/plan/chips.py
     plan.programs = ()  # of 'train', 'posttrain' and 'sample'; () = those of config.jobs, and 'sample'
     plan.compiles = 6  # at most, in search of each program's largest batch; 0 = do not search
-    plan.quick = False  # compile in a fifth of the time: memory within 1 %, but some more traffic, and no cost model
+    plan.quick = False  # compile in a fifth of the time: memory within 1 %, traffic half as much again, no cost model
     plan.mfu = 0.4  # model FLOPs utilisation at which time is told beside the bound
     plan.epoch_images = 1_281_167  # of one epoch; ImageNet-1k's
 

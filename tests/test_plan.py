@@ -122,11 +122,17 @@ TPU_TEXT = """HloModule jit_f, is_scheduled=true
   ROOT %out = (s32[]{:T(128)}, f32[8,64,64]{2,1,0:T(8,128)}) tuple(%next, %w)
 }
 
+%cutting (d: f32[8,64,64], e: s32[]) -> f32[1,64,64] {
+  %d = f32[8,64,64]{2,1,0:T(8,128)} parameter(0)
+  %e = s32[]{:T(128)} parameter(1)
+  ROOT %part = f32[1,64,64]{2,1,0} dynamic-slice(%d, %e, %e, %e), dynamic_slice_sizes={1,64,64}
+}
+
 %slicing (a: f32[8,64,64], b: s32[]) -> bf16[1,64,64] {
   %a = f32[8,64,64]{2,1,0:T(8,128)} parameter(0)
   %b = s32[]{:T(128)} parameter(1)
-  %part = f32[1,64,64]{2,1,0} dynamic-slice(%a, %b, %b, %b), dynamic_slice_sizes={1,64,64}
-  ROOT %half = bf16[1,64,64]{2,1,0:T(8,128)(2,1)S(1)} convert(%part)
+  %inner = f32[1,64,64]{2,1,0} fusion(%a, %b), kind=kLoop, calls=%cutting
+  ROOT %half = bf16[1,64,64]{2,1,0:T(8,128)(2,1)S(1)} convert(%inner)
 }
 
 %gather_start (c: bf16[1,64,64]) -> (bf16[1,64,64], bf16[1,256,64], u32[]) {
@@ -196,11 +202,15 @@ class TestCompiledText:
         expected = compiled.cost_analysis()["bytes accessed"]
         assert hlo.bytes_moved(hlo.parse(compiled.as_text())) == pytest.approx(expected, rel=0.1)
 
-    def test_a_loop_moves_its_body_as_often_as_it_runs(self):
-        moved = [
-            hlo.bytes_moved(hlo.parse(jax.jit(scanned).lower(X, jnp.ones((layers, WIDTH, WIDTH))).compile().as_text()))
-            for layers in (8, 16, 24)
-        ]
+    @pytest.mark.parametrize("function", [scanned, jax.grad(scanned, argnums=1)])
+    def test_a_loop_moves_its_body_as_often_as_it_runs(self, function):
+        """In proportion to the layers, although each run is given all kernels, and all of their gradients to fill in."""
+
+        def bytes_moved(layers):
+            kernels = jnp.ones((layers, WIDTH, WIDTH))
+            return hlo.bytes_moved(hlo.parse(jax.jit(function).lower(X, kernels).compile().as_text()))
+
+        moved = [bytes_moved(layers) for layers in (8, 16, 24)]
         assert moved[2] - moved[1] == pytest.approx(moved[1] - moved[0], rel=0.01)
         assert moved[1] - moved[0] >= 8 * WIDTH * WIDTH * 4
 
@@ -262,6 +272,13 @@ class TestRoofline:
             roofline._overflow(jax.errors.JaxRuntimeError("UNIMPLEMENTED: no such thing"), held=0)
 
 
+def test_a_plan_that_does_not_fit_says_what_helps():
+    text = report.markdown(made(fits=False, moved=None, collectives=[]), toy.config(), (8, 16))
+    assert "**A step of 16 images does not fit.** The largest that was found to fit: 8; 16 does not." in text
+    assert "train.accumulation, model.remat" in text
+    assert "by compute" in text  # all that is known without a program
+
+
 @pytest.mark.parametrize("per_row", [1e6, 3.3e7, 5e8, 9e9])
 def test_the_largest_batch_is_found_in_few_compiles(monkeypatch, per_row):
     """On a chip of 8e9 bytes of which 1e9 are held."""
@@ -287,6 +304,11 @@ def test_the_largest_batch_is_found_in_few_compiles(monkeypatch, per_row):
 def test_an_unknown_topology_is_refused(name):
     with pytest.raises(RearError, match=r"config\.plan\.topology = .* is none: give a chip of v4, .*h100:8"):
         chips.topology(name)
+
+
+def test_a_slice_that_is_too_large_is_refused():
+    with pytest.raises(RearError, match=r"'v5e:32x16': a slice of v5e has at most 256 chips"):
+        chips.topology("v5e:32x16")
 
 
 def test_a_mesh_or_batch_that_does_not_fit_is_refused():

@@ -29,6 +29,7 @@ class Chip:
       network: bytes per second that it sends to its neighbours, all links together, one direction.
       node: chips that are joined at this speed; 0 = all.
       outside: the same beyond a node.
+      most: chips of one slice; 0 = any number.
       options: of the topology that makes one device of one chip.
       clock: cycles per second, where it is public.
     """
@@ -39,6 +40,7 @@ class Chip:
     network: float
     node: int = 0
     outside: float = 0.0
+    most: int = 0
     options: tuple[tuple[str, str], ...] = ()
     clock: float = 0.0
 
@@ -46,10 +48,12 @@ class Chip:
 # TPU: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}; the network is half of "bidirectional ICI bandwidth per chip".
 # Clocks: arXiv 2304.01433 (v4); v5e and v5p from peak = clock * MXUs * 128 * 128 * 2.
 TPUS = {
-    "v4": Chip(275e12, 32 * GIB, 1.2288e12, 300e9, options=(("chip_config_name", "megacore"),), clock=1.05e9),
-    "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9, clock=1.5e9),
-    "v5p": Chip(459e12, 95 * GIB, 2765e9, 600e9, clock=1.75e9),
-    "v6e": Chip(918e12, 32 * GIB, 1638e9, 400e9),
+    "v4": Chip(
+        275e12, 32 * GIB, 1.2288e12, 300e9, most=4096, options=(("chip_config_name", "megacore"),), clock=1.05e9
+    ),
+    "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9, most=256, clock=1.5e9),
+    "v5p": Chip(459e12, 95 * GIB, 2765e9, 600e9, most=6144, clock=1.75e9),
+    "v6e": Chip(918e12, 32 * GIB, 1638e9, 400e9, most=256),
 }
 # GPU: NVIDIA's data sheets, SXM boards; the network is half of NVLink's total, beyond a node one 200 or 400 Gb/s card.
 GPUS = {
@@ -57,6 +61,11 @@ GPUS = {
     "a800": Chip(312e12, 80e9, 2039e9, 200e9, node=8, outside=25e9),
     "h100": Chip(989e12, 80e9, 3350e9, 450e9, node=8, outside=50e9),
     "h200": Chip(989e12, 141e9, 4800e9, 450e9, node=8, outside=50e9),
+}
+ABSENT = {  # what libtpu must know where it compiles without a TPU
+    "TPU_SKIP_MDS_QUERY": "1",  # not to ask the cloud which TPU this host has
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # there is nothing that two processes could fight over
 }
 HOST_REASONS = {
     "libtpu": "libtpu is not installed (pip install 'jax[tpu]')",
@@ -105,6 +114,8 @@ def topology(name: str) -> Topology:
             f"config.plan.topology = {name!r} is none: give a chip of {', '.join((*TPUS, *GPUS))} and how many, "
             "such as v5e:16x16, v4:4x4x8 or h100:8."
         )
+    if chip.most and count > chip.most:
+        raise RearError(f"config.plan.topology = {name!r}: a slice of {found[1]} has at most {chip.most} chips.")
     if found[1] in TPUS and importlib.util.find_spec("libtpu"):
         version = importlib.metadata.version("libtpu")
         return Topology(name, chip, _tpus(name, chip, count), f"the TPU compiler, libtpu {version}", True)
@@ -115,7 +126,7 @@ def topology(name: str) -> Topology:
 
 def _tpus(name: str, chip: Chip, count: int) -> Sequence[jax.Device]:
     """Devices of a slice that need not be there."""
-    os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # libtpu would ask the cloud which TPU this host has
+    os.environ.update(ABSENT)
     options = dict(chip.options) | ({"chips_per_host_bounds": (1, 1, 1)} if count == 1 else {})
     try:
         return topologies.get_topology_desc(name, platform="tpu", **options).devices

@@ -256,8 +256,8 @@ def _moved(module: Module, computation: Computation, instruction: Instruction) -
     operands = [computation.instructions[name] for name in instruction.operands]
     if opcode == "fusion":
         inside = module.computations[instruction.called()["calls"]]
-        read = sum(_read(inside, index, operand) for index, operand in enumerate(operands))
-        return read + _written(inside, instruction)
+        read = sum(_read(module, inside, index, operand.main) for index, operand in enumerate(operands))
+        return read + _written(module, inside, instruction)
     if opcode.removesuffix("-start") in READS_A_PART:
         return 2 * instruction.main if opcode in READS_A_PART else operands[0].main and instruction.size
     if opcode == "dynamic-update-slice":
@@ -267,18 +267,14 @@ def _moved(module: Module, computation: Computation, instruction: Instruction) -
     return sum(operand.main for operand in operands) + instruction.main
 
 
-def _read(inside: Computation, index: int, operand: Instruction) -> int:
-    """Bytes that a fusion reads of one operand: of slices where it takes nothing else of it."""
-    if not operand.main:
-        return 0
+def _read(module: Module, inside: Computation, index: int, size: int) -> int:
+    """Bytes that a fusion reads of its operand `index`, which has `size`: of slices where it takes nothing else."""
+    instructions = inside.instructions.values()
     parameter = next(
-        i.name
-        for i in inside.instructions.values()
-        if i.opcode == "parameter" and i.attributes.split(")")[0] == str(index)
+        i.name for i in instructions if i.opcode == "parameter" and i.attributes.split(")")[0] == str(index)
     )
-    users = _users(inside, parameter)
-    parts = [_part_read(inside, user, name) for user, name in users]
-    return operand.main if None in parts or not parts else min(operand.main, sum(parts))
+    parts = [_part_read(module, user, name, size) for user, name in _users(inside, parameter)]
+    return min(size, sum(parts)) if parts else size
 
 
 def _users(inside: Computation, name: str) -> list[tuple[Instruction, str]]:
@@ -291,30 +287,31 @@ def _users(inside: Computation, name: str) -> list[tuple[Instruction, str]]:
     return users
 
 
-def _part_read(inside: Computation, user: Instruction, name: str) -> int | None:
-    """Bytes of a value that one instruction reads, None if all of them."""
-    if user.operands.index(name) == 0:
-        if user.opcode in READS_A_PART:
-            return user.size
-        if user.opcode == "dynamic-update-slice":  # in place
-            return 0
-    return None
+def _part_read(module: Module, user: Instruction, name: str, size: int) -> int:
+    """Bytes of a value of so many that one instruction in a fusion reads."""
+    place = user.operands.index(name)
+    if user.opcode == "fusion":
+        return _read(module, module.computations[user.called()["calls"]], place, size)
+    if place == 0 and user.opcode in READS_A_PART:
+        return user.size
+    return 0 if place == 0 and user.opcode == "dynamic-update-slice" else size  # which updates in place
 
 
-def _written(inside: Computation, fusion: Instruction) -> int:
+def _written(module: Module, inside: Computation, fusion: Instruction) -> int:
     """Bytes that a fusion writes: the update alone of an array that it updates in place."""
     root = inside.instructions[inside.root]
     roots = [inside.instructions[name] for name in root.operands] if root.opcode == "tuple" else [root]
     if len(roots) != len(fusion.arrays):
         return fusion.main
-    return sum(
-        _update(inside, value, array.size) for value, array in zip(roots, fusion.arrays, strict=True) if array.main
-    )
+    made = zip(roots, fusion.arrays, strict=True)
+    return sum(_update(module, inside, value, array.size) for value, array in made if array.main)
 
 
-def _update(inside: Computation, value: Instruction, size: int) -> int:
-    while value.opcode == "bitcast":
-        value = inside.instructions[value.operands[0]]
-    if value.opcode == "dynamic-update-slice":
-        return inside.instructions[value.operands[1]].size
-    return size
+def _update(module: Module, inside: Computation, value: Instruction, size: int) -> int:
+    """Bytes that are written of one result of a fusion, which has `size`."""
+    if value.opcode == "bitcast":
+        return _update(module, inside, inside.instructions[value.operands[0]], size)
+    if value.opcode == "fusion":
+        nested = module.computations[value.called()["calls"]]
+        return _update(module, nested, nested.instructions[nested.root], size)
+    return inside.instructions[value.operands[1]].size if value.opcode == "dynamic-update-slice" else size

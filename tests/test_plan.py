@@ -204,7 +204,7 @@ class TestCompiledText:
 
     @pytest.mark.parametrize("function", [scanned, jax.grad(scanned, argnums=1)])
     def test_a_loop_moves_its_body_as_often_as_it_runs(self, function):
-        """In proportion to the layers, although each run is given all kernels, and all of their gradients to fill in."""
+        """In proportion to the layers, although each run is given all kernels, and all gradients to fill in."""
 
         def bytes_moved(layers):
             kernels = jnp.ones((layers, WIDTH, WIDTH))

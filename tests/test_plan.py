@@ -341,7 +341,7 @@ def test_held_bytes_are_those_of_the_state():
 def test_the_job_without_the_chips_compiler(tmp_path, monkeypatch):
     """No TPU compiler: the host's stands in, and the plan says so; nothing but shapes is needed."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    config = toy.llamagen_config()
+    config = toy.llamagen_config(remat=True)
     config.plan.update({"topology": "v5e:2x2", "compiles": 0, "programs": ("train",)})
     job.run(config, tmp_path)
     text = (tmp_path / "plan.md").read_text()
@@ -349,7 +349,7 @@ def test_the_job_without_the_chips_compiler(tmp_path, monkeypatch):
     assert "libtpu is not installed" in text
     found = json.loads((tmp_path / "plan.json").read_text())["programs"]["train"]
     assert found["fits"]
-    assert found["model_flops"] == found["flops"] > 0
+    assert 0 < found["model_flops"] < found["flops"] <= 4 / 3 * found["model_flops"]  # layers are computed again
     assert found["bound"] == max(found["bounds"].values()) > 0
     mesh = placement.make_mesh(config.mesh, chips.topology("h100:4").devices)
     paths = jax.tree_util.tree_leaves_with_path(programs.train(config, mesh).parts["parameters"])

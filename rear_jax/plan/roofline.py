@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 from jax.errors import JaxRuntimeError
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rear_jax.plan import flops, hlo
@@ -105,11 +104,12 @@ def make(config: ConfigDict, name: str, topology: Topology, *, quick: bool = Fal
     """
     mesh = placement.make_mesh(config.mesh, topology.devices)
     program = PROGRAMS[name](config, mesh)
+    plain = PROGRAMS[name](_without_remat(config), mesh) if config.model.remat else program
     options = HOST_OPTIONS if not topology.exact else QUICK_OPTIONS if quick else None
     with jax.set_mesh(mesh):
         traced = program.function.trace(*program.arguments)
         counted = flops.count(traced.jaxpr)
-        needed = _model_flops(config, name, mesh) if config.model.remat else counted
+        needed = flops.count(plain.function.trace(*plain.arguments).jaxpr)
         since = time.perf_counter()
         try:
             compiled = traced.lower().compile(compiler_options=options)
@@ -197,12 +197,10 @@ def _guess(tried: dict[int, Plan], fitting: int, failing: int | None) -> int:
     return guess if fitting < guess < failing else (fitting + failing) // 2
 
 
-def _model_flops(config: ConfigDict, name: str, mesh: Mesh) -> int:
-    """Those of a program that keeps all activations of its layers."""
+def _without_remat(config: ConfigDict) -> ConfigDict:
     plain = config.copy_and_resolve_references()
     plain.model.remat = False
-    program = PROGRAMS[name](plain, mesh)
-    return flops.count(program.function.trace(*program.arguments).jaxpr)
+    return plain
 
 
 def _taken(compiled: Any, program: Program, topology: Topology, quick: bool) -> dict[str, Any]:

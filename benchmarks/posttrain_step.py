@@ -41,7 +41,7 @@ def main() -> None:
     settings.group, settings.images_at_once = arguments.group, 1
     size = 16 * math.isqrt(arguments.codes)  # pixels: every tokenizer here halves four times
     tokenizer = tokenizers.build(config.tokenizer, size)
-    network = perceptual.efficientnet("lite0")
+    network = perceptual.load("lite0", config.lpips, option="perceptual_network")
     networks = posttraining.Networks(generator, tokenizer, network)
 
     key = jax.random.key(0)

@@ -186,6 +186,12 @@ def generator_shapes(module: Any) -> Any:
     return jax.eval_shape(module.init, jax.random.key(0), *models.example_inputs(module))["params"]
 
 
+def discriminator_shapes(module: Any, image_size: int) -> Any:
+    """Parameter shapes of a discriminator of images with so many pixels a side."""
+    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    return jax.eval_shape(module.init, jax.random.key(0), image)["params"]
+
+
 def read_tokenizer(place: Path, config: ConfigDict, shapes: Any) -> Any:
     """Parameters of the config's tokenizer from a published file, a converted folder, or that of `--job=tokenizer`."""
     if published.weights_file(place) is not None:

@@ -174,6 +174,14 @@ def default() -> ConfigDict:
     sweep.guidance_scale = ()  # () = that of config.sample
     sweep.guidance_power = ()
 
+    config.plan = plan = ConfigDict()  # what the config would take on chips that are not here
+    plan.topology = ""  # chips to compile for: 'v5e:16x16', 'v4:4x4x8', 'h100:8', see rear_jax/plan/chips.py
+    plan.programs = ()  # of 'train', 'posttrain' and 'sample'; () = those of config.jobs, and 'sample'
+    plan.compiles = 6  # at most, in search of each program's largest batch; 0 = do not search
+    plan.quick = False  # compile in a fifth of the time: memory within 1 %, traffic half as much again, no cost model
+    plan.mfu = 0.4  # model FLOPs utilisation at which time is told beside the bound
+    plan.epoch_images = 1_281_167  # of one epoch; ImageNet-1k's
+
     config.convert = convert = ConfigDict()
     convert.source = ""  # published checkpoint file, or a folder of checkpoints
     convert.export = ""  # .safetensors file to write with the authors' key names; '' = none

@@ -9,7 +9,19 @@ from ml_collections import ConfigDict
 
 from rear_jax import distributed
 from rear_jax.errors import RearError
-from rear_jax.jobs import convert, evaluate, import_codes, posttrain, sample, study, sweep, tokenize, tokenizer, train
+from rear_jax.jobs import (
+    convert,
+    evaluate,
+    import_codes,
+    plan,
+    posttrain,
+    sample,
+    study,
+    sweep,
+    tokenize,
+    tokenizer,
+    train,
+)
 
 JOBS = {
     "tokenizer": tokenizer.run,
@@ -22,6 +34,7 @@ JOBS = {
     "sweep": sweep.run,
     "study": study.run,
     "convert": convert.run,
+    "plan": plan.run,
 }
 SHARED = ("tokenizer", "tokenize", "train", "posttrain", "sample")  # by all processes; the others are for one
 

@@ -20,7 +20,7 @@ from rear_jax.tokenizers.discriminator import PatchDiscriminator
 from rear_jax.training import class_probe, loop, mesh, perceptual
 from rear_jax.training.checkpoints import Checkpoints
 from rear_jax.training.posttraining import METHODS, parts, rewards
-from rear_jax.training.state import TrainState, adamw, new_state
+from rear_jax.training.state import TrainState, adamw
 
 log = logging.getLogger(__name__)
 
@@ -61,17 +61,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
             frozen["reference"] = given
     optimizer = adamw(settings.optimizer, settings.loop.steps * settings.inner_updates)
 
-    def init(given: Any) -> TrainState:
-        if method.TRAINS == "decoder":
-            return new_state(given, optimizer)
-        params = networks.generator.init(jax.random.key(config.seed), *models.example_inputs(networks.generator))
-        return new_state(params["params"] | given, optimizer)
-
     draw, devices = _drawer(config, networks, frozen, conditions), mesh.make_mesh(config.mesh)
     state = loop.train(
         "posttrain",
         method.make_step(networks, config, optimizer),
-        init,
+        lambda given: parts.init_state(networks, config, optimizer, given, trains=method.TRAINS),
         given,
         lambda start: _with_conditions(
             batches.image_batches(
@@ -124,7 +118,7 @@ def _networks(
     """Everything that plays a part, and the frozen parameters but for the generator's; rewards get what they need."""
     settings, wanted = config.posttrain, rewards.wanted(config.posttrain)
     frozen = {"tokenizer": tokenizer.params}
-    networks = parts.Networks(_bare_generator(config, tokenizer), tokenizer.module)
+    networks = parts.Networks(parts.bare_generator(config, tokenizer.module), tokenizer.module)
     if "perceptual" in wanted:
         network = perceptual.load(
             settings.perceptual_network, config.lpips, option="config.posttrain.perceptual_network"
@@ -133,9 +127,8 @@ def _networks(
     if "discriminator" in wanted:
         vq = config.tokenizer_training
         network = PatchDiscriminator(vq.discriminator_channels, vq.discriminator_layers)
-        image = jax.ShapeDtypeStruct((1, config.data.image_size, config.data.image_size, 3), jnp.float32)
-        shapes = jax.eval_shape(network.init, jax.random.key(0), image)["params"]
         networks = networks._replace(discriminator=network)
+        shapes = artifacts.discriminator_shapes(network, config.data.image_size)
         frozen["discriminator"] = artifacts.read_discriminator(config, workdir, shapes)
     if "class_probability" in wanted:
         if models.takes_captions(networks.generator):
@@ -147,13 +140,6 @@ def _networks(
         log.info("posttrain: the class probe is right for %.1f %% of other real images", 100 * probe.real_accuracy)
         networks, frozen["class_probe"] = networks._replace(class_probe=probe), probe.params
     return networks, frozen
-
-
-def _bare_generator(config: ConfigDict, tokenizer: artifacts.Tokenizer) -> Any:
-    """The config's generator without what only its training needs: projectors and dropout play no part here."""
-    bare = config.copy_and_resolve_references()
-    bare.method.name = "ar"
-    return models.build(bare, num_codes=tokenizer.num_codes, embedding_dim=tokenizer.module.embedding_dim)
 
 
 def _starting_point(config: ConfigDict, workdir: Path, generator: Any, tokenizer: artifacts.Tokenizer) -> Any:

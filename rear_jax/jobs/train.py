@@ -3,10 +3,8 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -18,7 +16,7 @@ from rear_jax.data.images import fingerprint, open_source, require_classes
 from rear_jax.errors import RearError
 from rear_jax.training import loop, mesh, next_code
 from rear_jax.training.checkpoints import Checkpoints
-from rear_jax.training.state import TrainState, adamw, new_state
+from rear_jax.training.state import adamw
 from rear_jax.watching import Watch
 
 log = logging.getLogger(__name__)
@@ -49,16 +47,12 @@ def run(config: ConfigDict, workdir: Path) -> None:
     encode = None
     if config.codes.on_the_fly:
         frozen["tokenizer"] = tokenizer.params
-        encode = _encoder(tokenizer)
+        encode = next_code.encoder(tokenizer.module)
 
     given = {}
     if config.init_from and checkpoints.latest_step() is None:
         given = artifacts.read_generator(Path(config.init_from), config, artifacts.generator_shapes(model), tokenizer)
         log.info("train: starting from %s", config.init_from)
-
-    def init(given: Any) -> TrainState:
-        params = model.init(jax.random.key(config.seed), *models.example_inputs(model))["params"]
-        return new_state(params | given, optimizer, ema=config.train.ema_decay > 0)
 
     count = sum(leaf.size for leaf in jax.tree.leaves(artifacts.generator_shapes(model)))
     log.info("train: %s %s, %.1fM parameters", config.method.name, config.model.name, count / 1e6)
@@ -69,7 +63,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     loop.train(
         "train",
         next_code.train_step(model, config, optimizer, encode),
-        init,
+        lambda given: next_code.init_state(model, config, optimizer, given),
         given,
         stream,
         frozen=frozen,
@@ -127,13 +121,3 @@ def _batches(config: ConfigDict, workdir: Path, tokenizer: artifacts.Tokenizer):
         return batches.code_batches(codes, batch_size=batch_size, seed=config.seed, start_step=start, **share)
 
     return from_codes, lambda: {"corrupt_records": codes.num_corrupt}
-
-
-def _encoder(tokenizer: artifacts.Tokenizer):
-    """(frozen, uint8 images) -> codes."""
-
-    def encode(frozen: dict, images: jax.Array) -> jax.Array:
-        pixels = images.astype(jnp.float32) / 255.0
-        return tokenizer.module.apply({"params": frozen["tokenizer"]}, pixels, method="encode")
-
-    return encode

@@ -13,6 +13,7 @@ from rear_jax.data.batches import ordered_batches
 from rear_jax.data.images import ImageSource
 from rear_jax.errors import RearError
 from rear_jax.metrics import features
+from rear_jax.metrics.efficientnet import FEATURES, EfficientNetLite
 from rear_jax.metrics.probe import fit_probe
 
 NETWORK = "lite0"  # not the one that the default evaluation looks through
@@ -67,13 +68,30 @@ def fit(source: ImageSource, data: ConfigDict, *, count: int, feature_size: int)
         coefficients, intercept = (np.concatenate([-x / 2, x / 2]) for x in (coefficients, intercept))
     kernel = (coefficients / scaler.scale_).T.astype(np.float32)  # [D, classes]
     bias = (intercept - coefficients @ (scaler.mean_ / scaler.scale_)).astype(np.float32)
+    params = {"network": network, "kernel": kernel, "bias": bias}
+    return ClassProbe(params, _log_probability(feature_size), probe.real_accuracy)
+
+
+def outline(num_classes: int, *, feature_size: int) -> ClassProbe:
+    """A probe that was fitted to nothing: the shapes of its parameters in their place, its accuracy not a number."""
+    image = jax.ShapeDtypeStruct((1, feature_size, feature_size, 3), jnp.float32)
+    params = {
+        "network": jax.eval_shape(EfficientNetLite(NETWORK).init, jax.random.key(0), image)["params"],
+        "kernel": jax.ShapeDtypeStruct((FEATURES, num_classes), jnp.float32),
+        "bias": jax.ShapeDtypeStruct((num_classes,), jnp.float32),
+    }
+    return ClassProbe(params, _log_probability(feature_size), float("nan"))
+
+
+def _log_probability(feature_size: int) -> Callable[[Any, jax.Array, jax.Array], jax.Array]:
+    """`ClassProbe.log_probability` of a network that looks at so many pixels, both sides."""
 
     def log_probability(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
         seen = features.efficientnet_features(params["network"], images, variant=NETWORK, size=feature_size)
         logits = jnp.dot(seen["pooled"], params["kernel"], precision="highest") + params["bias"]
         return jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=-1)[:, 0]
 
-    return ClassProbe({"network": network, "kernel": kernel, "bias": bias}, log_probability, probe.real_accuracy)
+    return log_probability
 
 
 class _Spread:

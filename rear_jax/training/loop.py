@@ -96,14 +96,10 @@ def train(
             log.info("%s: done already, %d steps", job, start)
             return state
 
-        def keyed_step(state, batch, flags, frozen):
-            key = jax.random.fold_in(jax.random.key(seed), state.step)
-            return *step_fn(state, batch, key, frozen), any_raised(flags)
-
         stream = batches(start)
         batch = placement.put_batch(next(stream), mesh)
-        everywhere, stop = placement.replicated(mesh), StopSign(mesh, ahead=AHEAD)
-        program = jax.jit(keyed_step, donate_argnums=0, out_shardings=(places, everywhere, everywhere))
+        stop = StopSign(mesh, ahead=AHEAD)
+        program = step_program(step_fn, seed, mesh, places)
         compiled = _compile(job, program, state, batch, stop.flags(), frozen)
         pending: list[Metrics] = []
         with (
@@ -142,6 +138,24 @@ def train(
                     raise Interrupted(f"{job}: saved at step {step} of {settings.steps}; resume with the same command.")
         checkpoints.wait()
         return state
+
+
+def step_program(step_fn: StepFunction, seed: int, mesh: Mesh, places: Any) -> Any:
+    """The one program of a job: (state, batch, flags of a `StopSign`, frozen) -> (state, metrics, its answer).
+
+    Args:
+      step_fn: as in `train`; its state is donated.
+      seed: of the job's random keys.
+      mesh: of the devices.
+      places: sharding of every array of the state.
+    """
+
+    def keyed_step(state, batch, flags, frozen):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        return *step_fn(state, batch, key, frozen), any_raised(flags)
+
+    everywhere = placement.replicated(mesh)
+    return jax.jit(keyed_step, donate_argnums=0, out_shardings=(places, everywhere, everywhere))
 
 
 def _compile(job: str, function: Any, *arguments: Any) -> Any:

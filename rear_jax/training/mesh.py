@@ -4,7 +4,7 @@ Which parameter is divided how is said in `sharding.py`.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ AXES = ("data", "fsdp", "tensor")
 DATA_PARALLEL = {"data": -1, "fsdp": 1, "tensor": 1}  # whole parameters on every device
 
 
-def make_mesh(sizes: Mapping[str, int]) -> Mesh:
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """All devices of all processes along the three axes.
 
     Neighbours on 'tensor' and then on 'fsdp' are devices of one process where possible, and the batch's rows lie on the
@@ -26,17 +26,19 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
 
     Args:
       sizes: `config.mesh`, devices along each axis; -1 takes the rest.
+      devices: of all processes, equally many of each; by default those that jax has.
 
     Raises:
       RearError: the sizes do not fit the devices, or a tensor-parallel group would span processes.
     """
-    shape = mesh_shape(sizes, jax.device_count())
-    if jax.local_device_count() % shape["tensor"]:
+    devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
+    shape = mesh_shape(sizes, len(devices))
+    local = sum(device.process_index == devices[0].process_index for device in devices)
+    if local % shape["tensor"]:
         raise RearError(
-            f"config.mesh.tensor = {shape['tensor']} does not divide the {jax.local_device_count()} device(s) of a "
+            f"config.mesh.tensor = {shape['tensor']} does not divide the {local} device(s) of a "
             "process: choose a divisor, and config.mesh.fsdp for the rest."
         )
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(devices).reshape(*shape.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -98,9 +100,19 @@ def fetch(x: jax.Array | np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
-def check_batch(sizes: Mapping[str, int], batch_size: int, microbatches: int, name: str) -> None:
-    """Raises RearError unless a batch divides evenly over microbatches and over the axes 'data' and 'fsdp'."""
-    shape = mesh_shape(sizes, jax.device_count())
+def check_batch(
+    sizes: Mapping[str, int], batch_size: int, microbatches: int, name: str, count: int | None = None
+) -> None:
+    """Raises RearError unless a batch divides evenly over microbatches and over the axes 'data' and 'fsdp'.
+
+    Args:
+      sizes: `config.mesh`.
+      batch_size: over all devices.
+      microbatches: of a batch.
+      name: of the setting that says the batch size, for messages.
+      count: of devices; by default as many as jax has.
+    """
+    shape = mesh_shape(sizes, count or jax.device_count())
     devices = shape["data"] * shape["fsdp"]
     if batch_size % (microbatches * devices):
         raise RearError(

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from rear_jax import losses, noise, orders
+from rear_jax import losses, models, noise, orders
 from rear_jax.errors import RearError
-from rear_jax.training.state import TrainState, accumulated_gradients, apply_gradients, learning_rate
+from rear_jax.training.state import TrainState, accumulated_gradients, apply_gradients, learning_rate, new_state
 
 LossFunction = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 
@@ -70,6 +70,29 @@ def rear_loss(model: Any, config: ConfigDict) -> LossFunction:
 
 METHODS = {"ar": ar_loss, "rar": rar_loss, "rear": rear_loss}
 READINGS = ("released", "paper")
+
+
+def init_state(model: Any, config: ConfigDict, optimizer: optax.GradientTransformation, given: Any) -> TrainState:
+    """The state before the first step.
+
+    Args:
+      model: the generator.
+      config: the experiment.
+      optimizer: of its parameters.
+      given: parameters by name that do not start afresh.
+    """
+    params = model.init(jax.random.key(config.seed), *models.example_inputs(model))["params"]
+    return new_state(params | given, optimizer, ema=config.train.ema_decay > 0)
+
+
+def encoder(tokenizer: Any) -> Callable[[dict, jax.Array], jax.Array]:
+    """(frozen with 'tokenizer', uint8 images [B, H, W, 3]) -> codes [B, N], for training from images."""
+
+    def encode(frozen: dict, images: jax.Array) -> jax.Array:
+        pixels = images.astype(jnp.float32) / 255.0
+        return tokenizer.apply({"params": frozen["tokenizer"]}, pixels, method="encode")
+
+    return encode
 
 
 def train_step(model: Any, config: ConfigDict, optimizer: optax.GradientTransformation, encode: Any = None):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from rear_jax.convert import efficientnet as efficientnet_weights
@@ -47,21 +48,20 @@ def load(name: str, lpips: ConfigDict, *, option: str) -> PerceptualNetwork:
     Raises:
       RearError: the name is unknown, or its weights are not there.
     """
+    network = outline(name, option=option)
     if name in SCALES:
-        return efficientnet(name)
-    if name != "lpips":
-        raise RearError(f"{option} = {name!r} is no perceptual network: use {', '.join(SCALES)} or lpips.")
+        return network._replace(params=efficientnet_weights.load(name))
     return lpips_vgg16(lpips, wanted_by=f"{option} = 'lpips'")
 
 
-def efficientnet(variant: str) -> PerceptualNetwork:
-    """EfficientNet-Lite 'lite0' or 'lite2' under `perceptual_distance`."""
-    network = EfficientNetLite(variant)
-    return PerceptualNetwork(
-        params=efficientnet_weights.load(variant),
-        features=lambda params, images: network.apply({"params": params}, images).taps,
-        compare=lambda _, a, b: perceptual_distance(a, b),
-    )
+def outline(name: str, *, option: str) -> PerceptualNetwork:
+    """The same network with the shapes of its parameters in their place; arguments and errors as of `load`."""
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    if name in SCALES:
+        return _efficientnet(name, jax.eval_shape(EfficientNetLite(name).init, jax.random.key(0), image)["params"])
+    if name != "lpips":
+        raise RearError(f"{option} = {name!r} is no perceptual network: use {', '.join(SCALES)} or lpips.")
+    return _lpips(jax.eval_shape(LPIPS().init, jax.random.key(0), image, image)["params"])
 
 
 def lpips_vgg16(files: ConfigDict, *, wanted_by: str) -> PerceptualNetwork:
@@ -77,9 +77,24 @@ def lpips_vgg16(files: ConfigDict, *, wanted_by: str) -> PerceptualNetwork:
     for key, what in {"vgg16": "torchvision's VGG16 file", "heads": "the lpips package's weights/v0.1/vgg.pth"}.items():
         if not files[key]:
             raise RearError(f"{wanted_by} needs the weights of LPIPS: give config.lpips.{key}, {what}.")
+    return _lpips(lpips_weights.load(files.vgg16, files.heads))
+
+
+def _efficientnet(variant: str, params: Any) -> PerceptualNetwork:
+    """EfficientNet-Lite 'lite0' or 'lite2' under `perceptual_distance`."""
+    network = EfficientNetLite(variant)
+    return PerceptualNetwork(
+        params,
+        features=lambda params, images: network.apply({"params": params}, images).taps,
+        compare=lambda _, a, b: perceptual_distance(a, b),
+    )
+
+
+def _lpips(params: Any) -> PerceptualNetwork:
+    """LPIPS with VGG16."""
     network = LPIPS()
     return PerceptualNetwork(
-        params=lpips_weights.load(files.vgg16, files.heads),
+        params,
         features=lambda params, images: network.apply({"params": params}, images, method="features"),
         compare=lambda params, a, b: network.apply({"params": params}, a, b, method="distance"),
     )

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from rear_jax import grpo, noise
+from rear_jax import grpo, models, noise
 from rear_jax.errors import RearError
 from rear_jax.training.class_probe import ClassProbe
 from rear_jax.training.loop import SUSPECT
 from rear_jax.training.mesh import map_rows
 from rear_jax.training.perceptual import PerceptualNetwork
 from rear_jax.training.posttraining import rewards
-from rear_jax.training.state import TrainState, accumulated_gradients, apply_gradients, learning_rate
+from rear_jax.training.state import TrainState, accumulated_gradients, apply_gradients, learning_rate, new_state
 
 READINGS = {"paper": True, "released": False}  # noise: is a replaced code always a different one?
 
@@ -52,6 +52,31 @@ def check(settings: ConfigDict) -> None:
         raise RearError(f"config.posttrain.reward.{unknown[0]} is no reward: use {', '.join(rewards.REWARDS)}.")
     if not rewards.wanted(settings):
         raise RearError(f"config.posttrain.reward is all 0: give one of {', '.join(settings.reward)} a weight.")
+
+
+def bare_generator(config: ConfigDict, tokenizer: Any) -> Any:
+    """The config's generator without what only its training needs: projectors and dropout play no part here."""
+    bare = config.copy_and_resolve_references()
+    bare.method.name = "ar"
+    return models.build(bare, num_codes=tokenizer.codes_per_image, embedding_dim=tokenizer.embedding_dim)
+
+
+def init_state(
+    networks: Networks, config: ConfigDict, optimizer: optax.GradientTransformation, given: Any, *, trains: str
+) -> TrainState:
+    """The state before the first step.
+
+    Args:
+      networks: see there.
+      config: the experiment.
+      optimizer: of what is trained.
+      given: its parameters, as far as they do not start afresh.
+      trains: the method's TRAINS.
+    """
+    if trains == "decoder":
+        return new_state(given, optimizer)
+    params = networks.generator.init(jax.random.key(config.seed), *models.example_inputs(networks.generator))["params"]
+    return new_state(params | given, optimizer)
 
 
 def unit_images(batch: dict) -> jax.Array:

@@ -1,0 +1,134 @@
+"""Chips and how they are joined: peak numbers from their makers' pages, and devices to compile for."""
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Sequence
+
+import jax
+from jax.errors import JaxRuntimeError
+from jax.experimental import topologies
+from jaxlib import xla_client
+
+from rear_jax.errors import RearError
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Peak numbers of one chip.
+
+    Attributes:
+      flops: bfloat16 operations per second, dense.
+      memory: bytes of HBM.
+      bandwidth: bytes per second between chip and HBM.
+      network: bytes per second that it sends to its neighbours, all links together, one direction.
+      node: chips that are joined at this speed; 0 = all.
+      outside: the same beyond a node.
+      most: chips of one slice; 0 = any number.
+      options: of the topology that makes one device of one chip.
+      clock: cycles per second, where it is public.
+    """
+
+    flops: float
+    memory: float
+    bandwidth: float
+    network: float
+    node: int = 0
+    outside: float = 0.0
+    most: int = 0
+    options: tuple[tuple[str, str], ...] = ()
+    clock: float = 0.0
+
+
+# TPU: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}; the network is half of "bidirectional ICI bandwidth per chip".
+# Clocks: arXiv 2304.01433 (v4); v5e and v5p from peak = clock * MXUs * 128 * 128 * 2.
+TPUS = {
+    "v4": Chip(
+        275e12, 32 * GIB, 1.2288e12, 300e9, most=4096, options=(("chip_config_name", "megacore"),), clock=1.05e9
+    ),
+    "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9, most=256, clock=1.5e9),
+    "v5p": Chip(459e12, 95 * GIB, 2765e9, 600e9, most=6144, clock=1.75e9),
+    "v6e": Chip(918e12, 32 * GIB, 1638e9, 400e9, most=256),
+}
+# GPU: NVIDIA's data sheets, SXM boards; the network is half of NVLink's total, beyond a node one 200 or 400 Gb/s card.
+GPUS = {
+    "a100": Chip(312e12, 80e9, 2039e9, 300e9, node=8, outside=25e9),
+    "a800": Chip(312e12, 80e9, 2039e9, 200e9, node=8, outside=25e9),
+    "h100": Chip(989e12, 80e9, 3350e9, 450e9, node=8, outside=50e9),
+    "h200": Chip(989e12, 141e9, 4800e9, 450e9, node=8, outside=50e9),
+}
+ABSENT = {  # what libtpu must know where it compiles without a TPU
+    "TPU_SKIP_MDS_QUERY": "1",  # not to ask the cloud which TPU this host has
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # there is nothing that two processes could fight over
+}
+HOST_REASONS = {
+    "libtpu": "libtpu is not installed (pip install 'jax[tpu]')",
+    "gpu": "a GPU's compiler needs the GPU",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Chips to compile for.
+
+    Attributes:
+      name: as given, such as 'v5e:4x4'.
+      chip: of which it is made.
+      devices: one for each chip; compiled for, never run on.
+      compiler: which one it is, for people.
+      exact: whether it is that of the chip itself, so that memory and collectives are what they will be.
+    """
+
+    name: str
+    chip: Chip
+    devices: Sequence[jax.Device]
+    compiler: str
+    exact: bool
+
+    @property
+    def network(self) -> float:
+        """Bytes per second that a chip sends where all work together: at the speed of the slowest link."""
+        across = self.chip.node and len(self.devices) > self.chip.node
+        return self.chip.outside if across else self.chip.network
+
+
+def topology(name: str) -> Topology:
+    """The chips that a name such as 'v5e:16x16', 'v4:4x4x8' or 'h100:8' stands for.
+
+    Where the chip's own compiler is not at hand, as many devices of the host stand in for them.
+
+    Raises:
+      RearError: there is no such chip, or it is not joined in this shape.
+    """
+    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
+    chip = (TPUS | GPUS).get(found[1]) if found else None
+    count = math.prod(map(int, found[2].split("x"))) if found else 0
+    if chip is None or not count:
+        raise RearError(
+            f"config.plan.topology = {name!r} is none: give a chip of {', '.join((*TPUS, *GPUS))} and how many, "
+            "such as v5e:16x16, v4:4x4x8 or h100:8."
+        )
+    if chip.most and count > chip.most:
+        raise RearError(f"config.plan.topology = {name!r}: a slice of {found[1]} has at most {chip.most} chips.")
+    if found[1] in TPUS and importlib.util.find_spec("libtpu"):
+        version = importlib.metadata.version("libtpu")
+        return Topology(name, chip, _tpus(name, chip, count), f"the TPU compiler, libtpu {version}", True)
+    reason = HOST_REASONS["libtpu" if found[1] in TPUS else "gpu"]
+    devices = xla_client.make_cpu_client(num_devices=count).devices()
+    return Topology(name, chip, devices, f"the host's compiler: {reason}; memory and traffic are estimates", False)
+
+
+def _tpus(name: str, chip: Chip, count: int) -> Sequence[jax.Device]:
+    """Devices of a slice that need not be there."""
+    os.environ.update(ABSENT)
+    options = dict(chip.options) | ({"chips_per_host_bounds": (1, 1, 1)} if count == 1 else {})
+    try:
+        return topologies.get_topology_desc(name, platform="tpu", **options).devices
+    except JaxRuntimeError as error:
+        raise RearError(f"config.plan.topology = {name!r}: {str(error).splitlines()[0]}.") from error

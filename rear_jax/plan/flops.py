@@ -1,0 +1,46 @@
+"""Counting floating-point operations in what JAX traces, before any compiler sees it."""
+
+import math
+from typing import Any
+
+
+def count(jaxpr: Any) -> int:
+    """Operations of matrix products and convolutions, over all devices; two for each multiplication and addition.
+
+    A scanned layer counts as often as it runs, which a compiled program's `cost_analysis()` does not do; causal
+    attention counts whole, as is the custom (PaLM, arXiv 2204.02311, appendix B). Of branches the largest counts, and a
+    loop whose end depends on data counts once.
+
+    Args:
+      jaxpr: of `jitted.trace(...)`, or one inside it.
+    """
+    return sum(_of(equation) for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns)
+
+
+def _of(equation: Any) -> int:
+    name, parameters = equation.primitive.name, equation.params
+    if name == "dot_general":
+        left = equation.invars[0].aval.shape
+        contracted = math.prod(left[axis] for axis in parameters["dimension_numbers"][0][0])
+        return 2 * contracted * math.prod(equation.outvars[0].aval.shape)
+    if name == "conv_general_dilated":
+        return _convolution(equation)
+    if name == "cond":
+        return max(map(count, parameters["branches"]))
+    times = parameters["length"] if name == "scan" else 1
+    return times * sum(count(inner) for value in parameters.values() for inner in _jaxprs(value))
+
+
+def _convolution(equation: Any) -> int:
+    """Products with the zeros between the elements of a dilated input do not count, those with its padding do."""
+    kernel, output = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
+    out_channels = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+    taps = math.prod(kernel) // out_channels
+    return 2 * taps * math.prod(output) // math.prod(equation.params["lhs_dilation"])
+
+
+def _jaxprs(value: Any) -> list[Any]:
+    """Those in a parameter of a primitive: of a call, a scan, a checkpoint."""
+    if isinstance(value, list | tuple):
+        return [inner for item in value for inner in _jaxprs(item)]
+    return [value] if hasattr(value, "eqns") or hasattr(value, "jaxpr") else []

@@ -1,0 +1,317 @@
+"""Reading a compiled program's text (HLO): what it sends over the network, and what it moves through memory.
+
+`compiled.cost_analysis()` counts the body of a loop once; here every instruction counts as often as it runs. The text
+is that of `compiled.as_text()`, of one device.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+BITS = {"pred": 8, "token": 0, "opaque": 0}  # other element types carry theirs in the name: bf16, s32, f8e4m3fn, c64
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+UNMOVED = {  # instructions that move nothing, or whose parts are counted on their own
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"),
+    *("partition-id", "replica-id", "iota", "opt-barrier", "async-done", "async-update", "copy-done", "slice-done"),
+    *(f"{kind}-done" for kind in COLLECTIVES),
+}
+READS_A_PART = ("dynamic-slice", "slice", "gather")
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+_OPCODE = re.compile(r"(?:^|\s)([a-z][a-z0-9\-]*)\(")
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
+_CALLED = re.compile(r"(body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """One array of a result: its size in bytes, and whether it lies in the chip's main memory (not in a cache)."""
+
+    size: int
+    main: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line: name, result, opcode, names of operands, and the rest of the line."""
+
+    name: str
+    arrays: tuple[Array, ...]
+    opcode: str
+    operands: tuple[str, ...]
+    attributes: str
+
+    @property
+    def size(self) -> int:
+        """Bytes of the result."""
+        return sum(array.size for array in self.arrays)
+
+    @property
+    def main(self) -> int:
+        """Bytes of the result in main memory."""
+        return sum(array.size for array in self.arrays if array.main)
+
+    def called(self) -> dict[str, str]:
+        """Computations that it calls, by their role."""
+        return dict(_CALLED.findall(self.attributes))
+
+
+@dataclasses.dataclass(frozen=True)
+class Computation:
+    """Instructions by name, in order; the last one's name is `root`'s unless the text says otherwise."""
+
+    name: str
+    instructions: dict[str, Instruction]
+    root: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """A whole program."""
+
+    computations: dict[str, Computation]
+    entry: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective.
+
+    Attributes:
+      kind: of COLLECTIVES.
+      size: bytes of the whole array: what an all-gather makes, and what others take.
+      group: devices that take part together.
+      times: how often it runs in a call of the program.
+    """
+
+    kind: str
+    size: int
+    group: int
+    times: int
+
+    @property
+    def sent(self) -> float:
+        """Bytes that each device sends in a call, by ring algorithms (as of NCCL and XLA)."""
+        share = (self.group - 1) / self.group
+        factor = {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share)
+        return self.times * self.size * factor
+
+
+def parse(text: str) -> Module:
+    """Reads the text of a compiled program."""
+    computations, entry, name, instructions, root = {}, "", "", {}, ""
+    for line in text.splitlines():
+        if head := _COMPUTATION.match(line):
+            name, instructions, root = head[2], {}, ""
+            entry = name if head[1] else entry
+        elif name and line.startswith("}"):
+            computations[name] = Computation(name, instructions, root)
+            name = ""
+        elif name and (found := _INSTRUCTION.match(line)):
+            instruction = _instruction(found[2], found[3])
+            instructions[instruction.name] = instruction
+            root = instruction.name if found[1] else root
+    return Module(computations, entry)
+
+
+def executed(module: Module) -> Iterator[tuple[Computation, Instruction, int]]:
+    """Every instruction of the program outside fusions, where it stands, and how often it runs in a call."""
+    yield from _executed(module, module.computations[module.entry], 1)
+
+
+def collectives(module: Module) -> list[Collective]:
+    """Every collective of a program.
+
+    One that runs in the background may be spread over several fusions of a computation, which share its channel.
+    """
+    found = {}
+    for computation, instruction, times in executed(module):
+        for place, inner in _with_fused(module, computation, instruction):
+            kind = inner.opcode.removesuffix("-start")
+            if kind not in COLLECTIVES:
+                continue
+            size, group = _operand_bytes(place, inner), _group(inner.attributes)
+            channel = re.search(r"channel_id=(\d+)", inner.attributes)
+            key = computation.name, channel[1] if channel else inner.name
+            if kind == "all-gather":
+                size *= group
+            if place.name.startswith("all-reduce-scatter"):  # how the TPU compiler writes it
+                kind = "reduce-scatter"
+            found[key] = Collective(kind, size, group, times)
+    return [collective for collective in found.values() if collective.group > 1]
+
+
+def bytes_moved(module: Module) -> int:
+    """Bytes that a device reads from and writes to its main memory in a call, an estimate.
+
+    Every instruction reads its operands and writes its result, fusions as one; where only a slice of an operand is read
+    or written in place, the slice counts. Caches other than those that the compiler manages itself are not seen.
+    """
+    return sum(times * _moved(module, place, instruction) for place, instruction, times in executed(module))
+
+
+def estimated_cycles(module: Module) -> int:
+    """Cycles of all fusions in a call by the TPU compiler's own cost model, which it notes beside them; 0 elsewhere."""
+    noted = ((re.search(r'"estimated_cycles":"(\d+)"', i.attributes), times) for _, i, times in executed(module))
+    return sum(times * int(found[1]) for found, times in noted if found)
+
+
+def _instruction(name: str, text: str) -> Instruction:
+    opcode = _OPCODE.search(text)
+    end = _closing(text, opcode.end())
+    arrays = tuple(_array(*found) for found in _ARRAY.findall(text[: opcode.start()]))
+    operands = tuple(re.findall(r"%([\w.\-]+)", text[opcode.end() : end]))
+    inner = text[opcode.end() : end] if opcode[1] in ("parameter", "constant") else ""
+    return Instruction(name, arrays, opcode[1], operands, inner + text[end:])
+
+
+def _closing(text: str, start: int) -> int:
+    """Where the bracket that is open at `start` is closed."""
+    depth = 1
+    for place in range(start, len(text)):
+        depth += (text[place] == "(") - (text[place] == ")")
+        if not depth:
+            return place
+    return len(text)
+
+
+def _array(kind: str, dims: str, layout: str) -> Array:
+    bits = BITS[kind] if kind in BITS else int(re.search(r"\d+", kind)[0])
+    size = -(-math.prod(int(dim) for dim in dims.split(",") if dim) * bits // 8)
+    return Array(size, "S(" not in layout)
+
+
+def _executed(module: Module, computation: Computation, times: int) -> Iterator[tuple[Computation, Instruction, int]]:
+    for instruction in computation.instructions.values():
+        yield computation, instruction, times
+        called = instruction.called()
+        if instruction.opcode == "while":
+            trips = _trips(module, instruction)
+            yield from _executed(module, module.computations[called["body"]], times * trips)
+        elif instruction.opcode in ("call", "async-start"):
+            name = called.get("to_apply") or called["calls"]
+            yield from _executed(module, module.computations[name], times)
+        elif instruction.opcode == "conditional":
+            for name in _branches(instruction):
+                yield from _executed(module, module.computations[name], times)
+
+
+def _trips(module: Module, loop: Instruction) -> int:
+    """How often a loop's body runs: what the compiler notes, else the constant that its counter is compared with.
+
+    A loop whose end depends on data counts once.
+    """
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes):
+        return int(known[1])
+    condition = module.computations[loop.called()["condition"]]
+    constants = {i.name: i.attributes for i in condition.instructions.values() if i.opcode == "constant"}
+    compared = condition.instructions[condition.root]
+    limits = [constants[name] for name in compared.operands if name in constants]
+    bound = re.match(r"\d+", limits[0]) if limits else None
+    return int(bound[0]) if bound and "direction=LT" in compared.attributes else 1
+
+
+def _branches(instruction: Instruction) -> list[str]:
+    listed = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
+    if listed:
+        return re.findall(r"%?([\w.\-]+)", listed[1])
+    called = instruction.called()
+    return [called["true_computation"], called["false_computation"]]
+
+
+def _with_fused(
+    module: Module, computation: Computation, instruction: Instruction
+) -> Iterator[tuple[Computation, Instruction]]:
+    """The instruction, and those of the computation that it fuses."""
+    yield computation, instruction
+    if instruction.opcode == "fusion":
+        inside = module.computations[instruction.called()["calls"]]
+        for inner in inside.instructions.values():
+            yield from _with_fused(module, inside, inner)
+
+
+def _operand_bytes(computation: Computation, instruction: Instruction) -> int:
+    return sum(computation.instructions[name].size for name in instruction.operands)
+
+
+def _group(attributes: str) -> int:
+    """Devices of one group of `replica_groups`, in any of the three ways in which the text gives them."""
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\S+)? \{([^}]*)\}", attributes):
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
+        return math.prod(int(sizes[name]) for name in re.findall(r"'([^']+)'", mesh[2]))
+    if iota := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
+        return int(iota[1])
+    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
+        return len(listed[1].split(","))
+    return 2 if "source_target_pairs=" in attributes else 1
+
+
+def _moved(module: Module, computation: Computation, instruction: Instruction) -> int:
+    """Bytes that one run of an instruction moves."""
+    opcode = instruction.opcode
+    if opcode in UNMOVED:
+        return 0
+    operands = [computation.instructions[name] for name in instruction.operands]
+    if opcode == "fusion":
+        inside = module.computations[instruction.called()["calls"]]
+        read = sum(_read(module, inside, index, operand.main) for index, operand in enumerate(operands))
+        return read + _written(module, inside, instruction)
+    if opcode.removesuffix("-start") in READS_A_PART:
+        return 2 * instruction.main if opcode in READS_A_PART else operands[0].main and instruction.size
+    if opcode == "dynamic-update-slice":
+        return 2 * operands[1].main
+    if opcode == "copy-start":  # its result holds the operand as well
+        return operands[0].main + instruction.arrays[0].size * instruction.arrays[0].main
+    return sum(operand.main for operand in operands) + instruction.main
+
+
+def _read(module: Module, inside: Computation, index: int, size: int) -> int:
+    """Bytes that a fusion reads of its operand `index`, which has `size`: of slices where it takes nothing else."""
+    instructions = inside.instructions.values()
+    parameter = next(
+        i.name for i in instructions if i.opcode == "parameter" and i.attributes.split(")")[0] == str(index)
+    )
+    parts = [_part_read(module, user, name, size) for user, name in _users(inside, parameter)]
+    return min(size, sum(parts)) if parts else size
+
+
+def _users(inside: Computation, name: str) -> list[tuple[Instruction, str]]:
+    """Who reads a value, through bitcasts, and under what name."""
+    users = []
+    for instruction in inside.instructions.values():
+        if name in instruction.operands:
+            through = instruction.opcode == "bitcast" and instruction.name != inside.root
+            users += _users(inside, instruction.name) if through else [(instruction, name)]
+    return users
+
+
+def _part_read(module: Module, user: Instruction, name: str, size: int) -> int:
+    """Bytes of a value of so many that one instruction in a fusion reads."""
+    place = user.operands.index(name)
+    if user.opcode == "fusion":
+        return _read(module, module.computations[user.called()["calls"]], place, size)
+    if place == 0 and user.opcode in READS_A_PART:
+        return user.size
+    return 0 if place == 0 and user.opcode == "dynamic-update-slice" else size  # which updates in place
+
+
+def _written(module: Module, inside: Computation, fusion: Instruction) -> int:
+    """Bytes that a fusion writes: the update alone of an array that it updates in place."""
+    root = inside.instructions[inside.root]
+    roots = [inside.instructions[name] for name in root.operands] if root.opcode == "tuple" else [root]
+    if len(roots) != len(fusion.arrays):
+        return fusion.main
+    made = zip(roots, fusion.arrays, strict=True)
+    return sum(_update(module, inside, value, array.size) for value, array in made if array.main)
+
+
+def _update(module: Module, inside: Computation, value: Instruction, size: int) -> int:
+    """Bytes that are written of one result of a fusion, which has `size`."""
+    if value.opcode == "bitcast":
+        return _update(module, inside, inside.instructions[value.operands[0]], size)
+    if value.opcode == "fusion":
+        nested = module.computations[value.called()["calls"]]
+        return _update(module, nested, nested.instructions[nested.root], size)
+    return inside.instructions[value.operands[1]].size if value.opcode == "dynamic-update-slice" else size

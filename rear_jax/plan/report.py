@@ -1,0 +1,129 @@
+"""A plan as tables, for people, and as numbers, for programs."""
+
+import dataclasses
+from collections import defaultdict
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from rear_jax.plan.chips import GIB
+from rear_jax.plan.hlo import Collective
+from rear_jax.plan.roofline import Plan
+
+NAMES = {"train": "step", "posttrain": "step", "sample": "batch"}  # of one call
+
+
+def markdown(plan: Plan, config: ConfigDict, largest: tuple[int, int | None] | None) -> str:
+    """The whole plan of one program; `largest` as `roofline.largest_batch` returns it, None where none was sought."""
+    count, axes = len(plan.topology.devices), ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
+    sections = [
+        f"## {plan.name} on {plan.topology.name}: {count} chip(s), {axes}",
+        f"Compiled by {plan.topology.compiler}; {plan.seconds:.0f} s.",
+        table(("memory of a chip", "GiB"), memory(plan)),
+        verdict(plan, largest),
+        table((f"a {NAMES[plan.name]}", ""), work(plan)),
+    ]
+    if plan.collectives:
+        header = ("collective", "chips", "times", "GB in all", "GB sent by a chip")
+        sections.append(table(header, traffic(plan.collectives)))
+    beyond = ", beyond the bound" if plan.seconds_at(config.plan.mfu) < plan.bound else ""
+    header = ("the recipe", "at the bound", f"at an MFU of {100 * config.plan.mfu:.0f} %{beyond}")
+    sections.append(table(header, recipe(plan, config)))
+    return "\n\n".join(sections) + "\n"
+
+
+def memory(plan: Plan) -> list[tuple[str, ...]]:
+    """Rows: what takes how much."""
+    rows = [(what, f"{size / GIB:.2f}") for what, size in plan.held.items()]
+    rows.append(("activations, gradients, and what else comes and goes", f"{plan.working / GIB:.2f}"))
+    return [*rows, ("**all**", f"**{plan.memory / GIB:.2f}** of {plan.topology.chip.memory / GIB:.0f}")]
+
+
+def verdict(plan: Plan, largest: tuple[int, int | None] | None) -> str:
+    """Whether it fits, how large a batch would, and what to do."""
+    unit = f"{NAMES[plan.name]} of {plan.images} images"
+    said = f"A {unit} fits." if plan.fits else f"**A {unit} does not fit.**"
+    if largest is not None:
+        fitting, failing = largest
+        said += f" The largest that was found to fit: {fitting or 'none'}"
+        said += f"; {failing} does not." if failing else "; none was too large."
+    if not plan.fits:
+        microbatches = {"train": "train.accumulation, ", "posttrain": "posttrain.accumulation, "}.get(plan.name, "")
+        said += f" What helps: more {microbatches}model.remat, config.mesh.fsdp, more chips."
+    return said
+
+
+def work(plan: Plan) -> list[tuple[str, ...]]:
+    """Rows: what one call computes and moves, and the least time of each."""
+    chips, bounds = len(plan.topology.devices), plan.bounds
+    rows = [
+        ("images", f"{plan.images}, {plan.images / chips:g} a chip"),
+        ("model FLOPs", f"{plan.model_flops:.3g}, {plan.model_flops / plan.images:.3g} an image"),
+        ("FLOPs with recomputation", f"{plan.flops:.3g}: {seconds(bounds['compute'])}"),
+    ]
+    if plan.moved is not None:
+        sent = sum(collective.sent for collective in plan.collectives)
+        rows += [
+            ("through the memory of a chip", f"{plan.moved / 1e9:.3g} GB: {seconds(bounds['memory'])}"),
+            ("sent by a chip", f"{sent / 1e9:.3g} GB: {seconds(bounds['network'])}"),
+        ]
+    slowest = max(bounds, key=bounds.get)
+    rows.append(("**bound**", f"{seconds(plan.bound)}, by {slowest}: an MFU of {100 * plan.mfu(plan.bound):.1f} %"))
+    if clocked := plan.cycles and plan.topology.chip.clock and plan.cycles / plan.topology.chip.clock:
+        rows.append(("by the compiler's cost model", f"{seconds(clocked)}: an MFU of {100 * plan.mfu(clocked):.1f} %"))
+    return rows
+
+
+def traffic(collectives: list[Collective]) -> list[tuple[str, ...]]:
+    """Rows: collectives of one kind over equally many chips together."""
+    kinds = defaultdict(list)
+    for collective in collectives:
+        kinds[collective.kind, collective.group].append(collective)
+    return [
+        (
+            kind,
+            str(group),
+            str(sum(one.times for one in same)),
+            f"{sum(one.times * one.size for one in same) / 1e9:.3g}",
+            f"{sum(one.sent for one in same) / 1e9:.3g}",
+        )
+        for (kind, group), same in sorted(kinds.items())
+    ]
+
+
+def recipe(plan: Plan, config: ConfigDict) -> list[tuple[str, ...]]:
+    """Rows: what the config's whole recipe takes, at the bound and at a stated utilisation."""
+    times = plan.bound, plan.seconds_at(config.plan.mfu)
+    chips = len(plan.topology.devices)
+    rows = [
+        (f"a {NAMES[plan.name]}", *map(seconds, times)),
+        ("images/s", *(f"{plan.images / t:.4g}" for t in times)),
+    ]
+    if plan.name != "sample":
+        epoch = config.plan.epoch_images / plan.images
+        rows.append(("epochs a day", *(f"{86400 / t / epoch:.3g}" for t in times)))
+    return [
+        *rows,
+        (f"{plan.calls} of them, hours", *(f"{plan.calls * t / 3600:.3g}" for t in times)),
+        ("chip-hours", *(f"{plan.calls * t * chips / 3600:.4g}" for t in times)),
+    ]
+
+
+def numbers(plan: Plan, largest: tuple[int, int | None] | None) -> dict[str, Any]:
+    """The same for `plan.json`."""
+    topology = {"name": plan.topology.name, "chips": len(plan.topology.devices), "compiler": plan.topology.compiler}
+    fields = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
+    derived = {"bounds": plan.bounds, "bound": plan.bound, "mfu_bound": plan.mfu(plan.bound), "largest_batch": largest}
+    collectives = [dataclasses.asdict(one) | {"sent": one.sent} for one in plan.collectives]
+    return fields | derived | {"topology": topology, "collectives": collectives}
+
+
+def seconds(time: float) -> str:
+    """A duration in the unit that suits it."""
+    return f"{time:.3g} s" if time >= 1 else f"{1e3 * time:.3g} ms"
+
+
+def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A Markdown table."""
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

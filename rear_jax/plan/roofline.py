@@ -1,0 +1,231 @@
+"""What a compiled program takes of a chip, and the least time that it can run in (the roofline model)."""
+
+import dataclasses
+import logging
+import re
+import time
+from typing import Any
+
+import jax
+from jax.errors import JaxRuntimeError
+from ml_collections import ConfigDict
+
+from rear_jax.plan import flops, hlo
+from rear_jax.plan.chips import GIB, Topology
+from rear_jax.plan.programs import BATCH_SIZES, PROGRAMS, Program
+from rear_jax.training import mesh as placement
+from rear_jax.training import sharding
+
+log = logging.getLogger(__name__)
+
+HOST_OPTIONS = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}  # no fast code is wanted
+QUICK_OPTIONS = {"exec_time_optimization_effort": -1.0}  # of the TPU compiler
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What one program takes on one topology. Bytes and seconds are of each chip.
+
+    Attributes:
+      name: of the program.
+      topology: see there.
+      mesh: devices along each axis.
+      images, calls: of `Program`.
+      held: bytes that stay between calls, by what they are; 'layout' is what the chip's tiles add.
+      working: bytes that come and go in a call: activations, gradients, what the compiler keeps.
+      fits: whether all that is in the chip's memory.
+      model_flops: of all chips in a call, by the mathematics of the step.
+      flops: the same with what is computed again to save memory.
+      moved: bytes through the chip's memory in a call; None where the program could not be compiled.
+      collectives: see there.
+      cycles: of the chip, by the TPU compiler's own cost model; 0 where it gives none, or was not to think long.
+      seconds: that compiling took.
+    """
+
+    name: str
+    topology: Topology
+    mesh: dict[str, int]
+    images: int
+    calls: int
+    held: dict[str, int]
+    working: int
+    fits: bool
+    model_flops: int
+    flops: int
+    moved: int | None
+    collectives: list[hlo.Collective]
+    cycles: int
+    seconds: float
+
+    @property
+    def memory(self) -> int:
+        """Bytes that each chip needs."""
+        return sum(self.held.values()) + self.working
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """Seconds that a call takes at least, by what it waits for."""
+        chip, count = self.topology.chip, len(self.topology.devices)
+        sent = sum(collective.sent for collective in self.collectives)
+        bounds = {"compute": self.flops / count / chip.flops}
+        if self.moved is not None:
+            bounds |= {"memory": self.moved / chip.bandwidth, "network": sent / self.topology.network}
+        return bounds
+
+    @property
+    def bound(self) -> float:
+        """Seconds that a call takes at least, if all three overlap perfectly."""
+        return max(self.bounds.values())
+
+    def seconds_at(self, mfu: float) -> float:
+        """Seconds of a call at a model FLOPs utilisation."""
+        return self.model_flops / (mfu * self.topology.chip.flops * len(self.topology.devices))
+
+    def mfu(self, seconds: float) -> float:
+        """Model FLOPs utilisation (arXiv 2204.02311) of a call that takes so long."""
+        return self.seconds_at(1.0) / seconds
+
+
+def make(config: ConfigDict, name: str, topology: Topology, *, quick: bool = False) -> Plan:
+    """Compiles the program `name` of a config for a topology.
+
+    Args:
+      config: the experiment.
+      name: of PROGRAMS.
+      topology: the chips.
+      quick: spend little effort on the speed of the program, where memory is what is asked for.
+
+    Raises:
+      RearError: the config is wrong, or its mesh or batch does not fit the topology.
+    """
+    mesh = placement.make_mesh(config.mesh, topology.devices)
+    program = PROGRAMS[name](config, mesh)
+    plain = PROGRAMS[name](_without_remat(config), mesh) if config.model.remat else program
+    options = HOST_OPTIONS if not topology.exact else QUICK_OPTIONS if quick else None
+    with jax.set_mesh(mesh):
+        traced = program.function.trace(*program.arguments)
+        counted = flops.count(traced.jaxpr)
+        needed = flops.count(plain.function.trace(*plain.arguments).jaxpr)
+        since = time.perf_counter()
+        try:
+            compiled = traced.lower().compile(compiler_options=options)
+        except JaxRuntimeError as error:
+            taken = _overflow(error, sum(held_bytes(program).values()))
+        else:
+            taken = _taken(compiled, program, topology, quick)
+    seconds = time.perf_counter() - since
+    log.info("plan: %s compiled for %s in %.0f s", name, topology.name, seconds)
+    return Plan(
+        name=name,
+        topology=topology,
+        mesh=dict(mesh.shape),
+        images=program.images,
+        calls=program.calls,
+        model_flops=needed,
+        flops=counted,
+        seconds=seconds,
+        **({"held": held_bytes(program)} | taken),
+    )
+
+
+def held_bytes(program: Program) -> dict[str, int]:
+    """Bytes on each chip of the arrays that a program is given."""
+    return {
+        what: sharding.bytes_per_device(tree, jax.tree.map(lambda leaf: leaf.sharding, tree))
+        for what, tree in program.parts.items()
+        if jax.tree.leaves(tree)
+    }
+
+
+def largest_batch(config: ConfigDict, first: Plan, compiles: int) -> tuple[int, int | None]:
+    """Searches the largest batch whose program fits into memory.
+
+    Memory grows with the batch along a line, nearly: where the line through the last two attempts, fitting or not,
+    meets the chip's memory is tried next, then what is left is narrowed down until the smallest batch that does not fit
+    is an eighth larger than the largest that does.
+
+    Args:
+      config: the experiment.
+      first: the plan of its own batch.
+      compiles: at most so many more.
+
+    Returns:
+      (largest batch that was compiled and fits, 0 if none; smallest that does not, None if none).
+    """
+    step = first.images // _rows(config, first)
+    tried = {first.images // step: first}
+    for _ in range(compiles):
+        fitting = max((rows for rows, plan in tried.items() if plan.fits), default=0)
+        failing = min((rows for rows, plan in tried.items() if not plan.fits), default=None)
+        if failing is not None and failing - fitting <= max(1, fitting // 8):
+            break
+        rows = _guess(tried, fitting, failing)
+        tried[rows] = make(with_batch(config, first.name, rows * step), first.name, first.topology, quick=True)
+    fitting = max((rows for rows, plan in tried.items() if plan.fits), default=0)
+    failing = min((rows for rows, plan in tried.items() if not plan.fits), default=None)
+    return fitting * step, failing and failing * step
+
+
+def with_batch(config: ConfigDict, name: str, images: int) -> ConfigDict:
+    """The config with another batch for one program."""
+    changed = config.copy_and_resolve_references()
+    changed.update_from_flattened_dict({BATCH_SIZES[name]: images})
+    return changed
+
+
+def _rows(config: ConfigDict, plan: Plan) -> int:
+    """Images of a chip and microbatch."""
+    parts = {"train": config.train.accumulation, "posttrain": config.posttrain.accumulation}.get(plan.name, 1)
+    return plan.images // (parts * plan.mesh["data"] * plan.mesh["fsdp"])
+
+
+def _guess(tried: dict[int, Plan], fitting: int, failing: int | None) -> int:
+    """How many images a chip is to be given next, more than `fitting` and fewer than `failing`."""
+    last = list(tried.items())[-2:]
+    if len(last) == 2:
+        (x, a), (y, b) = ((rows, plan.memory) for rows, plan in last)
+        limit, slope = last[0][1].topology.chip.memory - GIB // 4, (b - a) / (y - x)  # the runtime keeps a little
+        guess = int(x + (limit - a) / slope) if slope > 0 else 2 * fitting
+    else:
+        guess = 2 * fitting
+    if failing is None:
+        return min(max(guess, fitting + max(1, fitting // 8)), 8 * fitting)
+    return guess if fitting < guess < failing else (fitting + failing) // 2
+
+
+def _without_remat(config: ConfigDict) -> ConfigDict:
+    plain = config.copy_and_resolve_references()
+    plain.model.remat = False
+    return plain
+
+
+def _taken(compiled: Any, program: Program, topology: Topology, quick: bool) -> dict[str, Any]:
+    """Memory, traffic and collectives of a compiled program."""
+    memory, held = compiled.memory_analysis(), held_bytes(program)
+    arguments, made = memory.argument_size_in_bytes, memory.output_size_in_bytes - memory.alias_size_in_bytes
+    working = memory.temp_size_in_bytes + made + memory.generated_code_size_in_bytes
+    held["layout"] = max(0, arguments - sum(held.values()))
+    module = hlo.parse(compiled.as_text())
+    return {
+        "held": held,
+        "working": working,
+        "fits": topology.exact or arguments + working <= topology.chip.memory,
+        "moved": hlo.bytes_moved(module),
+        "collectives": hlo.collectives(module),
+        "cycles": 0 if quick else hlo.estimated_cycles(module),
+    }
+
+
+def _overflow(error: JaxRuntimeError, held: int) -> dict[str, Any]:
+    """What the compiler says of a program that does not fit; any other error is raised again."""
+    temporaries = re.search(r"HLO temporaries \(([\d.]+)([KMGT])\)", str(error))
+    used = re.search(r"Used ([\d.]+)([KMGT]) of", str(error))
+    if not (temporaries or used):
+        raise error
+    size = float((temporaries or used)[1]) * UNITS[(temporaries or used)[2]]
+    working = int(size) if temporaries else max(0, int(size) - held)
+    return {"working": working, "fits": False, "moved": None, "collectives": [], "cycles": 0}

@@ -341,7 +341,7 @@ def test_held_bytes_are_those_of_the_state():
 def test_the_job_without_the_chips_compiler(tmp_path, monkeypatch):
     """No TPU compiler: the host's stands in, and the plan says so; nothing but shapes is needed."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    config = toy.llamagen_config(remat=True)
+    config = toy.llamagen_config(remat="full")
     config.plan.update({"topology": "v5e:2x2", "compiles": 0, "programs": ("train",)})
     job.run(config, tmp_path)
     text = (tmp_path / "plan.md").read_text()

@@ -199,7 +199,7 @@ def _guess(tried: dict[int, Plan], fitting: int, failing: int | None) -> int:
 
 def _without_remat(config: ConfigDict) -> ConfigDict:
     plain = config.copy_and_resolve_references()
-    plain.model.remat = False
+    plain.model.remat = "none"
     return plain
 
 

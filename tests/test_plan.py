@@ -1,5 +1,6 @@
 """Plans for chips that are not here: counting, reading compiled programs, the roofline, and the job."""
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -20,6 +21,7 @@ from rear_jax.training.state import adamw
 from tests import toy
 
 WIDTH, LAYERS, ROWS = 32, 6, 16
+MESH = {"data": -1, "fsdp": 1, "tensor": 1}
 
 
 def traced_flops(function, *arguments) -> int:
@@ -270,6 +272,23 @@ class TestRoofline:
     def test_another_error_stays_one(self):
         with pytest.raises(jax.errors.JaxRuntimeError, match="UNIMPLEMENTED"):
             roofline._overflow(jax.errors.JaxRuntimeError("UNIMPLEMENTED: no such thing"), held=0)
+
+
+def test_arguments_and_temporaries_must_fit_together():
+    """The compiler itself refuses a program only where the latter alone do not."""
+    topology = chips.topology("h100:1")
+    x = jax.ShapeDtypeStruct(
+        (64, 64), jnp.float32, sharding=placement.split(placement.make_mesh(MESH, topology.devices))
+    )
+    function = jax.jit(lambda x: jnp.linalg.norm(x @ x @ x))
+    compiled = function.lower(x).compile()
+    program = programs.Program(function, (x,), {"parameters": x}, images=1, calls=1)
+    taken = roofline._taken(compiled, program, topology, quick=False)
+    needed = sum(taken["held"].values()) + taken["working"]
+    assert needed > taken["held"]["parameters"] == 64 * 64 * 4
+    for spare, fits in ((0, True), (-1, False)):
+        chip = dataclasses.replace(topology.chip, memory=needed + spare)
+        assert roofline._taken(compiled, program, dataclasses.replace(topology, chip=chip), quick=False)["fits"] is fits
 
 
 def test_a_plan_that_does_not_fit_says_what_helps():

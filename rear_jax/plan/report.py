@@ -36,7 +36,7 @@ def memory(plan: Plan) -> list[tuple[str, ...]]:
     """Rows: what takes how much."""
     rows = [(what, f"{size / GIB:.2f}") for what, size in plan.held.items()]
     rows.append(("activations, gradients, and what else comes and goes", f"{plan.working / GIB:.2f}"))
-    return [*rows, ("**all**", f"**{plan.memory / GIB:.2f}** of {plan.topology.chip.memory / GIB:.0f}")]
+    return [*rows, ("**all**", f"**{plan.memory / GIB:.2f}** of {plan.topology.chip.memory / GIB:.2f}")]
 
 
 def verdict(plan: Plan, largest: tuple[int, int | None] | None) -> str:

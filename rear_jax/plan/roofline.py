@@ -11,7 +11,7 @@ from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict
 
 from rear_jax.plan import flops, hlo
-from rear_jax.plan.chips import GIB, Topology
+from rear_jax.plan.chips import Topology
 from rear_jax.plan.programs import BATCH_SIZES, PROGRAMS, Program
 from rear_jax.training import mesh as placement
 from rear_jax.training import sharding
@@ -188,7 +188,7 @@ def _guess(tried: dict[int, Plan], fitting: int, failing: int | None) -> int:
     last = list(tried.items())[-2:]
     if len(last) == 2:
         (x, a), (y, b) = ((rows, plan.memory) for rows, plan in last)
-        limit, slope = last[0][1].topology.chip.memory - GIB // 4, (b - a) / (y - x)  # the runtime keeps a little
+        limit, slope = last[0][1].topology.chip.memory, (b - a) / (y - x)
         guess = int(x + (limit - a) / slope) if slope > 0 else 2 * fitting
     else:
         guess = 2 * fitting
@@ -213,7 +213,7 @@ def _taken(compiled: Any, program: Program, topology: Topology, quick: bool) -> 
     return {
         "held": held,
         "working": working,
-        "fits": topology.exact or arguments + working <= topology.chip.memory,
+        "fits": sum(held.values()) + working <= topology.chip.memory,  # the compiler looks at the latter alone
         "moved": hlo.bytes_moved(module),
         "collectives": hlo.collectives(module),
         "cycles": 0 if quick else hlo.estimated_cycles(module),

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 from jax.errors import JaxRuntimeError
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rear_jax.plan import flops, hlo
@@ -104,15 +105,11 @@ def make(config: ConfigDict, name: str, topology: Topology, *, quick: bool = Fal
     """
     mesh = placement.make_mesh(config.mesh, topology.devices)
     program = PROGRAMS[name](config, mesh)
-    plain = PROGRAMS[name](_without_remat(config), mesh) if config.model.remat else program
     options = HOST_OPTIONS if not topology.exact else QUICK_OPTIONS if quick else None
     with jax.set_mesh(mesh):
-        traced = program.function.trace(*program.arguments)
-        counted = flops.count(traced.jaxpr)
-        needed = flops.count(plain.function.trace(*plain.arguments).jaxpr)
         since = time.perf_counter()
         try:
-            compiled = traced.lower().compile(compiler_options=options)
+            compiled = program.function.lower(*program.arguments).compile(compiler_options=options)
         except JaxRuntimeError as error:
             taken = _overflow(error, sum(held_bytes(program).values()))
         else:
@@ -125,8 +122,8 @@ def make(config: ConfigDict, name: str, topology: Topology, *, quick: bool = Fal
         mesh=dict(mesh.shape),
         images=program.images,
         calls=program.calls,
-        model_flops=needed,
-        flops=counted,
+        model_flops=_operations(config, name, mesh, remat="none"),
+        flops=_operations(config, name, mesh),
         seconds=seconds,
         **({"held": held_bytes(program)} | taken),
     )
@@ -197,10 +194,20 @@ def _guess(tried: dict[int, Plan], fitting: int, failing: int | None) -> int:
     return guess if fitting < guess < failing else (fitting + failing) // 2
 
 
-def _without_remat(config: ConfigDict) -> ConfigDict:
+def _operations(config: ConfigDict, name: str, mesh: Mesh, **model: str) -> int:
+    """Counted in the program `name` with attention in its plain form, as no kernel's inside is traced.
+
+    Args:
+      config: the experiment.
+      name: of PROGRAMS.
+      mesh: of the topology.
+      **model: settings of `config.model` that differ.
+    """
     plain = config.copy_and_resolve_references()
-    plain.model.remat = "none"
-    return plain
+    plain.model.update({"attention": "plain"} | model)
+    program = PROGRAMS[name](plain, mesh)
+    with jax.set_mesh(mesh):
+        return flops.count(program.function.trace(*program.arguments).jaxpr)
 
 
 def _taken(compiled: Any, program: Program, topology: Topology, quick: bool) -> dict[str, Any]:

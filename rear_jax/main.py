@@ -70,6 +70,8 @@ def _parse(arguments: list[str]) -> list[str]:
         lines = str(error).replace("\\n", "\n").replace("\\'", "").strip("\"'").splitlines()
         hint = next((line.strip("\"' ") for line in lines if line.startswith("Did you mean")), "")
         sys.exit(f"error: config has no key {lines[0][:80]!r}. {hint}".rstrip())
+    except RearError as error:  # of the config file itself
+        sys.exit(f"error: {error}")
     file = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
     if not Path(file).is_file():
         sys.exit(f"error: --config={file} does not exist: give a file such as configs/quickstart.py.")

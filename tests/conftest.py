@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import sys
 
 import pytest
 
@@ -21,9 +20,3 @@ def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("trained")
     toy.run(workdir, "tokenizer", "tokenize", "train", "sample")
     return workdir
-
-
-@pytest.fixture
-def python():
-    """Runs a command of this interpreter; returns the finished process with its output as text."""
-    return lambda *arguments, **settings: toy.python(sys.executable, *arguments, **settings)

@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+import importlib.util
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+from jax.experimental import topologies
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rear_jax import models
 from rear_jax.errors import RearError
@@ -144,3 +146,31 @@ def test_cudnn_attention_lowers_to_its_custom_calls(monkeypatch):
     assert "__cudnn$fmhaSoftmax" in text
     assert "__cudnn$fmhaSoftmaxBackward" in text
     assert "258x258" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_the_tpu_compiler_takes_splash_attention_and_needs_less_memory(monkeypatch):
+    """reAR-B's heads in a scan on four chips, forward and backward, divided by rows and by heads."""
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    devices = topologies.get_topology_desc("v5e:2x2", platform="tpu").devices
+    mesh = Mesh(np.array(devices).reshape(2, 1, 2), AXES, axis_types=(AxisType.Auto,) * 3)
+    heads = jax.ShapeDtypeStruct((64, 258, 16, 48), jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec("data")))
+
+    def temporary(kernel: str) -> tuple[int, int]:
+        """Kernels in the program, and bytes that it needs besides its inputs."""
+
+        def loss(x):
+            layers = jnp.ones(6, x.dtype)
+            x, _ = jax.lax.scan(lambda x, w: (x + causal_attention(w * x, x, x, kernel=kernel), None), x, layers)
+            return x.astype(jnp.float32).sum()
+
+        program = jax.jit(jax.grad(loss)).lower(heads).compile()
+        return program.as_text().count("tpu_custom_call"), program.memory_analysis().temp_size_in_bytes
+
+    with jax.set_mesh(mesh):
+        kernels, fused = temporary("auto")
+        none, unfused = temporary("plain")
+    assert (kernels, none) == (3, 0)
+    assert fused < unfused / 2

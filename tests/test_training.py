@@ -235,6 +235,13 @@ def test_command_line_errors_are_one_line(tmp_path, flags, message):
     assert "Traceback" not in done.stderr
 
 
+def test_a_stage_that_there_is_not_is_one_line(tmp_path):
+    done = toy.finish(tmp_path, f"--config={toy.ROOT / 'configs' / 'tokenizer_titok_b64.py'}:3")
+    assert done.returncode != 0
+    assert "in stages 1 and 2, not '3'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_workdir_that_cannot_be_written_and_buckets():
     done = toy.finish("gs://bucket/run")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)

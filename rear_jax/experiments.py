@@ -89,12 +89,11 @@ def fashion_mnist_sequence() -> ConfigDict:
     config.sample.stage = "train"
 
     vq = config.tokenizer_training
-    vq.loop.steps = 600
-    vq.loop.batch_size = 64
+    vq.loop.steps = 400
     vq.loop.picture_every = 200
     vq.loop.checkpoint_every = 200
     vq.optimizer.learning_rate = 1e-3
-    vq.optimizer.warmup_steps = 60
+    vq.optimizer.warmup_steps = 40
     return config
 
 

@@ -1,6 +1,7 @@
 """Two real processes on this machine: they take the steps of one, stop together, and notice when one is lost."""
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -91,6 +92,18 @@ def test_two_processes_stop_together_and_one_goes_on(tmp_path, trained, alone):
     assert max(losses(tmp_path)) < STEPS
     run_alone(tmp_path, trained)
     assert losses(tmp_path) == pytest.approx(alone, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_draw_the_set_of_one(tmp_path, trained):
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "samples.npz").unlink()
+    processes = start_two(tmp_path, trained, "--config.method.name=rear", "--job=sample")
+    errors = [p.communicate(timeout=240)[1] for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], errors
+    with np.load(tmp_path / "samples.npz") as drawn, np.load(trained / "samples.npz") as wanted:
+        np.testing.assert_array_equal(drawn["labels"], wanted["labels"])
+        assert np.abs(drawn["arr_0"].astype(int) - wanted["arr_0"]).max() <= 1
 
 
 @pytest.mark.slow

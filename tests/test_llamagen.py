@@ -267,7 +267,7 @@ def test_build_refuses(changes, num_codes, message):
 def test_build_names_missing_keys():
     config = toy.llamagen_config()
     del config.model["token_dropout"]
-    with pytest.raises(RearError, match=r"takes exactly the keys caption_dim, .*: mend token_dropout"):
+    with pytest.raises(RearError, match=r"takes exactly the keys attention, caption_dim, .*: mend token_dropout"):
         models.build(config, num_codes=16, embedding_dim=4)
 
 

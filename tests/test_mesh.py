@@ -27,6 +27,7 @@ def on_eight_devices(marker: str) -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 def test_on_eight_devices():
     on_eight_devices("not slow")
 

@@ -177,6 +177,7 @@ def test_bfloat16_keeps_parameters_latents_and_images_in_float32(name):
     assert reconstruction.dtype == quantized.vectors.dtype == jnp.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NEW)
 def test_the_gradient_flows_straight_through(name):
     """The encoder's gradient is the decoder's at the codes, pulled back as if no code had been looked up."""

@@ -98,7 +98,8 @@ def test_descent_raises_the_reward(setting, method):
     assert metrics["suspect"] == -1
 
 
-@pytest.mark.parametrize("scale", [pytest.param(1.0, marks=pytest.mark.slow), 3.0])
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_ar_grpo_scores_what_it_drew_with(setting, scale):
     """Its log-probabilities are those of the guided, tempered logits that the sampler draws from, code by code."""
     networks, frozen, batch = setting

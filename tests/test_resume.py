@@ -52,7 +52,8 @@ def wait_for_checkpoint(workdir) -> None:
     raise TimeoutError(f"no checkpoint in {workdir}")
 
 
-@pytest.mark.parametrize("signal_number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
+@pytest.mark.slow
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGKILL])
 def test_resume_is_bit_exact(tmp_path, prepared, unbroken, signal_number):
     flags = (*TRAIN, *prepared, "--config.train.loop.log_every=1")
     process = toy.start(tmp_path, *flags)

@@ -131,7 +131,7 @@ def test_the_interface_is_consistent_with_itself(kind):
         np.testing.assert_allclose(images, reconstruction, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["codes", "alitok"])
+@pytest.mark.parametrize("kind", [pytest.param("codes", marks=pytest.mark.slow), "alitok"])
 def test_training_reaches_every_parameter(kind):
     tokenizer, params = tiny(kind)
 
@@ -194,6 +194,7 @@ def train(config, networks, frozen, given, steps: int):
     return first, state.params, history
 
 
+@pytest.mark.slow
 def test_the_first_stage_learns_the_proxys_codes_and_leaves_the_proxy_alone():
     config = settings_for("codes", objective="codes")
     proxy = tokenizers.build(toy.config(tokenizer__channel_mult=(1, 1, 1)).tokenizer, 16)

@@ -52,22 +52,22 @@ def fashion_mnist() -> ConfigDict:
     config.method.deep_layer = 2
     config.method.projector_width = 128
 
-    config.train.loop.steps = 320
+    config.train.loop.steps = 280
     config.train.loop.batch_size = 32
     config.train.loop.log_every = 10
     config.train.loop.picture_every = 0
-    config.train.loop.checkpoint_every = 160
+    config.train.loop.checkpoint_every = 140
     config.train.optimizer.learning_rate = 3e-3
     config.train.optimizer.warmup_steps = 40
 
     post = config.posttrain
     post.perceptual_network = "lite0"
     post.images_at_once = 8
-    post.loop.steps = 60
+    post.loop.steps = 40
     post.loop.batch_size = 32
     post.loop.log_every = 4
     post.loop.picture_every = 0
-    post.loop.checkpoint_every = 60
+    post.loop.checkpoint_every = 40
     post.optimizer.learning_rate = 3e-4
     post.optimizer.final_learning_rate = 1e-5
 

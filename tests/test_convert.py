@@ -72,6 +72,7 @@ def first_loss(workdir: pathlib.Path) -> float:
     return next(line["cross_entropy"] for line in lines if line["job"] == "train")
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_file(trained, files, tmp_path):
     common = {
         "tokenizer_from": str(trained / "tokenizer"),

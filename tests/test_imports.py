@@ -241,7 +241,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-@pytest.mark.parametrize("form", ["lines", "folder", "archive"])
+@pytest.mark.parametrize("form", ["lines", pytest.param("folder", marks=pytest.mark.slow), "archive"])
 def test_the_job_writes_codes_that_train(trained, tmp_path, form, caplog):
     codes, labels = made(40, 1 if form == "lines" else 2)
     source = {

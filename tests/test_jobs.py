@@ -118,6 +118,7 @@ def test_samples_missing_or_damaged(tmp_path, trained):
         toy.run(tmp_path, "evaluate")
 
 
+@pytest.mark.slow
 def test_another_tokenizer_fits_neither_the_codes_nor_the_generator(tmp_path, trained):
     toy.run(tmp_path, "tokenizer", seed=1)
     with pytest.raises(RearError, match="fingerprint"):

@@ -29,6 +29,7 @@ def experiment(trained):
     return make
 
 
+@pytest.mark.slow
 def test_training_and_sampling_by_class(experiment, tmp_path):
     config = experiment()
     jobs.JOBS["train"](config, tmp_path)

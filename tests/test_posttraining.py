@@ -82,7 +82,8 @@ def test_ste_rewards_the_images_of_the_most_probable_codes(setting):
     np.testing.assert_allclose(reward, -4 * losses.mean_squared_error(decoded, batch["image"] / 255.0), rtol=1e-5)
 
 
-@pytest.mark.parametrize("method", [ste, pytest.param(decoder, marks=pytest.mark.slow)], ids=["ste", "tokenizer"])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [ste, decoder], ids=["ste", "tokenizer"])
 def test_descent_raises_the_reward(setting, method):
     networks, frozen, batch = setting
     optimizer = optax.adam(3e-2 if method is ste else 1e-2)
@@ -139,6 +140,7 @@ def test_ar_grpo_learns_a_reward_of_ones_own(setting, brightness):
     assert metrics["kl"] > 0.0
 
 
+@pytest.mark.slow
 def test_the_first_update_of_ar_grpo_is_on_policy(setting, brightness):
     networks, frozen, batch = setting
     made = brightness(posttrain__method="ar_grpo", posttrain__prior_weight=0.0, posttrain__kl_weight=0.1)

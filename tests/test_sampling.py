@@ -105,7 +105,7 @@ def test_stretches_of_the_decoder():
     assert decode.segment_bounds(16, 4, cut=8) == decode.segment_bounds(16, 4, cut=16) == decode.segment_bounds(16, 4)
 
 
-@pytest.mark.parametrize("interval", [0, 5])
+@pytest.mark.parametrize("interval", [pytest.param(0, marks=pytest.mark.slow), 5])
 def test_after_its_interval_guidance_costs_nothing(interval):
     """The unconditional half is asked for the codes that are guided, and for no other; the logits say so too."""
     config = toy.llamagen_config()

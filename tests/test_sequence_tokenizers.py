@@ -218,7 +218,8 @@ def test_the_first_stage_learns_the_proxys_codes_and_leaves_the_proxy_alone():
     jax.tree.map(np.testing.assert_array_equal, after["tokenizer"]["pixel_decoder"], proxy_params["decoder"])
 
 
-@pytest.mark.parametrize("kind", [pytest.param("codes", marks=pytest.mark.slow), "alitok"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["codes", "alitok"])
 def test_the_second_stage_leaves_encoder_and_codebook_alone(kind):
     config = settings_for(kind, trained="decoder", discriminator_weight=0.1, commitment_weight=0.0, revive_below=0.9)
     networks = vq.Networks(tokenizers.build(config.tokenizer, 16), None, PatchDiscriminator(4, 1))
@@ -230,7 +231,8 @@ def test_the_second_stage_leaves_encoder_and_codebook_alone(kind):
     assert moved(before, after)["discriminator"]
 
 
-@pytest.mark.parametrize("kind", [pytest.param("pixels", marks=pytest.mark.slow), "alitok_causal"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pixels", "alitok_causal"])
 def test_one_stage_on_pixels_moves_everything(kind):
     config = settings_for(kind)
     networks = vq.Networks(tokenizers.build(config.tokenizer, 16), None, None)

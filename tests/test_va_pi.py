@@ -56,6 +56,7 @@ def test_the_first_update_is_on_policy(parts):
     assert state.step == 1
 
 
+@pytest.mark.slow
 def test_one_forward_pass_gives_the_gradient_of_g(parts):
     """The released code runs every sample through the generator; here the context is run once."""
     networks, params, frozen, batch = parts
@@ -153,6 +154,7 @@ def test_refusals(trained, tmp_path, changes, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_job_resumes_bit_for_bit_and_is_sampled(trained, tmp_path):
     """From a reAR generator with projectors, which post-training leaves behind."""
     whole, halves = tmp_path / "whole", tmp_path / "halves"

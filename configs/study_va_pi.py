@@ -16,14 +16,18 @@ from rear_jax.experiments import fashion_mnist
 def get_config():
     config = fashion_mnist()
     config.jobs = ("tokenizer", "tokenize", "study")
-    config.posttrain.loop.steps = 100
-    config.posttrain.loop.log_every = 4
+    config.posttrain.loop.steps = 72
     config.evaluate.tokenizer = False  # it is the same in all variants
     config.study.last = 10
     with config.study.unlocked():
         config.study.variants = ConfigDict(
             {
-                "before": {"posttrain": {"optimizer": {"learning_rate": 0.0, "final_learning_rate": 0.0}}},
+                "before": {
+                    "posttrain": {
+                        "loop": {"steps": 40},  # only watched: as many as `last` records need
+                        "optimizer": {"learning_rate": 0.0, "final_learning_rate": 0.0},
+                    }
+                },
                 "reward_only": {"posttrain": {"prior_weight": 0.0}},
                 "prior_only": {"posttrain": {"policy_weight": 0.0}},
                 "both": {},

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from rear_jax.convert import inception as convert
 from rear_jax.errors import RearError
-from rear_jax.metrics.inception import InceptionV3, Outputs, resize
+from rear_jax.metrics.inception import InceptionV3, Outputs, convolve, resize
 from tests.golden_checks.inception_fid import weights
 
 GOLDEN = pathlib.Path(__file__).with_name("goldens") / "inception_fid.npz"
@@ -91,3 +91,23 @@ def test_wrong_files_are_named(tmp_path):
         with pytest.raises(RearError, match=message) as caught:
             convert.params_from(changed)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding"),
+    [
+        (9, (1, 1), 1, "SAME"),
+        (9, (3, 3), 2, "VALID"),
+        (10, (3, 3), 2, "VALID"),
+        (81, (3, 3), 1, "SAME"),
+        (80, (3, 3), 1, "VALID"),
+    ],
+)
+def test_convolutions_as_matrix_products(size, kernel, stride, padding):
+    image_key, kernel_key = jax.random.split(jax.random.key(0))
+    images = jax.random.normal(image_key, (2, size, size, 4))
+    filters = jax.random.normal(kernel_key, (*kernel, 4, 5))
+    settings = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "precision": jax.lax.Precision.HIGHEST}
+    found = convolve(images, filters, (stride, stride), padding, **settings)
+    expected = jax.lax.conv_general_dilated(images, filters, (stride, stride), padding, **settings)
+    np.testing.assert_allclose(found, expected, atol=1e-5)

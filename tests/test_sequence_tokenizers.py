@@ -336,6 +336,29 @@ def test_a_file_goes_out_and_comes_back(kind, tmp_path):
             convert.sizes({k: v for k, v in read.items() if k != key}, source="x")
 
 
+@pytest.mark.parametrize(("kind", "legacy"), [("codes", True), ("pixels", False)])
+def test_a_file_is_held_against_the_reshape_that_goes_with_its_decoder(kind, legacy, tmp_path):
+    """The authors' code has one flag for both, so the decoder in a file tells how its encoder is read."""
+    tokenizer, params = tiny(kind)
+    config = toy.config(tokenizer=section(kind, legacy_reshape=not legacy), data__image_size=16)
+    save_file(to_torch(params, titok.torch_name), tmp_path / "file.safetensors")
+    with pytest.raises(RearError, match=rf"legacy_reshape {legacy} \(config: {not legacy}\)"):
+        artifacts.read_tokenizer(tmp_path / "file.safetensors", config, artifacts.tokenizer_shapes(tokenizer))
+
+
+@pytest.mark.parametrize(("width", "heads"), [(512, 8), (768, 12), (1024, 16), (640, None)])
+def test_heads_follow_from_a_published_width(width, heads):
+    empty = np.zeros(1, np.float32)
+    tensors = {
+        "latent_tokens": np.broadcast_to(empty, (5, width)),
+        "encoder.patch_embed.weight": np.broadcast_to(empty, (width, 3, 16, 16)),
+        "decoder.decoder_embed.weight": np.broadcast_to(empty, (width, 12)),
+        "quantize.embedding.weight": np.broadcast_to(empty, (4096, 12)),
+    }
+    found = titok.sizes(tensors)
+    assert (found.get("encoder_heads"), found.get("decoder_heads")) == (heads, heads)
+
+
 def hub_folder(folder, params, **settings):
     """A TiTok as model hubs hand it out."""
     folder.mkdir()

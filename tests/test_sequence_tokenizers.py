@@ -45,11 +45,12 @@ KINDS = {
     "alitok": (configs.alitok, ALITOK),
     "alitok_causal": (configs.alitok, ALITOK | {"causal_decoder": True, "buffer_tokens": 0}),
 }
-PUBLISHED = {  # millions of parameters, codes, width of the codebook
-    "titok_s128": (83.7, 128, 12),
-    "titok_b64": (204.8, 64, 12),
-    "titok_l32": (641.1, 32, 12),
-    "alitok": (389.9, 273, 32),
+PUBLISHED = {  # millions of parameters, codes of an image, shape of the codebook
+    "titok_s128:2": (83.7, 128, (4096, 12)),
+    "titok_b64:2": (204.8, 64, (4096, 12)),
+    "titok_l32:2": (641.1, 32, (4096, 12)),
+    "titok_bl64_vq8k": (390.0, 64, (8192, 64)),
+    "alitok:2": (389.9, 273, (4096, 32)),
 }
 
 
@@ -73,34 +74,42 @@ def tiny(kind: str, **changes):
     return tokenizer, jax.tree.map(draw, artifacts.tokenizer_shapes(tokenizer))
 
 
-def recipe(name: str, stage: str):
+def recipe(name: str):
+    """The config `tokenizer_<name>.py`, with its stage after a colon if it has any, as on the command line."""
+    name, *stage = name.split(":")
     file = toy.ROOT / "configs" / f"tokenizer_{name}.py"
     spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config(stage)
+    return module.get_config(*stage)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_recipes_have_the_published_sizes(name):
-    millions, codes, width = PUBLISHED[name]
-    config = recipe(name, "2")
+    millions, codes, codebook = PUBLISHED[name]
+    config = recipe(name)
     tokenizer = tokenizers.build(config.tokenizer, config.data.image_size)
     shapes = artifacts.tokenizer_shapes(tokenizer)
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6
     assert count == pytest.approx(millions, abs=0.05)
     assert published.lookup("tokenizer", config.tokenizer)[1] == pytest.approx(count, abs=0.05)
     assert tokenizer.grid == (1, codes) == (1, tokenizer.codes_per_image)
-    assert shapes["codebook"].shape == (4096, width)
+    assert shapes["codebook"].shape == codebook
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", ["titok_s128", "titok_b64", "titok_l32", "alitok"])
 def test_recipes_know_two_stages(name):
     with pytest.raises(RearError, match="stages 1 and 2, not '3'"):
-        recipe(name, "3")
-    first, second = (recipe(name, stage).tokenizer_training for stage in "12")
+        recipe(f"{name}:3")
+    first, second = (recipe(f"{name}:{stage}").tokenizer_training for stage in "12")
     assert (first.trained, second.trained) == ("all", "decoder")
     assert (first.objective, second.objective) == ("pixels" if name == "alitok" else "codes", "pixels")
+
+
+def test_the_network_that_makes_pixels_itself_is_trained_in_one_stage():
+    config = recipe("titok_bl64_vq8k")
+    assert (config.tokenizer_training.objective, config.tokenizer_training.trained) == ("pixels", "all")
+    assert (config.tokenizer.predicts, config.tokenizer.legacy_reshape) == ("pixels", False)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -75,6 +75,7 @@ PUBLISHED = {  # (network, width, depth), for tokenizers (network, `EXTENT`) -> 
     ("titok", 512, "codes", 128): ("TiTok-S-128", 83.7),
     ("titok", 768, "codes", 64): ("TiTok-B-64", 204.8),
     ("titok", 1024, "codes", 32): ("TiTok-L-32", 641.1),
+    ("titok", 1024, "pixels", 64): ("TiTok-BL-64 VQ", 390.0),
     ("alitok", 768, 1024, 17): ("AliTok", 389.9),
 }
 EXTENT = {  # what tells the published sizes of a tokenizer apart; of those with a grid it is the number of levels

@@ -184,7 +184,7 @@ def default() -> ConfigDict:
 
     config.convert = convert = ConfigDict()
     convert.source = ""  # published checkpoint file, or a folder of checkpoints
-    convert.export = ""  # .safetensors file to write with the authors' key names; '' = none
+    convert.export = ""  # FILE.safetensors or FILE.bin with the authors' key names, or a hub's FOLDER of a TiTok
     convert.verify = False  # print a parity report instead of writing anything
     convert.images = 256  # of config.data.eval_split that the report looks at, for tokenizers
     convert.sequences = 256  # of the codes folder that the report looks at, for generators

@@ -409,3 +409,60 @@ def test_what_a_hub_config_says_beyond_the_weights_is_held_against_the_config(se
     folder = hub_folder(tmp_path / "hub", params, **settings)
     with pytest.raises(RearError, match=message):
         artifacts.read_tokenizer(folder, config, artifacts.tokenizer_shapes(tokenizer))
+
+
+def small_sizes(monkeypatch):
+    """Names for the two transformers of `tiny`, which hubs know at other sizes."""
+    monkeypatch.setitem(titok.MODEL_SIZES, "small", titok.Size(16, 2, 2))
+    monkeypatch.setitem(titok.MODEL_SIZES, "base", titok.Size(24, 2, 2))
+
+
+@pytest.mark.parametrize("kind", ["codes", "pixels"])
+def test_a_hub_folder_goes_out_and_comes_back(kind, tmp_path, monkeypatch):
+    small_sizes(monkeypatch)
+    tokenizer, params = tiny(kind)
+    config = toy.config(tokenizer=section(kind), data__image_size=16)
+    config.convert.source, config.convert.export = str(tmp_path / "file.safetensors"), str(tmp_path / "hub")
+    save_file(to_torch(params, titok.torch_name), config.convert.source)
+    jobs.JOBS["convert"](config, tmp_path)
+    assert json.loads((tmp_path / "hub" / "config.json").read_text()) == {
+        "model": {
+            "vq_model": {
+                "codebook_size": 12,
+                "token_size": 4,
+                "use_l2_norm": True,
+                "commitment_cost": 0.25,
+                "vit_enc_model_size": "small",
+                "vit_dec_model_size": "base",
+                "vit_enc_patch_size": 4,
+                "vit_dec_patch_size": 4,
+                "num_latent_tokens": 5,
+                "finetune_decoder": kind == "codes",
+                "is_legacy": kind == "codes",
+            }
+        },
+        "dataset": {"preprocessing": {"crop_size": 16}},
+    }
+    back = artifacts.read_tokenizer(tmp_path / "hub", config, artifacts.tokenizer_shapes(tokenizer))
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+    with pytest.raises(RearError, match=r"hub' exists already: name a new folder"):
+        jobs.JOBS["convert"](config, tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "export", "message"),
+    [
+        ("pixels", {}, "hub", r"encoder_width, _depth and _heads = \(16, 2, 2\) are none of TiTok's small"),
+        ("pixels", {"legacy_reshape": True}, "x.bin", r"legacy_reshape = True with predicts = 'pixels' has no"),
+        ("codes", {"legacy_reshape": False}, "hub", r"legacy_reshape = False with predicts = 'codes' has no"),
+        ("alitok", {}, "hub", r"must end in \.safetensors or \.bin .*which only a TiTok has"),
+    ],
+)
+def test_what_cannot_be_exported(kind, changes, export, message, tmp_path):
+    config = toy.config(tokenizer=section(kind, **changes), data__image_size=16)
+    config.convert.source, config.convert.export = str(tmp_path / "file.safetensors"), str(tmp_path / export)
+    convert = alitok_tokenizer if kind == "alitok" else titok
+    save_file(to_torch(tiny(kind)[1], convert.torch_name), config.convert.source)
+    with pytest.raises(RearError, match=message):
+        jobs.JOBS["convert"](config, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file.safetensors"]

@@ -36,20 +36,22 @@ class Format(NamedTuple):
       section: of the config that describes the network, 'model' (generators) or 'tokenizer'.
       network: `name` in that section.
       layout: the converter module.
+      under: key under which the authors' code looks for the state dict in a pickled file; '' = the file is one.
     """
 
     section: str
     network: str
     layout: ModuleType
+    under: str = ""
 
 
 FORMATS = (
     Format("model", "rar", rar),
-    Format("model", "llamagen", llamagen),
+    Format("model", "llamagen", llamagen, under="model"),
     Format("model", "alitok", alitok),
     Format("tokenizer", "maskgit_vqgan", maskgit_vqgan),
     Format("tokenizer", "vqgan_plus", vqgan_plus),
-    Format("tokenizer", "llamagen_vq", llamagen_vq),
+    Format("tokenizer", "llamagen_vq", llamagen_vq, under="model"),
     Format("tokenizer", "titok", titok),
     Format("tokenizer", "alitok", alitok_tokenizer),
 )

@@ -76,6 +76,50 @@ def hub_sizes(config: Mapping[str, Any], *, source: str) -> dict[str, Any]:
         raise RearError(f"{source} lacks {missing}: it is not TiTok's. Give the file with the weights.") from missing
 
 
+def require_published_form(settings: Mapping[str, Any]) -> None:
+    """Raises RearError unless the authors' code could have a TiTok with these settings, see `sizes`."""
+    reshape, predicts = settings["legacy_reshape"], settings["predicts"]
+    if reshape != (predicts == "codes"):
+        raise RearError(
+            f"config.tokenizer.legacy_reshape = {reshape} with predicts = {predicts!r} has no published form, in which "
+            "one flag tells both: such a TiTok cannot be exported."
+        )
+
+
+def hub_config(settings: Mapping[str, Any], image_size: int) -> dict[str, Any]:
+    """The `config.json` of a hub folder with a TiTok of these settings, by which the authors' code builds it.
+
+    Raises:
+      RearError: a transformer has none of the sizes that it can name.
+    """
+    vq_model = {
+        "codebook_size": settings["codebook_size"],
+        "token_size": settings["codebook_dim"],
+        "use_l2_norm": settings["l2_normalize"],
+        "commitment_cost": 0.25,
+        "vit_enc_model_size": _size_name(settings, "encoder"),
+        "vit_dec_model_size": _size_name(settings, "decoder"),
+        "vit_enc_patch_size": settings["patch_size"],
+        "vit_dec_patch_size": settings["patch_size"],
+        "num_latent_tokens": settings["num_latent_tokens"],
+        "finetune_decoder": settings["predicts"] == "codes",
+        "is_legacy": settings["legacy_reshape"],
+    }
+    return {"model": {"vq_model": vq_model}, "dataset": {"preprocessing": {"crop_size": image_size}}}
+
+
+def _size_name(settings: Mapping[str, Any], part: str) -> str:
+    """What hubs call the size of the encoder or decoder."""
+    size = Size(*(settings[f"{part}_{field}"] for field in Size._fields))
+    names = [name for name, known in MODEL_SIZES.items() if known == size]
+    if not names:
+        raise RearError(
+            f"config.tokenizer.{part}_width, _depth and _heads = {tuple(size)} are none of TiTok's "
+            f"{', '.join(MODEL_SIZES)}, which alone a hub's folder can name: export to a .safetensors or .bin file."
+        )
+    return names[0]
+
+
 def _proxy_sizes(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Sizes of MaskGIT-VQGAN's decoder and codebook."""
     codebook_size, width = tensors["pixel_quantize.embedding.weight"].shape

@@ -97,7 +97,7 @@ def default() -> ConfigDict:
     method.projector = "released"  # or 'paper': three layers with SiLU, or two with GELU
     method.projector_width = 2048
     method.shallow_layer = 0  # 0-based block whose output predicts the current code's embedding
-    method.deep_layer = 18  # ... and the next code's
+    method.deep_layer = -1  # ... and the next code's; -1 = at three quarters of the depth, as in the paper
     method.order_anneal_start = 0.5  # 'rar': up to this share of the steps every sequence is in random order,
     method.order_anneal_end = 0.75  # ... from this share on none is
 

@@ -147,15 +147,18 @@ def _rar(config: ConfigDict, num_codes: int, embedding_dim: int) -> dict[str, An
     regularised = method.name == "rear" and method.embedding_weight > 0
     if regularised and method.projector not in PROJECTORS:
         raise RearError(f"config.method.projector = {method.projector!r}: use one of {', '.join(PROJECTORS)}.")
-    for name in ("shallow_layer", "deep_layer"):
-        if regularised and not 0 <= method[name] < depth:
-            raise RearError(f"config.method.{name} = {method[name]} is not a layer of 0..{depth - 1}.")
+    layers = {
+        "shallow_layer": method.shallow_layer,
+        "deep_layer": 3 * depth // 4 if method.deep_layer == -1 else method.deep_layer,
+    }
+    for name, layer in layers.items():
+        if regularised and not 0 <= layer < depth:
+            raise RearError(f"config.method.{name} = {layer} is not a layer of 0..{depth - 1}.")
     return {
         "projector": method.projector if regularised else "none",
         "projector_width": method.projector_width,
         "embedding_dim": embedding_dim,
-        "shallow_layer": method.shallow_layer,
-        "deep_layer": method.deep_layer,
+        **layers,
     }
 
 

@@ -17,6 +17,8 @@ from rear_jax.models.llamagen_decoder import LlamaGenDecoder
 from rear_jax.models.rar import PROJECTORS, RARTransformer
 from rear_jax.models.rar_decoder import RARDecoder
 from rear_jax.models.stack import REMAT
+from rear_jax.tokenizers import TOKENIZERS
+from rear_jax.tokenizers.vit import SequenceTokenizer
 
 Generator = RARTransformer | LlamaGenTransformer | AliTokTransformer
 
@@ -164,11 +166,16 @@ def _rar(config: ConfigDict, num_codes: int, embedding_dim: int) -> dict[str, An
 
 def _llamagen(config: ConfigDict, num_codes: int, embedding_dim: int) -> dict[str, Any]:
     """Nothing but checks: the method decides no attribute of a LlamaGen transformer."""
-    model, method = config.model, config.method
+    model, method, tokenizer = config.model, config.method, config.tokenizer.name
     if method.name in ("rear", "rar"):
         raise RearError(
             f"config.method.name = {method.name!r} does not fit config.model.name = 'llamagen', whose published form "
             "has neither reAR's taps nor RAR's positions: use 'ar', or another model."
+        )
+    if issubclass(TOKENIZERS[tokenizer], SequenceTokenizer):
+        raise RearError(
+            "config.model.name = 'llamagen' needs a grid of codes, which "
+            f"config.tokenizer.name = {tokenizer!r} has not: use another model, or another tokenizer."
         )
     if model.condition not in CONDITIONS:
         raise RearError(f"config.model.condition = {model.condition!r}: use one of {', '.join(CONDITIONS)}.")

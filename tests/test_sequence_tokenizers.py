@@ -66,9 +66,9 @@ def section(kind: str, **changes):
     return made
 
 
-def tiny(kind: str, **changes):
-    """A tokenizer of 16-pixel images with weights drawn without running `init`."""
-    tokenizer = tokenizers.build(section(kind, **changes), 16)
+def tiny(kind: str, image_size: int = 16, **changes):
+    """A tokenizer with weights drawn without running `init`."""
+    tokenizer = tokenizers.build(section(kind, **changes), image_size)
     rng = np.random.default_rng(0)
     draw = lambda leaf: rng.normal(0.0, 0.4, leaf.shape).astype(leaf.dtype)  # noqa: E731
     return tokenizer, jax.tree.map(draw, artifacts.tokenizer_shapes(tokenizer))
@@ -293,6 +293,67 @@ def test_a_new_decoder_on_an_encoder_that_is_trained_already(tmp_path):
     second = run("second", "alitok", tokenizer_training__init_parts="codes", **source)
     assert not any(moved({p: first[p] for p in ("encoder", "codebook")}, second).values())
     assert second["decoder"]["class_embedding"].shape == (2, 24)
+
+
+def stored(folder, config, params):
+    """The folder, with parameters of the config's tokenizer as `--job=tokenizer` would leave them."""
+    store = Checkpoints(folder, keep=1)
+    store.save(0, {"params": jax.device_put({"tokenizer": params})}, config.to_dict())
+    store.close()
+    return folder
+
+
+def test_a_decoder_of_pixels_on_an_encoder_that_was_trained_with_codes(tmp_path):
+    sizes = {"patch_size": 8, "proxy_channel_mult": (1, 1, 1, 1)}
+    config = toy.config(tokenizer=section("codes", **sizes))
+    params = tiny("codes", image_size=32, **sizes)[1]
+    place = stored(tmp_path / "first", config, params)
+    config.tokenizer.predicts = "pixels"
+    pixels = tokenizers.build(config.tokenizer, 32)
+    assert set(artifacts.tokenizer_shapes(pixels)) == {"encoder", "codebook", "decoder"}
+    read = artifacts.read_encoder(place, config, artifacts.tokenizer_shapes(pixels))
+    assert set(read) == {"encoder", "codebook"}
+    jax.tree.map(np.testing.assert_array_equal, read, {part: params[part] for part in read})
+    config.tokenizer.legacy_reshape = False
+    with pytest.raises(RearError, match=r"another config: tokenizer\.legacy_reshape \(was True, now False\)\. "):
+        artifacts.read_encoder(place, config, artifacts.tokenizer_shapes(pixels))
+
+
+def experiment(kind: str, longer: int = 0):
+    """The toy experiment, reAR on the codes of a tokenizer without a grid, `longer` codes more than in SIZES."""
+    length = {"pixels": "num_latent_tokens", "alitok": "prefix_tokens"}[kind]
+    config = toy.config(tokenizer=section(kind, patch_size=8))
+    config.tokenizer[length] += longer
+    if kind == "alitok":
+        small = config.model
+        config.model = configs.alitok_generator()
+        config.model.update({key: small[key] for key in ("width", "depth", "heads", "mlp_width", "dtype")})
+        config.model.prefix_tokens = config.tokenizer.prefix_tokens
+    return config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "codes"), [("pixels", 5), ("alitok", 3 + 16)])
+def test_a_whole_experiment(kind, codes, tmp_path):
+    config = experiment(kind)
+    for job in ("tokenizer", "tokenize", "train", "sample", "evaluate"):
+        jobs.JOBS[job](config, tmp_path)
+    header = json.loads((tmp_path / "codes" / "header.json").read_text())
+    assert (header["codes_per_image"], header["codebook_size"]) == (codes, 12)
+    with np.load(tmp_path / "samples.npz") as file:
+        assert file["arr_0"].shape == (24, 32, 32, 3)
+    names = {"samples", "held-out real images (the floor)", "held-out images through the tokenizer"}
+    assert json.loads((tmp_path / "scores.json").read_text())["scores"].keys() == names
+
+    longer = experiment(kind, 1)
+    params = tiny(kind, 32, **{key: longer.tokenizer[key] for key in longer.tokenizer if key != "name"})[1]
+    longer.tokenizer_from = str(stored(tmp_path / "longer", longer, params))
+    longer.init_from = str(tmp_path / "generator")
+    with pytest.raises(RearError, match=r"generator belongs to another config: .* \(was \d, now \d\)"):
+        jobs.JOBS["sample"](longer, tmp_path / "other")
+    longer.codes_from, longer.init_from = str(tmp_path / "codes"), ""
+    with pytest.raises(RearError, match="the codes have fingerprint"):
+        jobs.JOBS["train"](longer, tmp_path / "other")
 
 
 @pytest.mark.parametrize(

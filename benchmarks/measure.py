@@ -60,7 +60,6 @@ def build(
         unroll=unroll or arguments.layers,
     )
     config.method.name = method
-    config.method.deep_layer = 3 * arguments.layers // 4
     config.tokenizer.codebook_size = arguments.codebook
     config.data.num_classes = arguments.classes
     return config, models.build(config, num_codes=arguments.codes, embedding_dim=EMBEDDING_DIM)

@@ -18,8 +18,6 @@ def get_config():
     config.tokenizer = alitok()
     config.model = alitok_generator()
     config.method.name = "rear"
-    config.method.shallow_layer = 0
-    config.method.deep_layer = 18
     config.train.loop.steps = 500_000
     config.sample.guidance_scale = 16.0
     config.sample.guidance_power = 1.8

@@ -18,8 +18,6 @@ def get_config():
     config.model.depth = 20
     config.model.width = 768
     config.model.mlp_width = 3072
-    config.method.shallow_layer = 0
-    config.method.deep_layer = 15
     config.sample.guidance_scale = 22.0
     config.sample.guidance_power = 2.75
     return config

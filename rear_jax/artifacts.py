@@ -22,7 +22,8 @@ from rear_jax.training.checkpoints import Checkpoints, abstract
 
 GENERATOR_SETTINGS = ("data.num_classes", "tokenizer.", "model.")  # what a generator's parameters depend on
 TOKENIZER_SETTINGS = ("tokenizer.", "data.image_size")  # ... and a tokenizer's
-DECODER_SETTINGS = ("decoder_", "buffer_tokens", "causal_decoder")  # ... of which these are its decoder's alone
+# ... of which these are its decoder's alone
+DECODER_SETTINGS = ("decoder_", "buffer_tokens", "causal_decoder", "predicts", "proxy_")
 
 
 def tokenizer_folder(workdir: Path) -> Path:

@@ -97,7 +97,7 @@ def default() -> ConfigDict:
     method.projector = "released"  # or 'paper': three layers with SiLU, or two with GELU
     method.projector_width = 2048
     method.shallow_layer = 0  # 0-based block whose output predicts the current code's embedding
-    method.deep_layer = 18  # ... and the next code's
+    method.deep_layer = -1  # ... and the next code's; -1 = at three quarters of the depth, as in the paper
     method.order_anneal_start = 0.5  # 'rar': up to this share of the steps every sequence is in random order,
     method.order_anneal_end = 0.75  # ... from this share on none is
 
@@ -184,7 +184,7 @@ def default() -> ConfigDict:
 
     config.convert = convert = ConfigDict()
     convert.source = ""  # published checkpoint file, or a folder of checkpoints
-    convert.export = ""  # .safetensors file to write with the authors' key names; '' = none
+    convert.export = ""  # FILE.safetensors or FILE.bin with the authors' key names, or a hub's FOLDER of a TiTok
     convert.verify = False  # print a parity report instead of writing anything
     convert.images = 256  # of config.data.eval_split that the report looks at, for tokenizers
     convert.sequences = 256  # of the codes folder that the report looks at, for generators

@@ -49,7 +49,6 @@ def fashion_mnist() -> ConfigDict:
     config.model.dropout = 0.0
     config.model.dtype = "float32"
     config.model.unroll = 3
-    config.method.deep_layer = 2
     config.method.projector_width = 128
 
     config.train.loop.steps = 280

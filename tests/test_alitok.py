@@ -263,8 +263,8 @@ def test_sizes_of_another_file():
 @pytest.mark.parametrize(
     ("changes", "num_codes", "message"),
     [
-        ({}, 15, "square grid of codes, not 8"),
-        ({}, 6, "square grid of codes, not -1"),
+        ({}, 15, r"config.model.prefix_tokens = 7 leaves 8 of the tokenizer's 15 codes, .* or to 15 where"),
+        ({}, 6, r"config.model.prefix_tokens = 7 leaves -1 of the tokenizer's 6 codes"),
         ({"heads": 8}, 16, "divisible by 4"),
         ({"widht": 16}, 16, "mend widht"),
         ({"method": "rar", "target_positions": False}, 16, "set config.model.target_positions"),
@@ -273,6 +273,14 @@ def test_sizes_of_another_file():
 def test_build_refuses(changes, num_codes, message):
     with pytest.raises(RearError, match=message):
         models.build(toy_config(**changes), num_codes=num_codes, embedding_dim=4)
+
+
+def test_codes_without_a_grid_are_all_prefix():
+    model = models.build(toy_config(prefix_tokens=15), num_codes=15, embedding_dim=4)
+    assert model.rotations.cos.shape == (16, 4)
+    logits = model.apply({"params": params_of(model)}, jnp.zeros((1, 15), int), jnp.zeros(1, int)).logits
+    assert logits.shape == (1, 15, 16)
+    assert np.isfinite(logits).all()
 
 
 def test_build_refuses_the_prefix_of_another_tokenizer():

@@ -26,12 +26,11 @@ def stored(folder: pathlib.Path):
 
 @pytest.fixture(scope="module")
 def files(trained, tmp_path_factory):
-    """The toy generator and tokenizer as .safetensors files with the authors' keys."""
+    """The toy generator and tokenizer as .safetensors and .bin files with the authors' keys."""
     folder = tmp_path_factory.mktemp("files")
     for kind in ("generator", "tokenizer"):
-        toy.run(
-            folder, "convert", convert__source=str(trained / kind), convert__export=str(folder / f"{kind}.safetensors")
-        )
+        for name in (f"{kind}.safetensors", f"{kind}.bin"):
+            toy.run(folder, "convert", convert__source=str(trained / kind), convert__export=str(folder / name))
     return folder
 
 
@@ -46,8 +45,9 @@ def test_exported_keys_are_the_authors(files):
 
 
 @pytest.mark.parametrize("kind", ["generator", "tokenizer"])
-def test_out_and_in_again_bit_for_bit(trained, files, tmp_path, kind):
-    toy.run(tmp_path, "convert", convert__source=str(files / f"{kind}.safetensors"))
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+def test_out_and_in_again_bit_for_bit(trained, files, tmp_path, kind, ending):
+    toy.run(tmp_path, "convert", convert__source=str(files / f"{kind}.{ending}"))
     before, after = stored(trained / kind), stored(tmp_path / "converted")
     assert jax.tree.structure(before) == jax.tree.structure(after)
     jax.tree.map(np.testing.assert_array_equal, before, after)
@@ -193,8 +193,14 @@ def test_a_converted_folder_is_not_overwritten(files, tmp_path):
         toy.run(tmp_path, "convert", convert__source=str(files / "generator.safetensors"))
     with pytest.raises(RearError, match="converted already"):
         toy.run(tmp_path, "convert", convert__source=str(tmp_path / "converted"))
-    with pytest.raises(RearError, match="must end in"):
-        toy.run(tmp_path, "convert", convert__source=str(tmp_path / "converted"), convert__export="x.bin")
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x"])
+def test_names_to_export_to_that_say_no_form_are_refused_before_anything_is_written(files, tmp_path, name):
+    source = str(files / "tokenizer.safetensors")
+    with pytest.raises(RearError, match=rf"export = '{tmp_path}/x.*must end in \.safetensors or \.bin"):
+        toy.run(tmp_path, "convert", convert__source=source, convert__export=f"{tmp_path}/{name}")
+    assert not list(tmp_path.iterdir())
 
 
 def test_report_of_a_tokenizer(files, tmp_path, capsys):

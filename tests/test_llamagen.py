@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rear_jax import config as configs
 from rear_jax import decode, guidance, models
 from rear_jax.convert import layout, llamagen
 from rear_jax.errors import RearError
@@ -269,6 +270,14 @@ def test_build_names_missing_keys():
     del config.model["token_dropout"]
     with pytest.raises(RearError, match=r"takes exactly the keys attention, caption_dim, .*: mend token_dropout"):
         models.build(config, num_codes=16, embedding_dim=4)
+
+
+@pytest.mark.parametrize("section", [configs.titok, configs.alitok])
+def test_codes_without_a_grid_are_refused_even_if_they_are_a_square_number(section):
+    config = toy.llamagen_config()
+    config.tokenizer = section()
+    with pytest.raises(RearError, match=rf"needs a grid of codes, which .* = '{config.tokenizer.name}' has not"):
+        models.build(config, num_codes=64, embedding_dim=12)
 
 
 @pytest.mark.parametrize("method", ["rear", "rar"])

@@ -1,6 +1,8 @@
 """The jobs with LlamaGen generators at toy size: training, and sampling by class and by caption."""
 
 import json
+import pickletools
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from PIL import Image
 
 from rear_jax import jobs, models, noise
 from rear_jax.convert import llamagen, safetensors_file
+from rear_jax.convert.torch_files import read_tensors
 from rear_jax.errors import RearError
 from rear_jax.training import next_code
 from rear_jax.training.state import adamw, decay_mask, new_state
@@ -136,3 +139,17 @@ def test_parity_report_of_a_text_generator(experiment, tmp_path, capsys):
     config.convert.source, config.convert.verify = published_file(config, tmp_path / "t2i.safetensors"), True
     jobs.JOBS["convert"](config, tmp_path)
     assert "code files have no captions" in capsys.readouterr().out
+
+
+def test_a_pickled_file_has_its_state_dict_where_the_authors_code_looks(experiment, tmp_path):
+    config = experiment()
+    config.convert.source = published_file(config, tmp_path / "c2i.safetensors")
+    config.convert.export = str(tmp_path / "c2i.bin")
+    jobs.JOBS["convert"](config, tmp_path)
+    with zipfile.ZipFile(config.convert.export) as archive:
+        opcodes = list(pickletools.genops(archive.read("archive/data.pkl")))
+    assert next(text for opcode, text, _ in opcodes if opcode.name == "BINUNICODE") == "model"
+    before, after = (read_tensors(path) for path in (config.convert.source, config.convert.export))
+    assert set(before) == set(after)
+    for key, tensor in before.items():
+        np.testing.assert_array_equal(tensor, after[key], err_msg=key)

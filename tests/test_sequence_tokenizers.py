@@ -45,11 +45,12 @@ KINDS = {
     "alitok": (configs.alitok, ALITOK),
     "alitok_causal": (configs.alitok, ALITOK | {"causal_decoder": True, "buffer_tokens": 0}),
 }
-PUBLISHED = {  # millions of parameters, codes, width of the codebook
-    "titok_s128": (83.7, 128, 12),
-    "titok_b64": (204.8, 64, 12),
-    "titok_l32": (641.1, 32, 12),
-    "alitok": (389.9, 273, 32),
+PUBLISHED = {  # millions of parameters, codes of an image, shape of the codebook
+    "titok_s128:2": (83.7, 128, (4096, 12)),
+    "titok_b64:2": (204.8, 64, (4096, 12)),
+    "titok_l32:2": (641.1, 32, (4096, 12)),
+    "titok_bl64_vq8k": (390.0, 64, (8192, 64)),
+    "alitok:2": (389.9, 273, (4096, 32)),
 }
 
 
@@ -65,42 +66,50 @@ def section(kind: str, **changes):
     return made
 
 
-def tiny(kind: str, **changes):
-    """A tokenizer of 16-pixel images with weights drawn without running `init`."""
-    tokenizer = tokenizers.build(section(kind, **changes), 16)
+def tiny(kind: str, image_size: int = 16, **changes):
+    """A tokenizer with weights drawn without running `init`."""
+    tokenizer = tokenizers.build(section(kind, **changes), image_size)
     rng = np.random.default_rng(0)
     draw = lambda leaf: rng.normal(0.0, 0.4, leaf.shape).astype(leaf.dtype)  # noqa: E731
     return tokenizer, jax.tree.map(draw, artifacts.tokenizer_shapes(tokenizer))
 
 
-def recipe(name: str, stage: str):
+def recipe(name: str):
+    """The config `tokenizer_<name>.py`, with its stage after a colon if it has any, as on the command line."""
+    name, *stage = name.split(":")
     file = toy.ROOT / "configs" / f"tokenizer_{name}.py"
     spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config(stage)
+    return module.get_config(*stage)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_recipes_have_the_published_sizes(name):
-    millions, codes, width = PUBLISHED[name]
-    config = recipe(name, "2")
+    millions, codes, codebook = PUBLISHED[name]
+    config = recipe(name)
     tokenizer = tokenizers.build(config.tokenizer, config.data.image_size)
     shapes = artifacts.tokenizer_shapes(tokenizer)
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6
     assert count == pytest.approx(millions, abs=0.05)
     assert published.lookup("tokenizer", config.tokenizer)[1] == pytest.approx(count, abs=0.05)
     assert tokenizer.grid == (1, codes) == (1, tokenizer.codes_per_image)
-    assert shapes["codebook"].shape == (4096, width)
+    assert shapes["codebook"].shape == codebook
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", ["titok_s128", "titok_b64", "titok_l32", "alitok"])
 def test_recipes_know_two_stages(name):
     with pytest.raises(RearError, match="stages 1 and 2, not '3'"):
-        recipe(name, "3")
-    first, second = (recipe(name, stage).tokenizer_training for stage in "12")
+        recipe(f"{name}:3")
+    first, second = (recipe(f"{name}:{stage}").tokenizer_training for stage in "12")
     assert (first.trained, second.trained) == ("all", "decoder")
     assert (first.objective, second.objective) == ("pixels" if name == "alitok" else "codes", "pixels")
+
+
+def test_the_network_that_makes_pixels_itself_is_trained_in_one_stage():
+    config = recipe("titok_bl64_vq8k")
+    assert (config.tokenizer_training.objective, config.tokenizer_training.trained) == ("pixels", "all")
+    assert (config.tokenizer.predicts, config.tokenizer.legacy_reshape) == ("pixels", False)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -286,6 +295,67 @@ def test_a_new_decoder_on_an_encoder_that_is_trained_already(tmp_path):
     assert second["decoder"]["class_embedding"].shape == (2, 24)
 
 
+def stored(folder, config, params):
+    """The folder, with parameters of the config's tokenizer as `--job=tokenizer` would leave them."""
+    store = Checkpoints(folder, keep=1)
+    store.save(0, {"params": jax.device_put({"tokenizer": params})}, config.to_dict())
+    store.close()
+    return folder
+
+
+def test_a_decoder_of_pixels_on_an_encoder_that_was_trained_with_codes(tmp_path):
+    sizes = {"patch_size": 8, "proxy_channel_mult": (1, 1, 1, 1)}
+    config = toy.config(tokenizer=section("codes", **sizes))
+    params = tiny("codes", image_size=32, **sizes)[1]
+    place = stored(tmp_path / "first", config, params)
+    config.tokenizer.predicts = "pixels"
+    pixels = tokenizers.build(config.tokenizer, 32)
+    assert set(artifacts.tokenizer_shapes(pixels)) == {"encoder", "codebook", "decoder"}
+    read = artifacts.read_encoder(place, config, artifacts.tokenizer_shapes(pixels))
+    assert set(read) == {"encoder", "codebook"}
+    jax.tree.map(np.testing.assert_array_equal, read, {part: params[part] for part in read})
+    config.tokenizer.legacy_reshape = False
+    with pytest.raises(RearError, match=r"another config: tokenizer\.legacy_reshape \(was True, now False\)\. "):
+        artifacts.read_encoder(place, config, artifacts.tokenizer_shapes(pixels))
+
+
+def experiment(kind: str, longer: int = 0):
+    """The toy experiment, reAR on the codes of a tokenizer without a grid, `longer` codes more than in SIZES."""
+    length = {"pixels": "num_latent_tokens", "alitok": "prefix_tokens"}[kind]
+    config = toy.config(tokenizer=section(kind, patch_size=8))
+    config.tokenizer[length] += longer
+    if kind == "alitok":
+        small = config.model
+        config.model = configs.alitok_generator()
+        config.model.update({key: small[key] for key in ("width", "depth", "heads", "mlp_width", "dtype")})
+        config.model.prefix_tokens = config.tokenizer.prefix_tokens
+    return config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "codes"), [("pixels", 5), ("alitok", 3 + 16)])
+def test_a_whole_experiment(kind, codes, tmp_path):
+    config = experiment(kind)
+    for job in ("tokenizer", "tokenize", "train", "sample", "evaluate"):
+        jobs.JOBS[job](config, tmp_path)
+    header = json.loads((tmp_path / "codes" / "header.json").read_text())
+    assert (header["codes_per_image"], header["codebook_size"]) == (codes, 12)
+    with np.load(tmp_path / "samples.npz") as file:
+        assert file["arr_0"].shape == (24, 32, 32, 3)
+    names = {"samples", "held-out real images (the floor)", "held-out images through the tokenizer"}
+    assert json.loads((tmp_path / "scores.json").read_text())["scores"].keys() == names
+
+    longer = experiment(kind, 1)
+    params = tiny(kind, 32, **{key: longer.tokenizer[key] for key in longer.tokenizer if key != "name"})[1]
+    longer.tokenizer_from = str(stored(tmp_path / "longer", longer, params))
+    longer.init_from = str(tmp_path / "generator")
+    with pytest.raises(RearError, match=r"generator belongs to another config: .* \(was \d, now \d\)"):
+        jobs.JOBS["sample"](longer, tmp_path / "other")
+    longer.codes_from, longer.init_from = str(tmp_path / "codes"), ""
+    with pytest.raises(RearError, match="the codes have fingerprint"):
+        jobs.JOBS["train"](longer, tmp_path / "other")
+
+
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
@@ -336,6 +406,29 @@ def test_a_file_goes_out_and_comes_back(kind, tmp_path):
             convert.sizes({k: v for k, v in read.items() if k != key}, source="x")
 
 
+@pytest.mark.parametrize(("kind", "legacy"), [("codes", True), ("pixels", False)])
+def test_a_file_is_held_against_the_reshape_that_goes_with_its_decoder(kind, legacy, tmp_path):
+    """The authors' code has one flag for both, so the decoder in a file tells how its encoder is read."""
+    tokenizer, params = tiny(kind)
+    config = toy.config(tokenizer=section(kind, legacy_reshape=not legacy), data__image_size=16)
+    save_file(to_torch(params, titok.torch_name), tmp_path / "file.safetensors")
+    with pytest.raises(RearError, match=rf"legacy_reshape {legacy} \(config: {not legacy}\)"):
+        artifacts.read_tokenizer(tmp_path / "file.safetensors", config, artifacts.tokenizer_shapes(tokenizer))
+
+
+@pytest.mark.parametrize(("width", "heads"), [(512, 8), (768, 12), (1024, 16), (640, None)])
+def test_heads_follow_from_a_published_width(width, heads):
+    empty = np.zeros(1, np.float32)
+    tensors = {
+        "latent_tokens": np.broadcast_to(empty, (5, width)),
+        "encoder.patch_embed.weight": np.broadcast_to(empty, (width, 3, 16, 16)),
+        "decoder.decoder_embed.weight": np.broadcast_to(empty, (width, 12)),
+        "quantize.embedding.weight": np.broadcast_to(empty, (4096, 12)),
+    }
+    found = titok.sizes(tensors)
+    assert (found.get("encoder_heads"), found.get("decoder_heads")) == (heads, heads)
+
+
 def hub_folder(folder, params, **settings):
     """A TiTok as model hubs hand it out."""
     folder.mkdir()
@@ -377,3 +470,60 @@ def test_what_a_hub_config_says_beyond_the_weights_is_held_against_the_config(se
     folder = hub_folder(tmp_path / "hub", params, **settings)
     with pytest.raises(RearError, match=message):
         artifacts.read_tokenizer(folder, config, artifacts.tokenizer_shapes(tokenizer))
+
+
+def small_sizes(monkeypatch):
+    """Names for the two transformers of `tiny`, which hubs know at other sizes."""
+    monkeypatch.setitem(titok.MODEL_SIZES, "small", titok.Size(16, 2, 2))
+    monkeypatch.setitem(titok.MODEL_SIZES, "base", titok.Size(24, 2, 2))
+
+
+@pytest.mark.parametrize("kind", ["codes", "pixels"])
+def test_a_hub_folder_goes_out_and_comes_back(kind, tmp_path, monkeypatch):
+    small_sizes(monkeypatch)
+    tokenizer, params = tiny(kind)
+    config = toy.config(tokenizer=section(kind), data__image_size=16)
+    config.convert.source, config.convert.export = str(tmp_path / "file.safetensors"), str(tmp_path / "hub")
+    save_file(to_torch(params, titok.torch_name), config.convert.source)
+    jobs.JOBS["convert"](config, tmp_path)
+    assert json.loads((tmp_path / "hub" / "config.json").read_text()) == {
+        "model": {
+            "vq_model": {
+                "codebook_size": 12,
+                "token_size": 4,
+                "use_l2_norm": True,
+                "commitment_cost": 0.25,
+                "vit_enc_model_size": "small",
+                "vit_dec_model_size": "base",
+                "vit_enc_patch_size": 4,
+                "vit_dec_patch_size": 4,
+                "num_latent_tokens": 5,
+                "finetune_decoder": kind == "codes",
+                "is_legacy": kind == "codes",
+            }
+        },
+        "dataset": {"preprocessing": {"crop_size": 16}},
+    }
+    back = artifacts.read_tokenizer(tmp_path / "hub", config, artifacts.tokenizer_shapes(tokenizer))
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+    with pytest.raises(RearError, match=r"hub' exists already: name a new folder"):
+        jobs.JOBS["convert"](config, tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "export", "message"),
+    [
+        ("pixels", {}, "hub", r"encoder_width, _depth and _heads = \(16, 2, 2\) are none of TiTok's small"),
+        ("pixels", {"legacy_reshape": True}, "x.bin", r"legacy_reshape = True with predicts = 'pixels' has no"),
+        ("codes", {"legacy_reshape": False}, "hub", r"legacy_reshape = False with predicts = 'codes' has no"),
+        ("alitok", {}, "hub", r"must end in \.safetensors or \.bin .*which only a TiTok has"),
+    ],
+)
+def test_what_cannot_be_exported(kind, changes, export, message, tmp_path):
+    config = toy.config(tokenizer=section(kind, **changes), data__image_size=16)
+    config.convert.source, config.convert.export = str(tmp_path / "file.safetensors"), str(tmp_path / export)
+    convert = alitok_tokenizer if kind == "alitok" else titok
+    save_file(to_torch(tiny(kind)[1], convert.torch_name), config.convert.source)
+    with pytest.raises(RearError, match=message):
+        jobs.JOBS["convert"](config, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file.safetensors"]

@@ -1,4 +1,4 @@
-"""Reading PyTorch and safetensors files without PyTorch: every dtype and layout, and nothing that could run code.
+"""PyTorch and safetensors files without PyTorch: every dtype and layout, and nothing that could run code.
 
 The files in tests/data were written by `torch.save` of PyTorch 2.13 from the tensors that `EXPECTED` spells out:
 `state_dict_zip.pt` is a flat state dict; `train_state_legacy.pt` holds it under "model" beside an optimizer's state,
@@ -7,6 +7,7 @@ with `_use_new_zipfile_serialization=False`.
 
 import io
 import pickle
+import pickletools
 import struct
 import zipfile
 from collections import OrderedDict
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from rear_jax.convert import layout, torch_writer
 from rear_jax.convert.torch_files import read_tensors
 from rear_jax.errors import RearError
 
@@ -226,3 +228,51 @@ def test_compressed_and_big_endian_archives_are_refused(tmp_path):
         read_tensors(write_zip(tmp_path / "a.pt", value, compression=zipfile.ZIP_DEFLATED))
     with pytest.raises(RearError, match="big-endian"):
         read_tensors(write_zip(tmp_path / "b.pt", value, byteorder=b"big"))
+
+
+PARAMS = {
+    "stack": {"kernel": np.arange(24, dtype=np.float32).reshape(2, 3, 4)},
+    "conv": {"kernel": np.arange(120, dtype=np.float32).reshape(2, 5, 3, 4)},
+    "half": np.array([1.5, -0.25], np.float16),
+    "bfloat16": np.array([[3.0, -0.5, 1e30]], ml_dtypes.bfloat16),
+    "long": np.array([-5, 1 << 40]),
+    "scalar": np.array(2.5, np.float32),
+    "empty": np.zeros((0, 3), np.float32),
+}
+
+
+def torch_name(path: layout.Path) -> layout.TorchName:
+    """One layer of `stack` is a linear one."""
+    if path[0] == "stack":
+        return layout.TorchName("layers.{i}.weight", layout.LINEAR)
+    return layout.TorchName(path[0], layout.CONV if path[0] == "conv" else None)
+
+
+@pytest.mark.parametrize("under", ["", "model"])
+def test_what_is_written_is_read_again(tmp_path, under):
+    torch_writer.save(tmp_path / "a.bin", PARAMS, torch_name, under=under)
+    tensors, expected = read_tensors(tmp_path / "a.bin"), dict(layout.torch_tensors(PARAMS, torch_name))
+    assert list(tensors) == list(expected)
+    for key, tensor in expected.items():
+        assert tensors[key].dtype == tensor.dtype, key
+        assert tensors[key].shape == tensor.shape, key
+        np.testing.assert_array_equal(tensors[key], tensor, err_msg=key)
+
+
+def test_what_is_written_is_what_torch_load_takes(tmp_path):
+    """The members and opcodes of its format; `weights_only=True` admits these names and no others."""
+    torch_writer.save(tmp_path / "a.bin", PARAMS, torch_name, under="model")
+    with zipfile.ZipFile(tmp_path / "a.bin") as archive:
+        assert archive.testzip() is None
+        members = {info.filename: info.compress_type for info in archive.infolist()}
+        pickled = archive.read("archive/data.pkl")
+        assert archive.read("archive/version") == b"3\n"
+        assert archive.read("archive/byteorder") == b"little"
+    assert next(iter(members)) == "archive/data.pkl"
+    assert {f"archive/data/{i}" for i in range(8)} < members.keys()
+    assert set(members.values()) == {zipfile.ZIP_STORED}
+    opcodes = list(pickletools.genops(pickled))
+    assert max(opcode.proto for opcode, _, _ in opcodes) <= 2
+    names = {argument for opcode, argument, _ in opcodes if opcode.name == "GLOBAL"}
+    storages = {f"torch {kind}Storage" for kind in ("Float", "Half", "BFloat16", "Long")}
+    assert names == {"torch._utils _rebuild_tensor_v2", "collections OrderedDict"} | storages

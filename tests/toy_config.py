@@ -38,7 +38,6 @@ def get_config():
     config.model.heads = 2
     config.model.mlp_width = 32
     config.model.dtype = "float32"
-    config.method.deep_layer = 1
     config.method.projector_width = 16
     config.train.loop.steps = 12
     config.train.loop.batch_size = 8

@@ -108,6 +108,15 @@ def torch_tensors(params: Any, torch_name: Callable[[Path], TorchName]) -> Itera
             yield key, layer if name.axes is None else layer.transpose(np.argsort(name.axes))
 
 
+def torch_shapes(params: Any, torch_name: Callable[[Path], TorchName]) -> dict[str, np.ndarray]:
+    """Keys of `to_torch` with stand-ins that have shape and dtype of the tensors but take no memory."""
+    empty = {
+        path: np.broadcast_to(np.empty((), leaf.dtype), leaf.shape)
+        for path, leaf in traverse_util.flatten_dict(params).items()
+    }
+    return dict(torch_tensors(traverse_util.unflatten_dict(empty), torch_name))
+
+
 def count_layers(tensors: Mapping[str, Any], pattern: str) -> int:
     """How many different indices the group of a regular expression takes among the keys that it matches."""
     return len({match[1] for match in map(re.compile(pattern).match, tensors) if match})

@@ -36,20 +36,22 @@ class Format(NamedTuple):
       section: of the config that describes the network, 'model' (generators) or 'tokenizer'.
       network: `name` in that section.
       layout: the converter module.
+      under: key under which the authors' code looks for the state dict in a pickled file; '' = the file is one.
     """
 
     section: str
     network: str
     layout: ModuleType
+    under: str = ""
 
 
 FORMATS = (
     Format("model", "rar", rar),
-    Format("model", "llamagen", llamagen),
+    Format("model", "llamagen", llamagen, under="model"),
     Format("model", "alitok", alitok),
     Format("tokenizer", "maskgit_vqgan", maskgit_vqgan),
     Format("tokenizer", "vqgan_plus", vqgan_plus),
-    Format("tokenizer", "llamagen_vq", llamagen_vq),
+    Format("tokenizer", "llamagen_vq", llamagen_vq, under="model"),
     Format("tokenizer", "titok", titok),
     Format("tokenizer", "alitok", alitok_tokenizer),
 )
@@ -75,6 +77,7 @@ PUBLISHED = {  # (network, width, depth), for tokenizers (network, `EXTENT`) -> 
     ("titok", 512, "codes", 128): ("TiTok-S-128", 83.7),
     ("titok", 768, "codes", 64): ("TiTok-B-64", 204.8),
     ("titok", 1024, "codes", 32): ("TiTok-L-32", 641.1),
+    ("titok", 1024, "pixels", 64): ("TiTok-BL-64 VQ", 390.0),
     ("alitok", 768, 1024, 17): ("AliTok", 389.9),
 }
 EXTENT = {  # what tells the published sizes of a tokenizer apart; of those with a grid it is the number of levels

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from rear_jax.atomic import atomic_file
@@ -27,8 +26,7 @@ def save(path: Path, params: Any, torch_name: Callable[[layout.Path], layout.Tor
       torch_name: the network's layout.
     """
     header, position = {"__metadata__": {"format": "pt"}}, 0
-    shapes = jax.tree.map(lambda leaf: np.broadcast_to(np.empty((), leaf.dtype), leaf.shape), params)
-    for key, tensor in layout.torch_tensors(shapes, torch_name):
+    for key, tensor in layout.torch_shapes(params, torch_name).items():
         end = position + tensor.size * tensor.dtype.itemsize
         header[key] = {"dtype": DTYPES[tensor.dtype.name], "shape": tensor.shape, "data_offsets": [position, end]}
         position = end

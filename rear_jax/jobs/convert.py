@@ -1,7 +1,8 @@
 """`--job=convert`: published checkpoints in, checkpoints with the authors' key names out, and a report on either."""
 
+import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rear_jax import artifacts, models, tokenizers
-from rear_jax.convert import parity, published, rar, safetensors_file
+from rear_jax.convert import parity, published, rar, safetensors_file, titok, torch_writer
 from rear_jax.convert.torch_files import read_tensors
 from rear_jax.data.batches import ordered_batches
 from rear_jax.data.codes import check_codes, open_codes
@@ -27,7 +28,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """Reads `config.convert.source` and writes what is asked for.
 
     A published file becomes the folder `workdir/converted`, which `init_from`, `tokenizer_from` and
-    `tokenizer_training.init_from` take; a file or a folder of checkpoints becomes the `.safetensors` file of
+    `tokenizer_training.init_from` take; a file or a folder of checkpoints becomes the file or hub folder of
     `convert.export`. With `convert.verify` nothing is written: a report is printed.
     """
     settings = config.convert
@@ -35,6 +36,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         raise RearError("config.convert.source is empty: name a published checkpoint, or a folder of checkpoints.")
     source = Path(settings.source)
     section = _section(source)
+    export = _exporter(section, config) if settings.export else None
     if section == "tokenizer":
         module = tokenizers.build(config.tokenizer, config.data.image_size)
         params = artifacts.read_tokenizer(source, config, artifacts.tokenizer_shapes(module))
@@ -47,14 +49,42 @@ def run(config: ConfigDict, workdir: Path) -> None:
     published_source = published.weights_file(source) is not None
     if published_source:
         _save(section, params, config, workdir / "converted")
-    if settings.export:
-        target = Path(settings.export)
-        if target.suffix != ".safetensors":
-            raise RearError(f"config.convert.export = {settings.export!r}: the name must end in .safetensors.")
-        safetensors_file.save(target, params, published.format_of(section, config[section].name).layout.torch_name)
-        log.info("convert: wrote %s with the authors' key names", target)
+    if export:
+        export(params)
+        log.info("convert: wrote %s with the authors' key names", settings.export)
     elif not published_source:
         raise RearError(f"{source} is converted already: name a file to export to, --config.convert.export=FILE.")
+
+
+def _exporter(section: str, config: ConfigDict) -> Callable[[Any], None]:
+    """What writes parameters as `config.convert.export` asks.
+
+    Raises:
+      RearError: that name has another ending, or the network has no such form.
+    """
+    target, settings = Path(config.convert.export), config[section]
+    found = published.format_of(section, settings.name)
+    if found.layout is titok:
+        titok.require_published_form(settings)
+    if target.suffix == ".safetensors":
+        return functools.partial(safetensors_file.save, target, torch_name=found.layout.torch_name)
+    if target.suffix == ".bin":
+        return functools.partial(torch_writer.save, target, torch_name=found.layout.torch_name, under=found.under)
+    if target.suffix or found.layout is not titok:
+        raise RearError(
+            f"config.convert.export = {config.convert.export!r}: the name must end in .safetensors or .bin (without an "
+            "ending it is a hub's folder, which only a TiTok has)."
+        )
+    if target.exists():
+        raise RearError(f"config.convert.export = {config.convert.export!r} exists already: name a new folder.")
+    return functools.partial(_save_hub_folder, target, titok.hub_config(settings, config.data.image_size))
+
+
+def _save_hub_folder(folder: Path, hub_config: dict, params: Any) -> None:
+    """Writes a TiTok as model hubs hand it out; the file that makes it a hub's folder comes last."""
+    folder.mkdir(parents=True)
+    safetensors_file.save(folder / published.HUB_WEIGHTS[0], params, titok.torch_name)
+    artifacts.write_json(folder / published.HUB_CONFIG, hub_config)
 
 
 def _report(section: str, module: Any, params: Any, config: ConfigDict, workdir: Path) -> None:

@@ -17,6 +17,8 @@ from rear_jax.models.llamagen_decoder import LlamaGenDecoder
 from rear_jax.models.rar import PROJECTORS, RARTransformer
 from rear_jax.models.rar_decoder import RARDecoder
 from rear_jax.models.stack import REMAT
+from rear_jax.tokenizers import TOKENIZERS
+from rear_jax.tokenizers.vit import SequenceTokenizer
 
 Generator = RARTransformer | LlamaGenTransformer | AliTokTransformer
 
@@ -147,25 +149,33 @@ def _rar(config: ConfigDict, num_codes: int, embedding_dim: int) -> dict[str, An
     regularised = method.name == "rear" and method.embedding_weight > 0
     if regularised and method.projector not in PROJECTORS:
         raise RearError(f"config.method.projector = {method.projector!r}: use one of {', '.join(PROJECTORS)}.")
-    for name in ("shallow_layer", "deep_layer"):
-        if regularised and not 0 <= method[name] < depth:
-            raise RearError(f"config.method.{name} = {method[name]} is not a layer of 0..{depth - 1}.")
+    layers = {
+        "shallow_layer": method.shallow_layer,
+        "deep_layer": 3 * depth // 4 if method.deep_layer == -1 else method.deep_layer,
+    }
+    for name, layer in layers.items():
+        if regularised and not 0 <= layer < depth:
+            raise RearError(f"config.method.{name} = {layer} is not a layer of 0..{depth - 1}.")
     return {
         "projector": method.projector if regularised else "none",
         "projector_width": method.projector_width,
         "embedding_dim": embedding_dim,
-        "shallow_layer": method.shallow_layer,
-        "deep_layer": method.deep_layer,
+        **layers,
     }
 
 
 def _llamagen(config: ConfigDict, num_codes: int, embedding_dim: int) -> dict[str, Any]:
     """Nothing but checks: the method decides no attribute of a LlamaGen transformer."""
-    model, method = config.model, config.method
+    model, method, tokenizer = config.model, config.method, config.tokenizer.name
     if method.name in ("rear", "rar"):
         raise RearError(
             f"config.method.name = {method.name!r} does not fit config.model.name = 'llamagen', whose published form "
             "has neither reAR's taps nor RAR's positions: use 'ar', or another model."
+        )
+    if issubclass(TOKENIZERS[tokenizer], SequenceTokenizer):
+        raise RearError(
+            "config.model.name = 'llamagen' needs a grid of codes, which "
+            f"config.tokenizer.name = {tokenizer!r} has not: use another model, or another tokenizer."
         )
     if model.condition not in CONDITIONS:
         raise RearError(f"config.model.condition = {model.condition!r}: use one of {', '.join(CONDITIONS)}.")

@@ -17,6 +17,7 @@ The published generators are plain autoregressive ones. The authors of reAR repo
   added there (`target_positions`), as in the RAR family.
 """
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -24,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from rear_jax.errors import RearError
 from rear_jax.models.attention import apply_dropout
 from rear_jax.models.rar import PROJECTORS, Features, Projector
 from rear_jax.models.rotary import Block, Rotation, grid_angles, line_angles, linear, normal, rms_norm, rotation_of
@@ -36,7 +38,13 @@ def rotation_table(num_codes: int, head_size: int, prefix_tokens: int) -> Rotati
     Raises:
       RearError: the codes after the prefix do not form a square, or the head size is not divisible by four.
     """
-    grid = grid_angles(num_codes - prefix_tokens, head_size, first=prefix_tokens)
+    cells = num_codes - prefix_tokens
+    if cells < 0 or math.isqrt(cells) ** 2 != cells:
+        raise RearError(
+            f"config.model.prefix_tokens = {prefix_tokens} leaves {cells} of the tokenizer's {num_codes} codes, "
+            f"no square grid: set it to as many as come before the grid, or to {num_codes} where there is no grid."
+        )
+    grid = grid_angles(cells, head_size, first=prefix_tokens)
     return rotation_of(np.concatenate([line_angles(prefix_tokens, head_size), grid]), zeros=1)
 
 

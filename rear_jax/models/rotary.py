@@ -49,7 +49,7 @@ def grid_angles(num_codes: int, head_size: int, *, first: int = 0) -> np.ndarray
     Raises:
       RearError: the codes do not form a square, or the head size is not divisible by four.
     """
-    side = math.isqrt(max(num_codes, 0))
+    side = math.isqrt(num_codes)
     if side**2 != num_codes:
         raise RearError(
             f"this generator needs a square grid of codes, not {num_codes}: use another tokenizer or "

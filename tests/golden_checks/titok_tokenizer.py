@@ -33,14 +33,13 @@ def check(golden) -> None:
         "codebook_size": meta["codebook_size"],
         "codebook_dim": meta["token_size"],
         "predicts": "codes" if "decoder.ffn.2.weight" in tensors else "pixels",
+        "legacy_reshape": meta["is_legacy"],
     } | {f"{part}_{size}": meta[key] for part in ("encoder", "decoder") for size, key in SIZES.items()}
     proxy = {name: meta["pixel_decoder"][key] for key, name in PROXY.items()}
     proxy["proxy_channel_mult"] = tuple(proxy["proxy_channel_mult"])
     assert found == (wanted | proxy if wanted["predicts"] == "codes" else wanted)
     heads = {"encoder_heads": meta["heads"], "decoder_heads": meta["heads"]}
-    tokenizer = TiTok(
-        image_size=meta["image"], l2_normalize=True, legacy_reshape=meta["is_legacy"], **heads, **proxy | found
-    )
+    tokenizer = TiTok(image_size=meta["image"], l2_normalize=True, **heads, **proxy | found)
     params = _tokenizers.compare(tokenizer, titok, golden, symmetric=False)
 
     @jax.jit

@@ -211,9 +211,9 @@ def about(seconds: list[float]) -> str:
     return f"{statistics.median(seconds):.3f} ({min(seconds):.3f} to {max(seconds):.3f})"
 
 
-def header(ceiling: float, dtype: str) -> None:
-    """Where and with what this was measured."""
+def header(ceiling: float, dtype: str, mfu: Peak | None = None) -> None:
+    """Where and with what this was measured, and what MFU is a share of."""
     device = jax.devices()[0]
     print(f"jax {jax.__version__}, {device.platform} {device.device_kind}, {jax.device_count()} device(s), {dtype}; ")
     print(f"ceiling: the best large matrix product runs at {ceiling / 1e9:.0f} GFLOP/s")
-    print(f"MFU: of {peak(ceiling, dtype).source}\n", flush=True)
+    print(f"MFU: of {mfu.source}\n" if mfu else "", flush=True)

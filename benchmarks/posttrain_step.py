@@ -244,7 +244,7 @@ def main() -> None:
     ceiling, found = measure.matmul_ceiling(arguments.dtype), {}
     peak, micro = measure.peak(ceiling, arguments.dtype), arguments.batch // arguments.accumulation
     counted = count_flops(arguments, networks.generator.num_codes, micro)
-    measure.header(ceiling, arguments.dtype)
+    measure.header(ceiling, arguments.dtype, peak)
     measure.table(rows(arguments, config, networks, counted, peak, found))
     print(f"\nparts are of {micro} images; peak {measure.peak_memory_gib():.1f} GiB over all rows")
     conclusions(arguments, counted, found, peak)

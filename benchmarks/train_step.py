@@ -111,10 +111,12 @@ def time_step(arguments, config: ConfigDict, init: Callable[[], TrainState], mes
     return Times(seconds, compiling, measure.peak_memory_gib())
 
 
-def rows(arguments, config: ConfigDict, mesh: Mesh, ceiling: float, rates: dict[int, float]) -> Iterator[tuple]:
+def rows(
+    arguments, config: ConfigDict, mesh: Mesh, ceiling: float, peak: measure.Peak, rates: dict[int, float]
+) -> Iterator[tuple]:
     """The table: one row a batch, doubled until memory is full, then PyTorch's; `rates` gets images/s by batch."""
     yield HEAD
-    init, peak = first_state(config, arguments.batch, mesh), measure.peak(ceiling, config.model.dtype)
+    init = first_state(config, arguments.batch, mesh)
     for batch in (arguments.batch << doubled for doubled in range(arguments.doublings + 1)):
         count = step_flops(config, batch, mesh)
         folder = arguments.profile and f"{arguments.profile}/{batch}"
@@ -184,8 +186,9 @@ def main() -> None:
             compile_only(config, arguments.batch, mesh)
             return
         ceiling, rates = measure.matmul_ceiling(config.model.dtype), {}
-        measure.header(ceiling, config.model.dtype)
-        measure.table(rows(arguments, config, mesh, ceiling, rates))
+        peak = measure.peak(ceiling, config.model.dtype)
+        measure.header(ceiling, config.model.dtype, peak)
+        measure.table(rows(arguments, config, mesh, ceiling, peak, rates))
         count = step_flops(config, arguments.batch, mesh) / arguments.batch
     print(f"\n{count / 1e9:.4g} GFLOP an image in matrix products; rates and MFU are of the fastest step; ", end="")
     print("the floor is the seconds of all products at the ceiling")

@@ -1,16 +1,18 @@
 """Time of sampling one batch with guidance: what each part of the cache saves, a counted floor, and PyTorch.
 
 python benchmarks/decode.py [--torch-python=PYTHON] [--segments=4]
-python benchmarks/decode.py --width=768 --layers=24 --heads=16 --batch=128 --dtype=bfloat16    # reAR-B
+python benchmarks/decode.py --width=768 --layers=24 --heads=16 --batch=128 --dtype=bfloat16 --unroll=1    # reAR-B
+python benchmarks/decode.py --width=1024 --layers=24 --heads=16 --batch=128 --dtype=bfloat16 --unroll=1    # reAR-L
 python benchmarks/decode.py --model=alitok --codes=273 --codebook=4096 --width=768 --layers=24 --heads=16 --batch=128 \\
-    --dtype=bfloat16    # AliTok-B
+    --dtype=bfloat16 --unroll=1    # AliTok-B; --batch=256 for each
 python benchmarks/decode.py --model=llamagen --width=1280 --layers=36 --heads=20 --codebook=16384 --codes=576 \\
-    --batch=64 --dtype=bfloat16    # LlamaGen-XL, 384 px
+    --batch=64 --dtype=bfloat16 --unroll=1    # LlamaGen-XL, 384 px
 """
 
 import argparse
 import dataclasses
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -20,6 +22,7 @@ import measure
 from rear_jax import decode, models
 from rear_jax.models.rar_decoder import RARDecoder
 
+Timed = tuple[list[float], float | None]  # seconds of each run, and of compiling where that was timed
 SAMPLER = decode.Sampler(guidance_scale=15.0, guidance_power=2.5)
 
 
@@ -71,7 +74,7 @@ def memory_bandwidth() -> float:
     return x.nbytes / min(seconds)
 
 
-def time_sampling(arguments, decoder: Any, params: Any) -> tuple[list[float], float]:
+def time_sampling(arguments, decoder: Any, params: Any) -> Timed:
     """Seconds of drawing one batch, several times, and seconds of compiling that."""
     rows = jnp.arange(arguments.batch)
     keys = jax.random.split(jax.random.key(1), arguments.batch)
@@ -96,20 +99,47 @@ def time_uncached(arguments, model: models.Generator, params: Any) -> list[float
     return [model.num_codes * second for second in seconds]
 
 
-def ways(arguments, model: models.Generator, params: Any) -> dict[str, tuple[list[float], float | None]]:
-    """What was timed -> (seconds, seconds of compiling), from the plainest way to the one that rear_jax takes."""
+def ways(arguments, model: models.Generator, params: Any) -> dict[str, Callable[[], Timed]]:
+    """What is to be timed, by name, from the plainest way to the one that rear_jax takes."""
     decoder = models.decoder_of(model)
-    timed: dict[str, tuple[list[float], float | None]] = {
-        "no cache (one forward x codes)": (time_uncached(arguments, model, params), None)
-    }
-    if arguments.model == "rar":
-        timed["cache, modulation per sequence"] = time_sampling(arguments, ModulatedPerSequence(decoder), params)
-    ours = "cache, shared modulation" if arguments.model == "rar" else "cache"
-    timed[f"rear_jax: {ours}"] = time_sampling(arguments, decoder, params)
     other = {"float32": "bfloat16", "bfloat16": "float32"}[arguments.dtype]
-    recast = dataclasses.replace(model, dtype=jnp.dtype(other))
-    timed[f"the same in {other}"] = time_sampling(arguments, models.decoder_of(recast), params)
-    return timed
+    recast = models.decoder_of(dataclasses.replace(model, dtype=jnp.dtype(other)))
+    work = {"no cache (one forward x codes)": lambda: (time_uncached(arguments, model, params), None)}
+    if arguments.model == "rar":
+        modulated = ModulatedPerSequence(decoder)
+        work["cache, modulation per sequence"] = lambda: time_sampling(arguments, modulated, params)
+    ours = "cache, shared modulation" if arguments.model == "rar" else "cache"
+    work[f"rear_jax: {ours}"] = lambda: time_sampling(arguments, decoder, params)
+    work[f"the same in {other}"] = lambda: time_sampling(arguments, recast, params)
+    return work
+
+
+def rows(arguments, model: models.Generator, params: Any, least: dict[str, float]) -> Iterator[tuple]:
+    """The table: the floor, every way, and PyTorch's."""
+    yield "what", "seconds, median (min to max)", "images/s", "times the floor", "times the row before", "compile s"
+    total, before = max(least.values()), None
+    for name, value in least.items():
+        yield f"floor: {name}", f"{value:.3f}", f"{arguments.batch / value:.2f}", f"{value / total:.2f}", "", ""
+    for name, work in ways(arguments, model, params).items():
+        timed, failure = measure.guarded(work)
+        if failure:
+            yield name, failure, "", "", "", ""
+            before = None
+            continue
+        seconds, compiling = timed
+        best = min(seconds)
+        gain = f"{before / best:.2f}" if before else ""
+        rate, compiled = f"{arguments.batch / best:.2f}", f"{compiling:.1f}" if compiling else ""
+        yield name, measure.about(seconds), rate, f"{best / total:.2f}", gain, compiled
+        before = best
+    for what, label, more in (
+        ("decode", "cached, RAR's way", ()),
+        ("decode_uncached", "as released (no cache)", ("--steps-limit=8",)),
+    ):
+        if arguments.model == "rar" and (other := measure.pytorch(arguments, what, *more)):
+            theirs = other["seconds"]["all"]
+            rate, name = f"{arguments.batch / min(theirs):.2f}", f"PyTorch {other['torch']}, {label}"
+            yield name, measure.about(theirs), rate, f"{min(theirs) / total:.2f}", "", ""
 
 
 def main() -> None:
@@ -124,34 +154,10 @@ def main() -> None:
     params = jax.jit(model.init)(jax.random.key(0), *models.example_inputs(model))["params"]
     ceiling, bandwidth = measure.matmul_ceiling(arguments.dtype), memory_bandwidth()
     least = floor(arguments, ceiling, bandwidth)
-    timed = ways(arguments, model, params)
-
     measure.header(ceiling, arguments.dtype)
-    print(f"memory is read at {bandwidth / 1e9:.1f} GB/s; peak {measure.peak_memory_gib():.1f} GiB over all rows\n")
-    table = [
-        ("what", "seconds, median (min to max)", "images/s", "times the floor", "times the row before", "compile s")
-    ]
-    total = max(least.values())
-    for name, value in least.items():
-        table.append((f"floor: {name}", f"{value:.3f}", "", f"{value / total:.2f}", "", ""))
-    before = None
-    for name, (seconds, compile_seconds) in timed.items():
-        best = min(seconds)
-        gain = f"{before / best:.2f}" if before else ""
-        compiling = f"{compile_seconds:.1f}" if compile_seconds else ""
-        rate = f"{arguments.batch / best:.2f}"
-        table.append((name, measure.about(seconds), rate, f"{best / total:.2f}", gain, compiling))
-        before = best
-    for what, label, more in (
-        ("decode", "cached, RAR's way", ()),
-        ("decode_uncached", "as released (no cache)", ("--steps-limit=8",)),
-    ):
-        if arguments.model == "rar" and (other := measure.pytorch(arguments, what, *more)):
-            theirs = other["seconds"]["all"]
-            rate = f"{arguments.batch / min(theirs):.2f}"
-            name = f"PyTorch {other['torch']}, {label}"
-            table.append((name, measure.about(theirs), rate, f"{min(theirs) / total:.2f}", "", ""))
-    measure.table(table)
+    print(f"memory is read at {bandwidth / 1e9:.1f} GB/s\n")
+    measure.table(rows(arguments, model, params, least))
+    print(f"\npeak {measure.peak_memory_gib():.1f} GiB over all rows", flush=True)
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def dry_run(tmp_path: Path, script: str, *arguments: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+@pytest.mark.parametrize("script", [*SCRIPTS, ROOT / "benchmarks" / "gpu.sh"], ids=lambda script: script.name)
 def test_scripts_are_sound(script: Path):
     subprocess.run(["bash", "-n", script], check=True)
     beside_python = str(Path(sys.executable).parent)

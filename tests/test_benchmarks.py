@@ -1,0 +1,128 @@
+"""Every benchmark runs, at toy size, and prints its table."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.errors import JaxRuntimeError
+
+from rear_jax.plan import chips
+from tests.toy import ROOT, environment
+
+FOLDER = ROOT / "benchmarks"
+SIZES = ("--width=32", "--layers=2", "--heads=2", "--codes=4", "--codebook=64", "--batch=2", "--repeats=1")
+CONFIG = "--config=tests/toy_config.py"
+
+
+@pytest.fixture
+def measure(monkeypatch):
+    """The module that the benchmarks share."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import measure
+
+    return measure
+
+
+def run(script: str, *flags: str) -> list[list[str]]:
+    """Runs a benchmark; the cells of its tables' rows."""
+    done = subprocess.run(
+        [sys.executable, FOLDER / script, *flags],
+        env=environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_train_step_doubles_the_batch():
+    head, *rows = run("train_step.py", CONFIG, "--batch=4", "--doublings=1", "--repeats=1")
+    assert "MFU" in head
+    assert [row[0] for row in rows] == ["rear_jax, batch 4", "rear_jax, batch 8"]
+    assert all(row[head.index("MFU")].endswith("%") for row in rows)
+
+
+def test_posttrain_step():
+    rows = run("posttrain_step.py", *SIZES, "--model=llamagen", "--group=2", "--accumulation=2", "--remat=full")
+    assert [row[2] for row in rows[:2]] == ["share of the whole step", "100%"]
+    assert len(rows) == 8
+    assert float(rows[3][3]) == pytest.approx(2 * float(rows[2][3]), rel=0.01)  # TFLOP of the released form
+
+
+def test_decode():
+    rows = run("decode.py", *SIZES)
+    assert [row[0] for row in rows[1:3]] == ["floor: arithmetic", "floor: memory"]
+    assert len(rows) == 7
+
+
+def test_sample():
+    rows = run("sample.py", CONFIG, "--images=24", "--batch=8", "--repeats=1")
+    assert rows[1][0] == "--job=sample of 24 images, end to end"
+    assert len(rows) == 8
+
+
+def test_data():
+    assert len(run("data.py", "--lines=20", "--records=64", "--batch=8", "--shards=2", "--repeats=1")) == 4
+
+
+@pytest.mark.slow
+def test_input_wait():
+    small = ("--width=32", "--layers=1", "--heads=2", "--batch=2", "--steps=5", "--records=4096")
+    assert len(run("input_wait.py", *small, "--large-batch=64", "--shards=2")) == 5
+
+
+@pytest.mark.slow
+def test_evaluate():
+    assert len(run("evaluate.py", "--batch=2", "--repeats=1", "--generated=60", "--real=50")) == 5
+
+
+def test_what_does_not_fit_is_said(measure):
+    assert measure.guarded(lambda: 3) == (3, "")
+    assert measure.guarded(lambda: jnp.zeros(10**15).sum()) == (None, "out of memory")
+
+    def broken():
+        raise JaxRuntimeError("INTERNAL: a kernel\nand more")
+
+    assert measure.guarded(broken) == (None, "failed: INTERNAL: a kernel")
+
+
+@pytest.mark.parametrize(
+    ("kind", "chip"),
+    [
+        ("NVIDIA H100 80GB HBM3", chips.GPUS["h100"]),
+        ("NVIDIA A100-SXM4-80GB", chips.GPUS["a100"]),
+        ("NVIDIA H100 PCIe", None),
+        ("TPU v5 lite", chips.TPUS["v5e"]),
+        ("cpu", None),
+    ],
+)
+def test_published_peak(measure, monkeypatch, kind, chip):
+    class Device:
+        device_kind = kind
+
+    monkeypatch.setattr(jax, "devices", lambda: [Device])
+    assert measure.chip() == chip
+
+
+def test_gpu_script_lists_its_commands():
+    script = FOLDER / "gpu.sh"
+    listed = subprocess.run([script, "--list", "--only=inception"], capture_output=True, text=True, check=True)
+    assert listed.stdout.startswith("inception: benchmarks/evaluate.py")
+    refused = subprocess.run([script, "--only=nothing"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert "no measurement nothing" in refused.stderr
+
+
+def test_gpu_script_goes_on_after_a_failure(tmp_path):
+    """Failing commands, here for want of a Python, are named, and the table of contents is complete."""
+    flags = ("--toy", "--only=inception,train_rear_s", f"--out={tmp_path}")
+    environ = os.environ | {"PYTHON": "/bin/false"}
+    done = subprocess.run([FOLDER / "gpu.sh", *flags], env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout.count("**failed with status 1:**") == 2
+    assert (tmp_path / "gpu.md").read_text() == done.stdout

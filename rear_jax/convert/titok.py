@@ -96,7 +96,7 @@ def hub_config(settings: Mapping[str, Any], image_size: int) -> dict[str, Any]:
         "codebook_size": settings["codebook_size"],
         "token_size": settings["codebook_dim"],
         "use_l2_norm": settings["l2_normalize"],
-        "commitment_cost": 0.25,
+        "commitment_cost": 0.25,  # of training alone
         "vit_enc_model_size": _size_name(settings, "encoder"),
         "vit_dec_model_size": _size_name(settings, "decoder"),
         "vit_enc_patch_size": settings["patch_size"],

@@ -151,7 +151,7 @@ def default() -> ConfigDict:
     study.seeds = (0, 1, 2)
     study.jobs = ("train",)  # once a seed, for all variants
     study.variants = ConfigDict()  # name -> settings that differ, nested as here
-    study.variant_jobs = ("posttrain", "sample", "evaluate")  # once a seed and variant
+    study.variant_jobs = ("posttrain", "sample", "evaluate")  # once a seed and variant; the last two may be 'sweep'
     study.last = 20  # logged steps that the table's training metrics are means of
 
     config.sample = sample = ConfigDict()

@@ -35,8 +35,12 @@ def study(variants, **changes):
 @pytest.mark.parametrize(
     ("variants", "message"),
     [
-        ({"both": {}, "typo": {"posttrain": {"prior_wieght": 0.0}}}, r"variants\.typo .*prior_wieght.*prior_weight"),
-        ({"typo": {"posttrain": {"prior_weight": "none"}}}, r"variants\.typo .*none"),
+        (
+            {"both": {}, "typo": {"posttrain": {"prior_wieght": 0.0}}},
+            "no .*'posttrain.prior_wieght'. Did .*prior_weight'",
+        ),
+        ({"typo": {"posttrain": {"prior_weight": "none"}}}, "typo: .*none is of original type"),
+        ({"typo": {"posttrain": 3.0}}, "typo: config has no setting 'posttrain'"),
     ],
 )
 def test_a_variant_that_does_not_fit_is_named_before_anything_runs(tmp_path, variants, message):

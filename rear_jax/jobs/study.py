@@ -1,5 +1,6 @@
 """`--job=study`: an experiment in variants and over seeds, as tables and one picture of curves."""
 
+import difflib
 import json
 import logging
 import statistics
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 
 from rear_jax import artifacts, jobs, report
 from rear_jax.atomic import atomic_file
-from rear_jax.config import refuse_changes
+from rear_jax.config import flatten, refuse_changes
 from rear_jax.errors import RearError
 from rear_jax.jobs.evaluate import SAMPLES
 from rear_jax.training.writer import read_metrics
@@ -73,14 +74,24 @@ def _plan(config: ConfigDict, workdir: Path, seed: int) -> tuple[ConfigDict, dic
     base.evaluate.cache = config.evaluate.cache or str(workdir / "references")
     variants = {}
     for name, changes in config.study.variants.items():
-        variants[name] = base.copy_and_resolve_references()
+        variants[name] = _changed(base, changes, f"config.study.variants.{name}")
         variants[name].init_from = str(artifacts.generator_folder(workdir / f"seed_{seed}"))
-        try:
-            variants[name].update(changes)
-        except (KeyError, TypeError) as error:
-            reason = " ".join(str(error).replace("\\n", " ").strip("\"'").split())
-            raise RearError(f"config.study.variants.{name} does not fit the experiment: {reason}") from None
     return base, variants
+
+
+def _changed(base: ConfigDict, changes: ConfigDict, option: str) -> ConfigDict:
+    """The experiment with some settings changed; raises RearError where there is no such setting or value."""
+    known = flatten(base.to_dict())
+    for key in flatten(changes.to_dict()):
+        if key not in known:
+            nearest = "".join(f" Did you mean {near!r}?" for near in difflib.get_close_matches(key, known, 1))
+            raise RearError(f"{option}: config has no setting {key!r}.{nearest}")
+    variant = base.copy_and_resolve_references()
+    try:
+        variant.update(changes)
+    except TypeError as error:
+        raise RearError(f"{option}: {error}.") from None
+    return variant
 
 
 def _claim(folder: Path, config: ConfigDict) -> None:

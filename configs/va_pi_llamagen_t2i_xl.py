@@ -5,9 +5,10 @@
         --config.lpips.vgg16=vgg16-397923af.pth --config.lpips.heads=vgg.pth \
         --config.data.path=pairs.npz --config.posttrain.captions=captions
 
-pairs.npz holds images and, as label, the number of each image's caption; a folder of class folders works as well, with
-one caption for each class. captions is an .npz or a folder (features.npy, which is memory-mapped, and mask.npy) of
-T5-XL features [captions, at most 120, 2048] and their mask (rear_jax/data/captions.py).
+pairs.npz holds train_images and validation_images, uint8 [n, H, W, 3], and in train_labels and validation_labels the
+number of each image's caption; a folder of class folders works as well, with one caption for each class. captions is
+an .npz or a folder (features.npy, which is memory-mapped, and mask.npy) of T5-XL features [captions, at most 120,
+2048] and their mask (rear_jax/data/captions.py).
 
 200 steps of 128 images with 8 samples each, learning rate 1e-6, prior weight 0.1, noise rate 0.5 (0: GenEval 0.302,
 0.95: 0.329). CLIP 0.245 -> 0.291, HPSv2 0.153 -> 0.211. Sample from the result with --job=sample

@@ -146,6 +146,8 @@ def load_generator(config: ConfigDict, workdir: Path, tokenizer: Tokenizer) -> G
     """
     module = models.build(config, num_codes=tokenizer.num_codes, embedding_dim=tokenizer.module.embedding_dim)
     stage, place = _stage_folder(config, workdir)
+    if config.sample.use_ema and stage == "posttrain":
+        raise RearError("config.sample.use_ema: --job=posttrain keeps no moving average: set it to False.")
     if config.init_from and stage == "train" and not place.exists():
         params = read_generator(Path(config.init_from), config, generator_shapes(module), tokenizer)
         return Generator(module, params, 0, fingerprint(params, {}))

@@ -111,8 +111,8 @@ def default() -> ConfigDict:
 
     config.posttrain = post = ConfigDict()  # of the generator of --job=train or init_from
     post.method = "va_pi"  # (arXiv 2512.19680), or a baseline: 'ste', 'tokenizer' or 'ar_grpo'
-    post.group = 8  # G, samples per image
-    post.noise_rate = 0.0  # ξ, probability that a code of the context is replaced
+    post.group = 8  # G, samples per image; of 'ste', only to look at
+    post.noise_rate = 0.0  # ξ, probability that a code of the context is replaced; 'ar_grpo' has no such context
     post.noise_reading = "paper"  # by a different code, or 'released': by any code
     post.reward = reward = ConfigDict()  # weight of each reward, see rear_jax/training/posttraining/rewards.py
     reward.mse = 1.0
@@ -126,10 +126,10 @@ def default() -> ConfigDict:
     post.captions = ""  # text-conditional generators: caption features; an image's label is the number of its caption
     post.ste_temperature = 1.0  # τ of 'ste'
     post.images_at_once = 1  # how many images of a device, each with its G samples, are decoded together
-    post.max_advantage = 5.0
+    post.max_advantage = 5.0  # this, clip_range, policy_weight, kl_weight, inner_updates: 'va_pi' and 'ar_grpo' alone
     post.clip_range = 0.2
     post.policy_weight = 1.0  # of the clipped objective; 0 leaves the prior alone, with rewards watched
-    post.prior_weight = 0.1  # β, of the cross-entropy of the image's own codes
+    post.prior_weight = 0.1  # β, of the cross-entropy of the image's own codes; 'va_pi' and 'ste' read it
     post.kl_weight = 0.0  # of the divergence from the generator that training started from; 0 = none is kept
     post.inner_updates = 1  # optimiser steps per rollout
     post.accumulation = 1  # microbatches per step
@@ -151,7 +151,7 @@ def default() -> ConfigDict:
     study.seeds = (0, 1, 2)
     study.jobs = ("train",)  # once a seed, for all variants
     study.variants = ConfigDict()  # name -> settings that differ, nested as here
-    study.variant_jobs = ("posttrain", "sample", "evaluate")  # once a seed and variant
+    study.variant_jobs = ("posttrain", "sample", "evaluate")  # once a seed and variant; the last two may be 'sweep'
     study.last = 20  # logged steps that the table's training metrics are means of
 
     config.sample = sample = ConfigDict()

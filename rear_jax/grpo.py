@@ -48,7 +48,7 @@ def gather_log_probabilities(logits: Float[Array, "B N K"], samples: Int[Array, 
 def group_advantages(rewards: Float[Array, "B G"], *, max_advantage: float = 5.0) -> Float[Array, "B G"]:
     """(R - group mean) / (group standard deviation + 1e-8), clipped to ± `max_advantage`.
 
-    The standard deviation divides by G - 1. Equal rewards give zero advantages.
+    The standard deviation divides by G - 1. Equal rewards give advantages of exactly zero.
 
     Raises:
       ValueError: a group of one has no standard deviation.
@@ -56,6 +56,7 @@ def group_advantages(rewards: Float[Array, "B G"], *, max_advantage: float = 5.0
     if rewards.shape[-1] < 2:
         raise ValueError("a group of 1 has no standard deviation: draw at least 2 samples per image")
     rewards = _at_least_float32(rewards)
+    rewards = rewards - rewards[..., :1]  # changes nothing but rounding: equal ones become 0, and so does their mean
     centred = rewards - jnp.mean(rewards, axis=-1, keepdims=True)
     spread = jnp.std(rewards, axis=-1, ddof=1, keepdims=True)
     return jnp.clip(centred / (spread + EPSILON), -max_advantage, max_advantage)

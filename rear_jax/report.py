@@ -14,7 +14,7 @@ from rear_jax.training.writer import read_metrics
 CURVES = {  # job -> metrics that are drawn, one panel each
     "tokenizer": ("mse", "perceptual", "perplexity", "codebook_usage"),
     "train": ("cross_entropy", "correct_codes", "shallow", "deep", "noise", "random_share", "gradient_norm"),
-    "posttrain": ("reward", "reward_spread", "prior", "entropy", "gradient_norm"),
+    "posttrain": ("reward", "reward_spread", "prior", "entropy", "kl", "ratio", "clip_share", "gradient_norm"),
 }
 PICTURES = {
     "samples.png": "Samples, one class a row",

@@ -139,6 +139,14 @@ def test_rows_are_mapped_where_they_lie():
     assert "all-gather" not in program.as_text()
 
 
+@pytest.mark.parametrize("count", [1, 6, 9])
+def test_rows_that_do_not_divide_over_the_devices_are_mapped(count):
+    rows = np.arange(float(count), dtype=np.float32)
+    with jax.set_mesh(mesh_of("data")):
+        mapped = jax.jit(lambda rows: map_rows(jnp.sin, rows, at_once=2))(rows)
+    np.testing.assert_allclose(mapped, np.sin(rows), rtol=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [8, 1])  # one row, as a model's `init` has it, divides over nothing
 def test_splash_attention_is_divided_over_the_mesh(rows):

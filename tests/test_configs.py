@@ -84,6 +84,29 @@ def test_llamagen_trains_at_a_constant_rate():
     assert [float(schedule(step)) for step in (0, 1, 700_000, 1_501_200)] == pytest.approx([1e-4] * 4)
 
 
+@pytest.mark.parametrize(
+    ("name", "image_size", "steps", "noise_rate"),
+    [
+        ("va_pi_llamagen_xl", 384, 100, 0.0),
+        ("va_pi_llamagen_xxl", 384, 100, 0.0),
+        ("va_pi_llamagen_t2i_xl", 256, 200, 0.5),
+        ("va_pi_rear_b", 256, 100, 0.0),  # in no table: LlamaGen's recipe
+        ("va_pi_rear_l", 256, 100, 0.0),
+    ],
+)
+def test_va_pi_is_trained_as_the_papers_table_says(name, image_size, steps, noise_rate):
+    """arXiv 2512.19680: AdamW, a constant rate, 128 images a step."""
+    config = load(toy.ROOT / "configs" / f"{name}.py")
+    post, optimizer = config.posttrain, config.posttrain.optimizer
+    assert (config.data.image_size, post.loop.steps, post.noise_rate) == (image_size, steps, noise_rate)
+    assert (post.group, post.prior_weight, post.kl_weight, post.clip_range) == (8, 0.1, 0.0, 0.2)
+    assert (post.noise_reading, post.loop.batch_size, post.inner_updates) == ("paper", 128, 1)
+    assert {reward: weight for reward, weight in post.reward.items() if weight} == {"mse": 1.0, "perceptual": 1.0}
+    assert (optimizer.b1, optimizer.b2, optimizer.weight_decay, optimizer.clip_norm) == (0.9, 0.999, 1e-4, 1.0)
+    schedule = learning_rate(optimizer, steps)
+    assert [float(schedule(step)) for step in (0, 1, steps // 2, steps)] == pytest.approx([1e-6] * 4)
+
+
 def files_with(job: str) -> list:
     """The files with `job` among theirs; all but the first of each generator are for `-m slow`."""
     seen, marked = set(), []

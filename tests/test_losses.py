@@ -157,6 +157,6 @@ class Block:
         if name.split(".")[0] in blocked:
             raise ImportError(name + " is blocked")
 sys.meta_path.insert(0, Block())
-from rear_jax import guidance, losses, noise
+from rear_jax import grpo, guidance, losses, noise, orders
 """
     subprocess.run([sys.executable, "-c", script], check=True)

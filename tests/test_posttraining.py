@@ -1,6 +1,7 @@
 """The baselines of VA-π, the rewards, and post-training on captions."""
 
 import json
+import re
 import shutil
 
 import jax
@@ -14,6 +15,7 @@ from rear_jax.errors import RearError
 from rear_jax.training.posttraining import ar_grpo, decoder, parts, rewards, ste
 from rear_jax.training.state import new_state
 from tests import toy
+from tests.test_configs import load
 
 KEY = jax.random.key(0)
 MSE_ONLY = {"posttrain__reward__perceptual": 0.0, "posttrain__loop__batch_size": 4, "posttrain__loop__steps": 3}
@@ -72,6 +74,7 @@ def test_straight_through_is_hard_forward_and_soft_backward():
     assert hard == pytest.approx(float(weights[jnp.arange(5), logits.argmax(-1)].sum()), rel=1e-5)
     soft = jax.grad(lambda x: jnp.sum(weights * jax.nn.softmax(x / 0.5)))(logits)
     np.testing.assert_allclose(gradient, soft, rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(ste.straight_through(logits, 0.5), np.eye(7)[logits.argmax(-1)])
 
 
 def test_ste_rewards_the_images_of_the_most_probable_codes(setting):
@@ -80,6 +83,14 @@ def test_ste_rewards_the_images_of_the_most_probable_codes(setting):
     reward, _ = ste.reconstruction(networks, config().posttrain, frozen, logits, batch)
     decoded = networks.tokenizer.apply({"params": frozen["tokenizer"]}, logits.argmax(-1), method="decode")
     np.testing.assert_allclose(reward, -4 * losses.mean_squared_error(decoded, batch["image"] / 255.0), rtol=1e-5)
+
+
+def test_ste_decodes_the_codes_vectors_to_the_last_digit(setting):
+    """Wherever it runs: by default, accelerators round what goes into a product to a few digits."""
+    networks, frozen, batch = setting
+    made, logits = config().posttrain, jnp.zeros((4, 16, 16))
+    program = jax.make_jaxpr(lambda logits: ste.reconstruction(networks, made, frozen, logits, batch))(logits)
+    assert "Precision.HIGHEST" in str(program)
 
 
 @pytest.mark.slow
@@ -97,6 +108,16 @@ def test_descent_raises_the_reward(setting, method):
         seen.append(float(metrics["reward"]))
     assert np.mean(seen[-5:]) > np.mean(seen[:5])
     assert metrics["suspect"] == -1
+
+
+@pytest.mark.parametrize("method", [ste, decoder], ids=["ste", "tokenizer"])
+def test_a_reward_of_ones_own_has_a_gradient(setting, brightness, method):
+    networks, frozen, batch = setting
+    optimizer = optax.sgd(1.0)
+    step = jax.jit(method.make_step(networks, brightness(posttrain__prior_weight=0.0), optimizer))
+    learns = frozen["generator"] if method is ste else {"decoder": frozen["tokenizer"]["decoder"]}
+    _, metrics = step(new_state(learns, optimizer), batch, KEY, frozen)
+    assert metrics["gradient_norm"] > 0.0
 
 
 @pytest.mark.slow
@@ -187,9 +208,12 @@ def test_a_reward_that_is_not_finite_names_its_image(setting, trained, tmp_path,
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"posttrain__method": "ste", "posttrain__reward__codebook": 1.0}, "no gradient in the image"),
+        ({"posttrain__method": "ste", "posttrain__reward__codebook": 1.0}, "looks at codes.*class_probability"),
         ({"posttrain__method": "ste", "posttrain__ste_temperature": 0.0}, "ste_temperature"),
-        ({"posttrain__method": "tokenizer", "posttrain__reward__class_probability": 1.0}, "no gradient in the image"),
+        ({"posttrain__method": "tokenizer", "posttrain__reward__codebook": 1.0}, "looks at codes"),
+        ({"posttrain__method": "ste", "posttrain__kl_weight": 0.1}, "kl_weight = 0.1 has no effect .*'ste': leave it"),
+        ({"posttrain__method": "tokenizer", "posttrain__inner_updates": 2}, "inner_updates = 2 has no effect"),
+        ({**FREE, "posttrain__noise_rate": 0.5}, "noise_rate = 0.5 has no effect .*'ar_grpo'"),
         ({**FREE, "posttrain__reward__mse": 1.0}, "have no original|do not have"),
         ({**FREE, "posttrain__prior_weight": 0.1}, "prior_weight"),
         ({**FREE, "sample__top_k": 5}, "top_k"),
@@ -279,7 +303,25 @@ def test_captions_condition_post_training(trained, tmp_path):
     jobs.JOBS["posttrain"](made, tmp_path)
     assert (tmp_path / "posttrained" / "2").is_dir()
 
-    fewer = captioned(tmp_path, captions=9)
-    fewer.tokenizer_from = made.tokenizer_from
-    with pytest.raises(RearError, match="an image's label is the number of its caption"):
-        jobs.JOBS["posttrain"](fewer, tmp_path)
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_every_split_needs_its_captions(trained, tmp_path, split):
+    made = captioned(tmp_path, captions=9)
+    images = np.zeros((9, 32, 32, 3), np.uint8)
+    labels = {name: np.arange(9) + (name == split) for name in ("train", "validation")}
+    arrays = {f"{name}_images": images for name in labels} | {f"{name}_labels": labels[name] for name in labels}
+    np.savez(tmp_path / "pairs.npz", **arrays)
+    made.data.update(source="arrays", path=str(tmp_path / "pairs.npz"), train_split="train", eval_split="validation")
+    made.tokenizer_from = str(trained / "tokenizer")
+    with pytest.raises(RearError, match=rf"\({split}\) has labels up to 9, .* an image's label is the number of its"):
+        jobs.JOBS["posttrain"](made, tmp_path)
+
+
+def test_the_readmes_ar_grpo_command_is_one():
+    """Its flags, but for the files and the folder."""
+    blocks = (toy.ROOT / "README.md").read_text().split("```")
+    command = next(block for block in blocks if "posttrain.method=ar_grpo" in block)
+    made = load(toy.ROOT / re.search(r"--config=(\S+)", command)[1])
+    for name, value in re.findall(r"--config\.(posttrain\S+)=(\S+)", command):
+        made.update_from_flattened_dict({name: value if name == "posttrain.method" else float(value)})
+    ar_grpo.check(made)

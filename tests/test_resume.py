@@ -6,9 +6,7 @@ import signal
 import subprocess
 import time
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from rear_jax.data.codes import open_codes
@@ -17,15 +15,18 @@ from tests import toy
 
 STEPS = 60
 TRAIN = ("--job=train", f"--config.train.loop.steps={STEPS}", "--config.train.ema_decay=0.9")
+POSTTRAIN = (
+    "--job=posttrain",
+    *(f"--config.posttrain.loop.{value}" for value in (f"steps={STEPS}", "batch_size=4", "checkpoint_every=4")),
+    *(f"--config.posttrain.{value}" for value in ("reward.perceptual=0", "kl_weight=0.01", "inner_updates=2")),
+    *(f"--config.posttrain.optimizer.{value}" for value in ("learning_rate=1e-3", "final_learning_rate=1e-4")),
+)
 
 
-def final_state(workdir):
-    """Every array of the newest checkpoint, on the host whatever devices it came from."""
-    folder = (workdir / "generator" / str(STEPS) / "state").resolve()
-    reader = ocp.PyTreeCheckpointer()
-    tree = reader.metadata(folder).item_metadata.tree
-    on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-    return jax.tree.leaves(reader.restore(folder, restore_args=on_host))
+def final_state(workdir, name="generator"):
+    """Every array of the last step's checkpoint."""
+    assert (workdir / name / str(STEPS)).is_dir()
+    return toy.saved_state(workdir / name)
 
 
 @pytest.fixture(scope="module")
@@ -42,22 +43,20 @@ def unbroken(tmp_path_factory, prepared):
     return workdir
 
 
-def wait_for_checkpoint(workdir) -> None:
+def wait_for_checkpoint(folder) -> None:
     """Until one checkpoint is complete: until then there is nothing to go on from."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        if any(p.name.isdigit() for p in (workdir / "generator").glob("*")):
+        if any(p.name.isdigit() for p in folder.glob("*")):
             return
         time.sleep(0.005)
-    raise TimeoutError(f"no checkpoint in {workdir}")
+    raise TimeoutError(f"no checkpoint in {folder}")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGKILL])
-def test_resume_is_bit_exact(tmp_path, prepared, unbroken, signal_number):
-    flags = (*TRAIN, *prepared, "--config.train.loop.log_every=1")
-    process = toy.start(tmp_path, *flags)
-    wait_for_checkpoint(tmp_path)
+def interrupt_and_resume(workdir, flags, name, signal_number) -> None:
+    """Ends a run by a signal as soon as there is a checkpoint in the folder `name`, and starts it again."""
+    process = toy.start(workdir, *flags)
+    wait_for_checkpoint(workdir / name)
     process.send_signal(signal_number)
     _, errors = process.communicate(timeout=60)
     if signal_number == signal.SIGTERM:
@@ -65,13 +64,32 @@ def test_resume_is_bit_exact(tmp_path, prepared, unbroken, signal_number):
         assert "resume with the same command" in errors
     else:
         assert process.returncode == -signal.SIGKILL
-    resumed = toy.finish(tmp_path, *flags)
+    resumed = toy.finish(workdir, *flags)
     assert resumed.returncode == 0, resumed.stderr
     assert "going on from step" in resumed.stderr
+    steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, STEPS + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGKILL])
+def test_resume_is_bit_exact(tmp_path, prepared, unbroken, signal_number):
+    interrupt_and_resume(tmp_path, (*TRAIN, *prepared, "--config.train.loop.log_every=1"), "generator", signal_number)
     for a, b in zip(final_state(unbroken), final_state(tmp_path), strict=True):
         np.testing.assert_array_equal(a, b)
-    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, STEPS + 1))
+
+
+@pytest.mark.slow
+def test_post_training_resumes_bit_exact(tmp_path, trained):
+    """With a reference, which is read again, and with several updates a step."""
+    start = (f"--config.tokenizer_from={trained / 'tokenizer'}", f"--config.init_from={trained / 'generator'}")
+    unbroken = toy.finish(tmp_path / "unbroken", *POSTTRAIN, *start)
+    assert unbroken.returncode == 0, unbroken.stderr
+    for signal_number in (signal.SIGTERM, signal.SIGKILL):
+        workdir = tmp_path / signal_number.name
+        interrupt_and_resume(workdir, (*POSTTRAIN, *start), "posttrained", signal_number)
+        for a, b in zip(*(final_state(f, "posttrained") for f in (tmp_path / "unbroken", workdir)), strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def last_step(workdir) -> int:

@@ -9,6 +9,7 @@ from rear_jax import jobs
 from rear_jax.errors import RearError
 from rear_jax.jobs.study import table
 from tests import toy
+from tests.test_configs import load
 
 
 def test_the_table_has_means_and_deviations():
@@ -21,21 +22,74 @@ def test_one_seed_is_no_study(tmp_path):
         toy.run(tmp_path, "study", study__seeds=(0,))
 
 
-@pytest.mark.slow
-def test_a_study_runs_once_and_leaves_its_table(tmp_path):
-    config = toy.config(method__name="ar", posttrain__reward__perceptual=0.0, sample__stage="posttrain")
+def study(variants, **changes):
+    """The toy experiment as a study of two seeds."""
+    config = toy.config(method__name="ar", posttrain__reward__perceptual=0.0, sample__stage="posttrain", **changes)
     config.posttrain.loop.update(steps=2, batch_size=8)
     config.study.update(seeds=(0, 1), last=1)
-    frozen = {"posttrain": {"optimizer": {"learning_rate": 0.0, "final_learning_rate": 0.0}}}
     with config.study.unlocked():
-        config.study.variants = ConfigDict({"before": frozen, "both": {}})
+        config.study.variants = ConfigDict(variants)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("variants", "message"),
+    [
+        (
+            {"both": {}, "typo": {"posttrain": {"prior_wieght": 0.0}}},
+            "no .*'posttrain.prior_wieght'. Did .*prior_weight'",
+        ),
+        ({"typo": {"posttrain": {"prior_weight": "none"}}}, "typo: .*none is of original type"),
+        ({"typo": {"posttrain": 3.0}}, "typo: config has no setting 'posttrain'"),
+    ],
+)
+def test_a_variant_that_does_not_fit_is_named_before_anything_runs(tmp_path, variants, message):
+    with pytest.raises(RearError, match=message) as caught:
+        jobs.JOBS["study"](study(variants), tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_job_is_named_before_anything_runs(tmp_path):
+    with pytest.raises(RearError, match="unknown job 'score'"):
+        jobs.JOBS["study"](study({"both": {}}, study__variant_jobs=("posttrain", "score")), tmp_path)
+
+
+def test_the_va_pi_study_watches_all_variants_over_the_same_images():
+    config = load(toy.ROOT / "configs" / "study_va_pi.py")
+    assert not any("loop" in changes.get("posttrain", {}) for changes in config.study.variants.values())
+    assert config.posttrain.loop.steps // config.posttrain.loop.log_every >= config.study.last
+    assert 0.0 < config.posttrain.kl_weight < 1e-4
+    assert config.sweep.guidance_scale == (1.0, config.sample.guidance_scale)
+
+
+@pytest.mark.slow
+def test_a_study_runs_once_and_leaves_its_tables(tmp_path):
+    frozen = {"posttrain": {"optimizer": {"learning_rate": 0.0, "final_learning_rate": 0.0}}}
+    variants = {"before": frozen, "both": {}}
+    sweep = {"study__variant_jobs": ("posttrain", "sweep"), "sweep__guidance_scale": (1.0, 2.0)}
+    config = study(variants, posttrain__kl_weight=1e-6, **sweep)
     for job in ("tokenizer", "tokenize", "study"):
         jobs.JOBS[job](config, tmp_path)
     results = json.loads((tmp_path / "study.json").read_text())["results"]
     assert [len(runs) for runs in results.values()] == [2, 2]
-    assert results["before"][0]["scores"] != results["before"][1]["scores"]
-    assert (tmp_path / "study.md").read_text().count("\n") == 4
-    stamp = (tmp_path / "seed_1" / "both" / "scores.json").stat().st_mtime_ns
+    first, second = results["before"]
+    assert list(first["scores"]) == ["Samples without guidance", "Samples at guidance 2, power 1"]
+    assert first["scores"] != second["scores"]
+    assert {"kl", "ratio", "clip_share", "entropy"} <= first["metrics"].keys()
+    assert first["metrics"]["kl"] == 0.0
+    page = (tmp_path / "study.md").read_text()
+    assert page.count("| before |") == page.count("| both |") == 3
+    score = tmp_path / "seed_1" / "both" / "sweep" / "1_1" / "scores.json"
+    stamp = score.stat().st_mtime_ns
     jobs.JOBS["study"](config, tmp_path)
-    assert (tmp_path / "seed_1" / "both" / "scores.json").stat().st_mtime_ns == stamp
+    assert score.stat().st_mtime_ns == stamp
     assert (tmp_path / "study.png").stat().st_size > 0
+
+    config.study.variants.before.posttrain.optimizer.learning_rate = 1e-3
+    with pytest.raises(RearError, match=r"before belongs to another config: posttrain\.optimizer\.learning_rate \(was"):
+        jobs.JOBS["study"](config, tmp_path)
+
+    plain = study({"both": {}}, posttrain__kl_weight=1e-6)  # one set of samples; the training is done
+    jobs.JOBS["study"](plain, tmp_path)
+    assert "## Samples\n" in (tmp_path / "study.md").read_text()

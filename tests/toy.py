@@ -5,6 +5,10 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
 from rear_jax import jobs
 from rear_jax.config import llamagen
 
@@ -58,6 +62,15 @@ def shrink(made):
     made.train.optimizer.warmup_steps = 2
     made.sample.update({k: small.sample[k] for k in ("num_images", "batch_size")})
     return made
+
+
+def saved_state(folder: pathlib.Path) -> list[np.ndarray]:
+    """Every array of the newest checkpoint in a folder, on the host whatever devices it came from."""
+    newest = max((step for step in folder.iterdir() if step.name.isdigit()), key=lambda step: int(step.name))
+    reader = ocp.PyTreeCheckpointer()
+    tree = reader.metadata((newest / "state").resolve()).item_metadata.tree
+    on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    return jax.tree.leaves(reader.restore((newest / "state").resolve(), restore_args=on_host))
 
 
 def command(workdir, *flags: str) -> list[str]:

@@ -38,10 +38,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
     method = _method(config)
     mesh.check_batch(config.mesh, settings.loop.batch_size, settings.accumulation, "config.posttrain.loop.batch_size")
     tokenizer = artifacts.load_tokenizer(config, workdir)
-    source = open_source(data.source, data.path, data.train_split)
+    source, held_out = (open_source(data.source, data.path, split) for split in (data.train_split, data.eval_split))
     distributed.agree(f"the images of {source.name}", fingerprint(source))
     networks, frozen = _networks(config, workdir, tokenizer, source)
-    conditions = _conditions(config, networks.generator, source)
+    conditions = _conditions(config, networks.generator, {data.train_split: source, data.eval_split: held_out})
     checkpoints = Checkpoints(
         _folder(config, workdir), keep=settings.loop.keep_checkpoints, keep_every=settings.loop.keep_every
     )
@@ -61,7 +61,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
             frozen["reference"] = given
     optimizer = adamw(settings.optimizer, settings.loop.steps * settings.inner_updates)
 
-    draw, devices = _drawer(config, networks, frozen, conditions), mesh.make_mesh(config.mesh)
+    draw, devices = _drawer(config, networks, frozen, held_out, conditions), mesh.make_mesh(config.mesh)
     state = loop.train(
         "posttrain",
         method.make_step(networks, config, optimizer),
@@ -151,20 +151,26 @@ def _starting_point(config: ConfigDict, workdir: Path, generator: Any, tokenizer
     return artifacts.read_generator(place, config, artifacts.generator_shapes(generator), tokenizer)
 
 
-def _conditions(config: ConfigDict, generator: Any, source: ImageSource) -> Callable[[np.ndarray], Any]:
-    """Labels [b] -> what the generator is conditioned on: themselves, or the captions with these numbers."""
+def _conditions(config: ConfigDict, generator: Any, sources: dict[str, ImageSource]) -> Callable[[np.ndarray], Any]:
+    """Labels [b] -> what the generator is conditioned on: themselves, or the captions with these numbers.
+
+    Raises:
+      RearError: of the sources, by split, one has labels that are no classes or captions; captions cannot be read.
+    """
     if not models.takes_captions(generator):
-        require_classes(source, config.data.num_classes)
+        for source in sources.values():
+            require_classes(source, config.data.num_classes)
         return lambda labels: labels
     option = "config.posttrain.captions"
     captions = CaptionFile(
         config.posttrain.captions, option=option, length=generator.caption_length, dim=generator.caption_dim
     )
-    if source.num_classes > len(captions):
-        raise RearError(
-            f"{source.name} has labels up to {source.num_classes - 1}, {option} has {len(captions)} captions: an "
-            "image's label is the number of its caption."
-        )
+    for split, source in sources.items():
+        if source.num_classes > len(captions):
+            raise RearError(
+                f"{source.name} ({split}) has labels up to {source.num_classes - 1}, {option} has {len(captions)} "
+                "captions: an image's label is the number of its caption."
+            )
     return captions.__getitem__
 
 
@@ -178,13 +184,15 @@ def _with_conditions(stream: Any, conditions: Callable[[np.ndarray], Any]) -> It
 
 
 def _drawer(
-    config: ConfigDict, networks: parts.Networks, frozen: dict, conditions: Callable[[np.ndarray], Any]
+    config: ConfigDict,
+    networks: parts.Networks,
+    frozen: dict,
+    source: ImageSource,
+    conditions: Callable[[np.ndarray], Any],
 ) -> Callable[[TrainState], dict[str, np.ndarray]]:
     """state -> {'posttrain': the sheet of held-out images, their reconstructions, and samples with rewards}."""
-    method, data, group = _method(config), config.data, config.posttrain.group
-    source = open_source(data.source, data.path, data.eval_split)
-    ordered = batches.ordered_batches(source, start=0, stop=SHEET, image_size=data.image_size, batch_size=SHEET)
-    held_out = next(ordered)
+    method, group, size = _method(config), config.posttrain.group, config.data.image_size
+    held_out = next(batches.ordered_batches(source, start=0, stop=SHEET, image_size=size, batch_size=SHEET))
     labels, originals = held_out["label"], held_out["image"]
     batch = {"image": originals, "label": labels, "index": np.arange(len(labels)), "condition": conditions(labels)}
 

@@ -1,5 +1,6 @@
-"""`--job=study`: an experiment in variants and over seeds, as one table and one picture of curves."""
+"""`--job=study`: an experiment in variants and over seeds, as tables and one picture of curves."""
 
+import difflib
 import json
 import logging
 import statistics
@@ -15,62 +16,122 @@ from ml_collections import ConfigDict
 
 from rear_jax import artifacts, jobs, report
 from rear_jax.atomic import atomic_file
+from rear_jax.config import flatten, refuse_changes
 from rear_jax.errors import RearError
 from rear_jax.jobs.evaluate import SAMPLES
 from rear_jax.training.writer import read_metrics
 
 log = logging.getLogger(__name__)
 
+TRAINED_BY = ("seed", "data.", "tokenizer.", "model.", "method.", "train.", "posttrain.")  # settings
+COLUMNS = 4  # panels in a row of study.png
+
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """Runs `config.study.jobs` for each seed and, from what they leave, `variant_jobs` for each variant.
 
     The tokenizer and the codes are those of `workdir`, the generator that of `workdir/seed_<n>`; a variant works in
-    `workdir/seed_<n>/<variant>`. Whatever is done already is not done again. Leaves `study.md` (a row for each variant:
-    mean ± standard deviation over seeds of its samples' scores and of its last logged metrics), `study.png` and
-    `study.json`.
+    `workdir/seed_<n>/<variant>`. Whatever is done already is not done again; each folder keeps the settings that it was
+    made by, and is refused where they have changed. Leaves `study.md` (a table of the samples' scores, at each guidance
+    where 'sweep' is among `variant_jobs`, and one of the last logged metrics: a row for each variant, mean ± standard
+    deviation over seeds), `study.png` and `study.json`.
+
+    Raises:
+      RearError: a variant is none of this experiment, a job is unknown, or a folder was made by other settings.
     """
     study = config.study
     if len(study.seeds) < 2 or not study.variants:
         raise RearError("config.study needs seeds, 2 or more, and variants.")
+    if unknown := [job for job in (*study.jobs, *study.variant_jobs) if job not in jobs.JOBS]:
+        raise RearError(f"config.study: unknown job {unknown[0]!r}: use {', '.join(jobs.JOBS)}.")
+    plans = {seed: _plan(config, workdir, seed) for seed in study.seeds}
     results = {name: [] for name in study.variants}
-    for seed in study.seeds:
-        base = _seeded(config, workdir, seed)
+    for seed, (base, variants) in plans.items():
         folder = workdir / f"seed_{seed}"
+        _claim(folder, base)
         for job in study.jobs:
             jobs.JOBS[job](base, folder)
-        for name, changes in study.variants.items():
+        for name, variant in variants.items():
             log.info("study: seed %d, variant %s", seed, name)
-            variant = base.copy_and_resolve_references()
-            variant.update(changes)
-            variant.init_from = str(artifacts.generator_folder(folder))
+            _claim(folder / name, variant)
             for job in study.variant_jobs:
                 jobs.JOBS[job](variant, folder / name)
             results[name].append(_result(folder / name, study))
     artifacts.write_json(workdir / "study.json", {"results": results, "config": config.to_dict()})
-    rows = {name: [run["scores"] | run["metrics"] for run in runs] for name, runs in results.items()}
+    page = _page(results, study)
     with atomic_file(workdir / "study.md") as file:
-        file.write_text(table(rows) + "\n")
+        file.write_text(page)
     _draw_curves(workdir, study)
-    log.info("study: wrote %s\n%s", workdir / "study.md", table(rows))
+    log.info("study: wrote %s\n%s", workdir / "study.md", page)
 
 
-def _seeded(config: ConfigDict, workdir: Path, seed: int) -> ConfigDict:
-    """The experiment with another seed, on the tokenizer, the codes and the reference of the whole study."""
-    made = config.copy_and_resolve_references()
-    made.seed = seed
-    made.tokenizer_from = config.tokenizer_from or str(artifacts.tokenizer_folder(workdir))
-    made.codes_from = str(artifacts.codes_folder(config, workdir))
-    made.evaluate.cache = config.evaluate.cache or str(workdir / "references")
-    return made
+def _plan(config: ConfigDict, workdir: Path, seed: int) -> tuple[ConfigDict, dict[str, ConfigDict]]:
+    """The experiment with another seed, on the tokenizer, codes and reference of the whole study, and its variants."""
+    base = config.copy_and_resolve_references()
+    base.seed = seed
+    base.tokenizer_from = config.tokenizer_from or str(artifacts.tokenizer_folder(workdir))
+    base.codes_from = str(artifacts.codes_folder(config, workdir))
+    base.evaluate.cache = config.evaluate.cache or str(workdir / "references")
+    variants = {}
+    for name, changes in config.study.variants.items():
+        variants[name] = _changed(base, changes, f"config.study.variants.{name}")
+        variants[name].init_from = str(artifacts.generator_folder(workdir / f"seed_{seed}"))
+    return base, variants
+
+
+def _changed(base: ConfigDict, changes: ConfigDict, option: str) -> ConfigDict:
+    """The experiment with some settings changed; raises RearError where there is no such setting or value."""
+    known = flatten(base.to_dict())
+    for key in flatten(changes.to_dict()):
+        if key not in known:
+            nearest = "".join(f" Did you mean {near!r}?" for near in difflib.get_close_matches(key, known, 1))
+            raise RearError(f"{option}: config has no setting {key!r}.{nearest}")
+    variant = base.copy_and_resolve_references()
+    try:
+        variant.update(changes)
+    except TypeError as error:
+        raise RearError(f"{option}: {error}.") from None
+    return variant
+
+
+def _claim(folder: Path, config: ConfigDict) -> None:
+    """Keeps the settings that what is in `folder` is made by; raises RearError where it was made by others."""
+    kept = folder / "settings.json"
+    if kept.exists():
+        refuse_changes(json.loads(kept.read_text()), config, TRAINED_BY, str(folder))
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    artifacts.write_json(kept, config.to_dict())
 
 
 def _result(folder: Path, study: ConfigDict) -> dict:
-    """Scores of the samples, and the means of the last logged metrics of the training job."""
-    scores = json.loads((folder / "scores.json").read_text())["scores"][SAMPLES]
+    """Scores of each set of samples, and the means of the last logged metrics of the training job."""
     records = read_metrics(folder, study.variant_jobs[0])[-study.last :]
     names = [name for name in report.CURVES[study.variant_jobs[0]] if name in records[-1]]
-    return {"scores": scores, "metrics": {name: statistics.fmean(r[name] for r in records) for name in names}}
+    metrics = {name: statistics.fmean(record[name] for record in records) for name in names}
+    return {"scores": _scores(folder, study), "metrics": metrics}
+
+
+def _scores(folder: Path, study: ConfigDict) -> dict[str, dict[str, float]]:
+    """Set of samples -> its scores: one set, or that of each point of a sweep."""
+    if "sweep" not in study.variant_jobs:
+        return {"Samples": json.loads((folder / "scores.json").read_text())["scores"][SAMPLES]}
+    scores = {}
+    for point in json.loads((folder / "sweep.json").read_text())["points"]:
+        scale, power = point.pop("guidance_scale"), point.pop("guidance_power")
+        scores["Samples without guidance" if scale == 1 else f"Samples at guidance {scale:g}, power {power:g}"] = point
+    return scores
+
+
+def _page(results: dict[str, list[dict]], study: ConfigDict) -> str:
+    """study.md: a table for each set of samples, and one of the training metrics."""
+    sections = {
+        title: {name: [run["scores"][title] for run in runs] for name, runs in results.items()}
+        for title in next(iter(results.values()))[0]["scores"]
+    }
+    title = f"Training, means of the last {study.last} logged steps"
+    sections[title] = {name: [run["metrics"] for run in runs] for name, runs in results.items()}
+    return "\n".join(f"## {title}\n\n{table(rows)}\n" for title, rows in sections.items())
 
 
 def table(rows: dict[str, list[dict[str, float]]]) -> str:
@@ -94,8 +155,12 @@ def _draw_curves(workdir: Path, study: ConfigDict) -> None:
     }
     some = next(iter(records.values()))[0]
     names = [name for name in report.CURVES[job] if name in some[-1]]
-    figure, panels = plt.subplots(1, len(names), figsize=(3.4 * len(names), 3.0), layout="constrained", squeeze=False)
-    for panel, metric in zip(panels[0], names, strict=True):
+    rows, columns = -(-len(names) // COLUMNS), min(COLUMNS, len(names))
+    size = (3.4 * columns, 3.0 * rows)
+    figure, panels = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for panel in panels.flat[len(names) :]:
+        panel.set_axis_off()
+    for panel, metric in zip(panels.flat, names, strict=False):
         for variant, runs in records.items():
             steps = [record["step"] for record in runs[0]]
             values = np.array([[record[metric] for record in run] for run in runs])  # [seeds, logged steps]

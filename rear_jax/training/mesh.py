@@ -76,15 +76,18 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> Any:
 def map_rows(function: Callable[[Any], Any], rows: Any, *, at_once: int) -> Any:
     """`jax.lax.map` over the batch axis inside a step: each device goes through rows of its own, `at_once` together.
 
-    The plain map goes through all rows in turn, which every device would then have to compute.
+    The plain map goes through all rows in turn, which every device then has to compute; so it is where the rows do not
+    divide over the devices.
 
     Args:
       function: of one row, a tree of arrays without the batch axis.
-      rows: a tree of arrays that lead with the batch axis, divided as `split` says.
+      rows: a tree of arrays that lead with the batch axis, divided as `split` says, or whole on every device.
       at_once: how many rows of a device are computed together.
     """
     shape = jax.sharding.get_abstract_mesh().shape
     devices = shape.get("data", 1) * shape.get("fsdp", 1)
+    if len(jax.tree.leaves(rows)[0]) % devices:
+        devices = 1
 
     def deal(x):  # [B, ...] -> [B / devices, devices, ...]
         return x.reshape(devices, -1, *x.shape[1:]).swapaxes(0, 1)

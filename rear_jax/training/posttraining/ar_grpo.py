@@ -27,10 +27,10 @@ class Prompts(NamedTuple):
 
 def check(config: ConfigDict) -> None:
     """Raises RearError where `config.posttrain` and `config.sample` cannot work together."""
-    parts.check(config.posttrain)
+    parts.check(config.posttrain, unread=("noise_rate",))
     policy.check(config.posttrain)
-    free = tuple(name for name in rewards.REWARDS if name not in rewards.COMPARES)
-    rewards.require(config.posttrain, free, "compares with an original, which free-running rollouts do not have")
+    reason = "compares with an original, which free-running rollouts do not have"
+    rewards.refuse(config.posttrain, rewards.COMPARES, reason)
     if config.posttrain.prior_weight:
         raise RearError("config.posttrain.prior_weight: 'ar_grpo' has no codes to predict: set it to 0, use kl_weight.")
     if config.sample.top_k or config.sample.top_p < 1.0 or config.sample.temperature <= 0.0:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from rear_jax.training.loop import SUSPECT
 from rear_jax.training.mesh import map_rows
-from rear_jax.training.posttraining import parts, rewards
+from rear_jax.training.posttraining import parts, policy, rewards
 
 TRAINS = "decoder"
 draw_samples = parts.teacher_forced_samples
@@ -21,8 +21,8 @@ draw_samples = parts.teacher_forced_samples
 
 def check(config: ConfigDict) -> None:
     """Raises RearError where `config.posttrain` cannot work."""
-    parts.check(config.posttrain)
-    rewards.require(config.posttrain, rewards.DIFFERENTIABLE, "has no gradient in the image, which 'tokenizer' needs")
+    parts.check(config.posttrain, unread=policy.SETTINGS)
+    rewards.refuse(config.posttrain, rewards.READS_CODES, "looks at codes, which a decoder does not change")
 
 
 def make_step(networks: parts.Networks, config: ConfigDict, optimizer: optax.GradientTransformation):

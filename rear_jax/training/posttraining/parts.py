@@ -8,6 +8,7 @@ import optax
 from ml_collections import ConfigDict
 
 from rear_jax import grpo, models, noise
+from rear_jax.config import default
 from rear_jax.errors import RearError
 from rear_jax.training.class_probe import ClassProbe
 from rear_jax.training.loop import SUSPECT
@@ -41,8 +42,20 @@ class Context(NamedTuple):
     condition: Any
 
 
-def check(settings: ConfigDict) -> None:
-    """Raises RearError where what all methods read of `config.posttrain` cannot work."""
+def check(settings: ConfigDict, *, unread: tuple[str, ...] = ()) -> None:
+    """Raises RearError where what all methods read of `config.posttrain` cannot work, or where `unread` was set.
+
+    Args:
+      settings: `config.posttrain`.
+      unread: settings that the method does not read, and that must have their defaults.
+    """
+    untouched = default().posttrain
+    for name in unread:
+        if settings[name] != untouched[name]:
+            raise RearError(
+                f"config.posttrain.{name} = {settings[name]} has no effect with config.posttrain.method = "
+                f"{settings.method!r}: leave it at {untouched[name]}."
+            )
     if settings.noise_reading not in READINGS:
         raise RearError(f"config.posttrain.noise_reading = {settings.noise_reading!r}: use {', '.join(READINGS)}.")
     if not 0.0 <= settings.noise_rate <= 1.0:

@@ -14,6 +14,8 @@ from rear_jax.training.loop import SUSPECT
 from rear_jax.training.posttraining import parts
 from rear_jax.training.state import TrainState, accumulated_gradients, apply_gradients, learning_rate, merged_parts
 
+SETTINGS = ("max_advantage", "clip_range", "policy_weight", "kl_weight", "inner_updates")  # read by these methods alone
+
 
 class Rollout(NamedTuple):
     """What the policy drew, and what it was worth.
@@ -89,7 +91,8 @@ def make_step(config: ConfigDict, optimizer: optax.GradientTransformation, first
       later_loss: (params, rollout, frozen) -> (loss, metrics), for the updates after it.
 
     Returns:
-      step(state, batch, key, frozen) -> (state, metrics).
+      step(state, batch, key, frozen) -> (state, metrics). These are of the first update; of the last one, if there are
+      several, are 'ratio', 'clip_share', 'last_gradient_norm' and, where there is a KL term, 'last_kl'.
     """
     settings = config.posttrain
     schedule = learning_rate(settings.optimizer, settings.loop.steps * settings.inner_updates)
@@ -107,8 +110,10 @@ def make_step(config: ConfigDict, optimizer: optax.GradientTransformation, first
         rollout = merged_parts(rollout)
         state = apply_gradients(state, gradients, optimizer)
         for _ in range(settings.inner_updates - 1):
-            last, gradients = accumulated_gradients(later, state.params, rollout, key, settings.accumulation)
-            metrics |= {name: jnp.mean(last[name]) for name in ("ratio", "clip_share")}
+            stacked, gradients = accumulated_gradients(later, state.params, rollout, key, settings.accumulation)
+            last = parts.means(stacked) | {"gradient_norm": optax.tree.norm(gradients)}
+            metrics |= {name: last[name] for name in ("ratio", "clip_share")}
+            metrics |= {f"last_{name}": last[name] for name in ("kl", "gradient_norm") if name in last}
             state = apply_gradients(state, gradients, optimizer)
         return state.replace(step=start + 1), metrics | {"learning_rate": schedule(start * settings.inner_updates)}
 

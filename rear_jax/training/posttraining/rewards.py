@@ -83,7 +83,7 @@ REWARDS: dict[str, Reward] = {
     "class_probability": class_probability,
 }
 COMPARES = ("mse", "l1", "perceptual", "codebook")  # with the original: meaningless for free-running rollouts
-DIFFERENTIABLE = ("mse", "l1", "perceptual")  # in the images, and so a loss as well
+READS_CODES = ("codebook",)  # and not the images: it says nothing of a decoder, and mixtures of codes have none
 
 
 def wanted(settings: ConfigDict) -> dict[str, float]:
@@ -91,10 +91,11 @@ def wanted(settings: ConfigDict) -> dict[str, float]:
     return {name: weight for name, weight in settings.reward.items() if weight}
 
 
-def require(settings: ConfigDict, names: tuple[str, ...], reason: str) -> None:
-    """Raises RearError if a reward outside `names` has a weight, and says why that cannot be."""
-    if wrong := sorted(set(wanted(settings)) - set(names)):
-        raise RearError(f"config.posttrain.reward.{wrong[0]} {reason}: set it to 0, and use {', '.join(names)}.")
+def refuse(settings: ConfigDict, names: tuple[str, ...], reason: str) -> None:
+    """Raises RearError if one of the rewards `names` has a weight, and says why that cannot be."""
+    if wrong := [name for name in names if name in wanted(settings)]:
+        others = ", ".join(name for name in REWARDS if name not in names)
+        raise RearError(f"config.posttrain.reward.{wrong[0]} {reason}: set it to 0, and use {others}.")
 
 
 def total(

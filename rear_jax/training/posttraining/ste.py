@@ -1,7 +1,8 @@
 """Straight-through post-training: the decoder's gradient flows into the logits (a baseline in arXiv 2512.19680).
 
 Forward, each position decodes the vector of its most probable code; backward, that of softmax(logits / τ). The vectors
-are those that decoding uses, normalised where the tokenizer normalises.
+are those that decoding uses, normalised where the tokenizer normalises. VA-π's prior, the cross-entropy of the
+image's own codes, is added with the same default weight; `config.posttrain.prior_weight = 0` leaves it out.
 """
 
 from typing import Any
@@ -15,7 +16,7 @@ from rear_jax import grpo, losses
 from rear_jax.errors import RearError
 from rear_jax.training.loop import SUSPECT
 from rear_jax.training.mesh import map_rows
-from rear_jax.training.posttraining import parts, rewards
+from rear_jax.training.posttraining import parts, policy, rewards
 
 TRAINS = "generator"
 draw_samples = parts.teacher_forced_samples
@@ -23,8 +24,8 @@ draw_samples = parts.teacher_forced_samples
 
 def check(config: ConfigDict) -> None:
     """Raises RearError where `config.posttrain` cannot work."""
-    parts.check(config.posttrain)
-    rewards.require(config.posttrain, rewards.DIFFERENTIABLE, "has no gradient in the image, which 'ste' needs")
+    parts.check(config.posttrain, unread=policy.SETTINGS)
+    rewards.refuse(config.posttrain, rewards.READS_CODES, "looks at codes, and 'ste' decodes mixtures of them")
     if config.posttrain.ste_temperature <= 0.0:
         raise RearError(f"config.posttrain.ste_temperature = {config.posttrain.ste_temperature}: give more than 0.")
 
@@ -58,7 +59,8 @@ def reconstruction(
     @jax.checkpoint
     def of_one_image(inputs):
         logits, image, label = inputs
-        mixed = straight_through(logits, settings.ste_temperature) @ vectors  # [N, D]
+        chosen = straight_through(logits, settings.ste_temperature)
+        mixed = jnp.matmul(chosen, vectors, precision="highest")  # [N, D], each a code's vector to the last digit
         decoded = tokenizer.apply(variables, mixed[None], method="decode_embeddings")
         seen = rewards.Seen(networks, frozen, None, image[None])
         return rewards.total(settings, decoded, label[None], seen)
@@ -72,4 +74,4 @@ def straight_through(logits: jax.Array, temperature: float) -> jax.Array:
     """One-hot argmax of logits [..., K] in float32, with the gradient of softmax(logits / temperature)."""
     soft = jax.nn.softmax(logits.astype(jnp.float32) / temperature, axis=-1)
     hard = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1])
-    return soft + jax.lax.stop_gradient(hard - soft)
+    return hard + (soft - jax.lax.stop_gradient(soft))

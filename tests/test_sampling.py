@@ -146,23 +146,6 @@ def test_an_unknown_guidance_is_named(unsampled):
 
 
 @pytest.mark.slow
-def test_a_sweep_scores_each_point_once(unsampled):
-    # a scale at which even a generator that has hardly learned heeds its classes
-    points = {"sweep__guidance_scale": (1.0, 1e4), "sample__num_images": 10, "evaluate__kid_subset_size": 0}
-    toy.run(unsampled, "sweep", **points)
-    rows = json.loads((unsampled / "sweep.json").read_text())["points"]
-    assert [row["guidance_scale"] for row in rows] == [1.0, 1e4]
-    assert rows[0]["FD-EffNetLite2@32"] != rows[1]["FD-EffNetLite2@32"]
-    assert (unsampled / "sweep.md").read_text().count("**") == 2
-    assert (unsampled / "sweep.png").stat().st_size > 0
-    stamp = (unsampled / "sweep" / "10000_1" / "samples.npz").stat().st_mtime_ns
-    toy.run(unsampled, "sweep", **points)
-    assert (unsampled / "sweep" / "10000_1" / "samples.npz").stat().st_mtime_ns == stamp
-    with pytest.raises(RearError, match="a sweep needs points"):
-        toy.run(unsampled, "sweep")
-
-
-@pytest.mark.slow
 def test_training_scores_itself_and_keeps_its_best(trained, tmp_path):
     """The best generator can be sampled from, and its scores stand in the metrics of a job of their own."""
     given = {"tokenizer_from": str(trained / "tokenizer"), "codes_from": str(trained / "codes")}

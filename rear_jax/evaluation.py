@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rear_jax import artifacts
+from rear_jax import artifacts, eight_bit
 from rear_jax.atomic import atomic_file
 from rear_jax.convert import efficientnet as efficientnet_weights
 from rear_jax.convert import inception as inception_weights
@@ -30,7 +30,6 @@ from rear_jax.metrics.efficientnet import SCALES
 from rear_jax.metrics.features import FeatureExtractor, efficientnet_extractor, inception_extractor
 from rear_jax.metrics.similarity import psnr, ssim
 from rear_jax.metrics.statistics import Gaussian
-from rear_jax.pictures import to_uint8
 from rear_jax.progress import ProgressBar
 from rear_jax.tokenizers import quantizer
 from rear_jax.training import mesh as placement
@@ -213,9 +212,9 @@ def _read_gaussian(archive: ImageArchive, mean: str, covariance: str) -> Gaussia
 class Reconstructions:
     """Images through the tokenizer, with what they lose on the way."""
 
-    def __init__(self, tokenizer: artifacts.Tokenizer, network: PerceptualNetwork | None):
-        """Takes the tokenizer, and LPIPS where its files are given."""
-        self._tokenizer, self._network = tokenizer, network
+    def __init__(self, tokenizer: artifacts.Tokenizer, network: PerceptualNetwork | None, to_8_bit: eight_bit.Rule):
+        """Takes the tokenizer, LPIPS where its files are given, and the rule of the tokenizer's family."""
+        self._tokenizer, self._network, self._to_8_bit = tokenizer, network, to_8_bit
         self._mesh = placement.make_mesh(placement.DATA_PARALLEL)
         lpips = network.params if network else {}
         self._params = jax.device_put((tokenizer.params, lpips), placement.replicated(self._mesh))
@@ -231,7 +230,7 @@ class Reconstructions:
             self._rows = self._rows or -(-count // devices) * devices
             before = np.pad(images, ((0, self._rows - count), (0, 0), (0, 0), (0, 0)))
             codes, decoded = reconstruct(self._params[0], jax.device_put(before, placement.split(self._mesh)))
-            after = to_uint8(np.asarray(decoded))
+            after = np.asarray(decoded)
             pair = jax.device_put((before, after), placement.split(self._mesh))
             found = differ(self._params[1], *pair)
             self._codes.append(np.asarray(codes)[:count])
@@ -251,7 +250,7 @@ class Reconstructions:
     def _reconstruct(self, params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         apply = self._tokenizer.module.apply
         codes = apply({"params": params}, images.astype(jnp.float32) / 255.0, method="encode")
-        return codes, apply({"params": params}, codes, method="decode")
+        return codes, self._to_8_bit(apply({"params": params}, codes, method="decode"))
 
     def _differ(self, params: Any, before: jax.Array, after: jax.Array) -> dict[str, jax.Array]:
         pair = [images.astype(jnp.float32) / 255.0 for images in (before, after)]

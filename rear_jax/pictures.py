@@ -11,7 +11,7 @@ from rear_jax.atomic import atomic_file
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    """[..., 3] floats in [0, 1] to 8 bits the RAR family's way: clip, times 255, truncate."""
+    """[..., 3] floats in [0, 1] to 8 bits for pictures: clip, times 255, truncate; scores have `eight_bit`."""
     return (np.clip(np.asarray(images, np.float32), 0.0, 1.0) * 255.0).astype(np.uint8)
 
 

@@ -4,20 +4,13 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rear_jax import decode, models, resize
+from rear_jax import decode, eight_bit, models, resize
 from rear_jax.data.captions import CaptionFile
 from rear_jax.training import mesh as placement
-
-EIGHT_BIT_OFFSET = {  # what the authors add to 255 x before they cut off the fraction
-    "rar": 0.0,
-    "llamagen": 0.5,
-    "alitok": 0.0,  # its sampling code descends from RAR's
-}
 
 
 class Batch(NamedTuple):
@@ -77,7 +70,7 @@ def plan_batches(labels: np.ndarray, wanted: np.ndarray, batch_size: int) -> Ite
 def compile_sampler(config: ConfigDict, generator: models.Generator, tokenizer: Any):
     """One program: (generator params, tokenizer params, conditions, rows, indices) -> uint8 images [B, H, W, 3]."""
     decoder, sampler = models.decoder_of(generator), decode.sampler_of(config.sample)
-    offset, size = EIGHT_BIT_OFFSET[config.model.name], image_shape(config)[0]
+    to_8_bit, size = eight_bit.GENERATORS[config.model.name], image_shape(config)[0]
 
     def draw(generator_params, tokenizer_params, conditions, rows, indices):
         base = jax.random.key(config.seed)
@@ -86,7 +79,7 @@ def compile_sampler(config: ConfigDict, generator: models.Generator, tokenizer: 
         images = tokenizer.apply({"params": tokenizer_params}, codes, method="decode")
         if images.shape[1] != size:
             images = resize.bicubic(images, size)  # before they become 8-bit, as LlamaGen does
-        return jnp.clip(255.0 * images.astype(jnp.float32) + offset, 0.0, 255.0).astype(jnp.uint8)
+        return to_8_bit(images)
 
     return jax.jit(draw)
 

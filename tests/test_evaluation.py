@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from rear_jax import evaluation
+from rear_jax import eight_bit, evaluation
 from rear_jax.data.archive import ImageArchive
 from rear_jax.errors import RearError
 from rear_jax.metrics import scores
@@ -228,11 +228,12 @@ def test_samples_that_are_not_all_there(workdir):
         evaluation.open_samples(workdir)
 
 
-def test_reconstructions_count_every_image_once(trained):
+@pytest.mark.parametrize("rule", [eight_bit.truncate, eight_bit.round_half_up])
+def test_reconstructions_count_every_image_once(trained, rule):
     config = toy.config(evaluate__num_reference=20)
     tokenizer = evaluation.artifacts.load_tokenizer(config, trained)
     held_out, labels = evaluation.RealImages(config.data, "test", 20), []
-    through = evaluation.Reconstructions(tokenizer, None)
+    through = evaluation.Reconstructions(tokenizer, None, rule)
     images = np.concatenate(list(held_out.batches(20, labels)))
     after = np.concatenate(list(through.over(held_out.batches(8, []))))
     assert (after.shape, after.dtype) == ((20, 32, 32, 3), np.uint8)
@@ -242,6 +243,8 @@ def test_reconstructions_count_every_image_once(trained):
     assert -1 <= found["SSIM"] < 1
     encode = jax.jit(lambda images: tokenizer.module.apply({"params": tokenizer.params}, images, method="encode"))
     codes = np.asarray(encode(images / np.float32(255)))
+    decode = jax.jit(lambda codes: tokenizer.module.apply({"params": tokenizer.params}, codes, method="decode"))
+    assert (after != np.asarray(rule(decode(codes)))).mean() < 1e-3  # sums in another order
     shares = np.bincount(codes.ravel(), minlength=16) / codes.size
     assert found["codebook_usage"] == pytest.approx(np.mean(shares > 0))
     entropy = -np.sum(shares[shares > 0] * np.log(shares[shares > 0]))

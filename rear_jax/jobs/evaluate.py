@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from rear_jax import artifacts, evaluation, report
+from rear_jax import artifacts, eight_bit, evaluation, report
 from rear_jax.errors import RearError
 from rear_jax.evaluation import Network, RealImages, Reconstructions, ReferencePlan, Samples
 from rear_jax.metrics import scores
@@ -108,7 +108,10 @@ def make_recipe(config: ConfigDict, parts: Parts) -> dict:
         recipe["held_out"] = f"{parts.held_out.name}, {parts.held_out.size} pixels"
         recipe["tokenizer"] = f"{parts.tokenizer.origin}, {parts.tokenizer.fingerprint}"
         recipe["decoder"] = parts.tokenizer.decoder
-        recipe["reconstructions"] = "8-bit images; PSNR, SSIM (11x11 Gaussian window, 1.5), LPIPS: means over images"
+        recipe["reconstructions"] = (
+            f"8-bit images ({eight_bit.TOKENIZERS[config.tokenizer.name].__name__}); "
+            "PSNR, SSIM (11x11 Gaussian window, 1.5), LPIPS: means over images"
+        )
     if parts.lpips:
         recipe["lpips"] = f"VGG16 with learned heads; weights {artifacts.fingerprint(parts.lpips.params, {})}"
     return recipe
@@ -133,19 +136,20 @@ def score_all(config: ConfigDict, workdir: Path, parts: Parts) -> dict[str, dict
         found[SAMPLES] = compare(evaluation.describe(batches, len(images), extractor, SAMPLES), labels)
     if parts.held_out:
         fits = reference.size in (0, parts.held_out.size)
-        found |= score_tokenizer(parts, settings.batch_size, compare if fits else lambda *_: {})
+        found |= score_tokenizer(config, parts, compare if fits else lambda *_: {})
     for name, values in found.items():
         log.info("evaluate: %s: %s", name, "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
     return found
 
 
 def score_tokenizer(
-    parts: Parts, batch_size: int, compare: Callable[[Described, np.ndarray], dict[str, float]]
+    config: ConfigDict, parts: Parts, compare: Callable[[Described, np.ndarray], dict[str, float]]
 ) -> dict[str, dict[str, float]]:
     """The scores of held-out images and of what the tokenizer makes of them; `compare` is with the reference."""
     held_out, extractor, labels = parts.held_out, parts.network.extractor, []
+    batch_size = config.evaluate.batch_size
     real = evaluation.describe(held_out.batches(batch_size, labels), len(held_out), extractor, HELD_OUT)
-    through = Reconstructions(parts.tokenizer, parts.lpips)
+    through = Reconstructions(parts.tokenizer, parts.lpips, eight_bit.TOKENIZERS[config.tokenizer.name])
     again = through.over(held_out.batches(batch_size, []))
     decoded = evaluation.describe(again, len(held_out), extractor, DECODED)
     distance = frechet_distance(scores.moments(decoded.pooled), scores.moments(real.pooled))

@@ -1,5 +1,6 @@
 """Drawing images of given labels: which go together in a batch, and the one program that draws a batch."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rear_jax import decode, eight_bit, models, resize
+from rear_jax import artifacts, decode, eight_bit, models, resize
 from rear_jax.data.captions import CaptionFile
 from rear_jax.training import mesh as placement
 
@@ -42,6 +43,32 @@ def image_shape(config: ConfigDict) -> tuple[int, int, int]:
     """Of a sample: as the tokenizer decodes it, or resized to `config.sample.image_size`."""
     size = config.sample.image_size or config.data.image_size
     return size, size, 3
+
+
+def recipe_of(
+    config: ConfigDict, model: models.Generator, tokenizer: artifacts.Tokenizer, conditions: Any, count: int
+) -> dict[str, Any]:
+    """What a set of `count` images depends on beside the generator's parameters.
+
+    Not the batch size or the number of devices: see `decode.generate`.
+    """
+    labelled = {"labels": "balanced: index modulo the number of classes"}
+    if models.takes_captions(model):
+        captions = artifacts.fingerprint(conditions._asdict(), {})
+        labelled = {"labels": "balanced: index modulo the number of captions", "captions": captions}
+    return {
+        "num_images": count,
+        "image_size": image_shape(config)[0],
+        **labelled,
+        **dataclasses.asdict(decode.sampler_of(config.sample)),
+        "use_ema": config.sample.use_ema,
+        "seed": config.seed,
+        "generator_dtype": config.model.dtype,
+        "tokenizer": tokenizer.fingerprint,
+        "decoder": tokenizer.decoder,
+        "tokenizer_dtype": config.tokenizer.dtype,
+        "eight_bit": eight_bit.GENERATORS[config.model.name].__name__,
+    }
 
 
 def balanced_labels(count: int, num_classes: int) -> np.ndarray:

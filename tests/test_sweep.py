@@ -80,7 +80,7 @@ def test_each_point_is_drawn_and_scored_once(trained, tmp_path):
     assert unguided == same  # a scale of 1 has no power
     assert len({unguided, constant, late}) == 3
     assert (tmp_path / "sweep.md").read_text().count("**") == 2
-    assert {"generator", "seed"} <= written["recipe"]["samples"].keys()
+    assert {"generator", "generator_dtype", "seed", "drawn_with"} <= written["recipe"]["samples"].keys()
     assert (tmp_path / "sweep.png").stat().st_size > 0
     stamp = (tmp_path / "sweep" / "10000_0" / "samples.npz").stat().st_mtime_ns
     toy.run(tmp_path, "sweep", **grid)

@@ -197,18 +197,3 @@ def test_too_many_images_for_the_disk_leave_no_damage(unsampled, monkeypatch):
 def test_an_unknown_guidance_is_named(unsampled):
     with pytest.raises(RearError, match=r"config\.sample\.guidance = 'none'"):
         toy.run(unsampled, "sample", sample__guidance="none")
-
-
-@pytest.mark.slow
-def test_training_scores_itself_and_keeps_its_best(trained, tmp_path):
-    """The best generator can be sampled from, and its scores stand in the metrics of a job of their own."""
-    given = {"tokenizer_from": str(trained / "tokenizer"), "codes_from": str(trained / "codes")}
-    watched = {"train__evaluate_every": 2, "train__evaluate_images": 12, "evaluate__kid_subset_size": 0}
-    toy.run(tmp_path, "train", **given, **watched, train__loop__steps=4)
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    found = {line["step"]: line["FD-EffNetLite2@32"] for line in lines if line["job"] == "train_scores"}
-    assert sorted(found) == [2, 4]
-    best = min(found, key=found.get)
-    assert [p.name for p in (tmp_path / "generator_best").iterdir() if p.name.isdigit()] == [str(best)]
-    toy.run(tmp_path, "sample", **given, sample__stage="best")
-    assert json.loads((tmp_path / "samples.json").read_text())["generator_step"] == best

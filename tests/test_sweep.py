@@ -69,6 +69,14 @@ def test_powers_alone_are_swept_at_the_scale_of_the_samples(points, tmp_path):
         toy.run(tmp_path, "sweep")
 
 
+def test_several_values_where_one_belongs_are_told_of_the_sweep(tmp_path):
+    finished = toy.finish(tmp_path, "--job=sweep", "--config.sample.guidance_power=[1,2]")
+    assert finished.returncode == 1
+    (line,) = finished.stderr.splitlines()
+    assert line.startswith("error: flag --config.sample.guidance_power=[1,2]: could not convert string to float")
+    assert line.endswith("several are for --job=sweep: --config.sweep.guidance_power='(1.5, 2.0)'")
+
+
 @pytest.mark.slow
 def test_each_point_is_drawn_and_scored_once(trained, tmp_path):
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)

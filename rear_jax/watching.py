@@ -60,8 +60,13 @@ class Watch:
         self._program = sampling.compile_sampler(config, model, tokenizer.module)
         self._tokenizer_params = tokenizer.params
         self._best = Checkpoints(artifacts.best_generator_folder(workdir), keep=1)
-        samples = sampling.recipe_of(config, model, tokenizer, self._conditions, shape[0])
-        recipe = evaluation.recipe_of(settings, network, plan) | {"samples": samples} | artifacts.environment()
+        recipe = {
+            **evaluation.recipe_of(settings, network, plan),
+            "comparable_with_published_FID": False,
+            "not_comparable_because": ["it is for choosing a generator: run --job=sample,evaluate on that one"],
+            "samples": sampling.recipe_of(config, model, tokenizer, self._conditions, shape[0]),
+            "drawn_with": artifacts.environment(),
+        }
         artifacts.write_json(workdir / f"{JOB}.json", recipe)
 
     def look(self, step: int, state: TrainState) -> None:

@@ -81,12 +81,11 @@ def test_several_values_where_one_belongs_are_told_of_the_sweep(tmp_path):
 def test_each_point_is_drawn_and_scored_once(trained, tmp_path):
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     # a scale at which even a generator that has hardly learned heeds its classes
-    grid = {"sweep__guidance_scale": (1.0, 1e4), "sweep__guidance_power": (0.0, 2.75), "sample__num_images": 10}
+    grid = {"sweep__guidance_scale": (1e4,), "sweep__guidance_power": (0.0, 1.0), "sample__num_images": 10}
     toy.run(tmp_path, "sweep", **grid)
     written = json.loads((tmp_path / "sweep.json").read_text())
-    unguided, same, constant, late = (row["FD-EffNetLite2@32"] for row in written["points"])
-    assert unguided == same  # a scale of 1 has no power
-    assert len({unguided, constant, late}) == 3
+    constant, rising = (row["FD-EffNetLite2@32"] for row in written["points"])
+    assert constant != rising
     assert (tmp_path / "sweep.md").read_text().count("**") == 2
     assert {"generator", "generator_dtype", "seed", "drawn_with"} <= written["recipe"]["samples"].keys()
     assert (tmp_path / "sweep.png").stat().st_size > 0

@@ -23,7 +23,7 @@ from rear_jax.training import perceptual
 log = logging.getLogger(__name__)
 
 SAMPLES, HELD_OUT, DECODED = "samples", "held-out real images (the floor)", "held-out images through the tokenizer"
-LIBRARIES = ("jax", "flax", "numpy", "scikit-learn", "pillow")
+LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "scikit-learn", "pillow")
 
 
 @dataclasses.dataclass(frozen=True)

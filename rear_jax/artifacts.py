@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
@@ -289,6 +290,12 @@ def write_json(path: Path, content: dict) -> None:
     """Writes JSON under a temporary name and renames it."""
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def environment() -> dict[str, str]:
+    """The libraries that compute and what they compute on, which may change the last digits of a result."""
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
+    return versions | {"platform": f"{jax.default_backend()} ({jax.devices()[0].device_kind})"}
 
 
 def is_done(path: Path, recipe: dict) -> bool:

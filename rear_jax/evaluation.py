@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rear_jax import artifacts
+from rear_jax import artifacts, eight_bit
 from rear_jax.atomic import atomic_file
 from rear_jax.convert import efficientnet as efficientnet_weights
 from rear_jax.convert import inception as inception_weights
@@ -28,9 +28,9 @@ from rear_jax.errors import RearError
 from rear_jax.metrics import scores
 from rear_jax.metrics.efficientnet import SCALES
 from rear_jax.metrics.features import FeatureExtractor, efficientnet_extractor, inception_extractor
+from rear_jax.metrics.inception import POOLED, SPATIAL
 from rear_jax.metrics.similarity import psnr, ssim
 from rear_jax.metrics.statistics import Gaussian
-from rear_jax.pictures import to_uint8
 from rear_jax.progress import ProgressBar
 from rear_jax.tokenizers import quantizer
 from rear_jax.training import mesh as placement
@@ -39,13 +39,17 @@ from rear_jax.training.perceptual import PerceptualNetwork
 log = logging.getLogger(__name__)
 
 PROBES = 8  # images of a data set that its fingerprint is taken of
+INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"  # the digits are those that its SHA-256 begins with
+ADM_REFERENCE = (10_000, 256, 256, 3)  # images of VIRTUAL_imagenet256_labeled.npz
+ADM_WIDTHS = (POOLED, SPATIAL)  # ... and of the statistics of all ImageNet's training images beside them
 
 
 class Network(NamedTuple):
-    """An extractor and the hash of its weights."""
+    """An extractor, the hash of its parameters, and the SHA-256 of the file they are from, '' of one from a package."""
 
     extractor: FeatureExtractor
     weights: str
+    file: str = ""
 
 
 def load_network(settings: ConfigDict) -> Network:
@@ -61,17 +65,21 @@ def load_network(settings: ConfigDict) -> Network:
         if not settings.inception:
             raise RearError(
                 "config.evaluate.network = 'inception' needs its weights: give config.evaluate.inception, "
-                "the file pt_inception-2015-12-05-6726825d.pth."
+                f"the file {INCEPTION_FILE}."
             )
         params = inception_weights.load(settings.inception)
-        extractor = inception_extractor(params)
+        with Path(settings.inception).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return Network(inception_extractor(params), artifacts.fingerprint(params, {}), digest)
     else:
         raise RearError(f"config.evaluate.network = {settings.network!r}: use {', '.join(SCALES)} or inception.")
     return Network(extractor, artifacts.fingerprint(params, {}))
 
 
 def score_settings(settings: ConfigDict) -> scores.Settings:
-    """What of `config.evaluate` the scores depend on."""
+    """What of `config.evaluate` the scores depend on; raises RearError where KID's subsets are too small."""
+    if settings.kid_subset_size == 1:
+        raise RearError("config.evaluate.kid_subset_size = 1: an unbiased KID needs 2 or more; 0 leaves it out.")
     return scores.Settings(settings.neighbours, settings.kid_subsets, settings.kid_subset_size)
 
 
@@ -87,6 +95,11 @@ class RealImages:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(n, S, S, 3), of all batches together."""
+        return len(self), self.size, self.size, 3
 
     def __getitem__(self, index) -> tuple[np.ndarray, int]:
         return self.source[int(self.indices[int(index)])]
@@ -113,36 +126,54 @@ def spread(total: int, wanted: int) -> np.ndarray:
 
 
 class ReferencePlan(NamedTuple):
-    """A reference that need not be computed yet: what it is of, and the name of the file that keeps it."""
+    """A reference that need not be computed yet.
+
+    Attributes:
+      images: what it is of.
+      name: of that, for people.
+      fingerprint: names the file that keeps it.
+      size: pixels a side, 0 where only statistics are known.
+      statistics: of pooled and spatial features, where `images` brings its own; those of its images otherwise.
+    """
 
     images: RealImages | ImageArchive
     name: str
     fingerprint: str
     size: int
-    published: bool  # statistics and images in the form of ADM's reference batches
+    statistics: tuple[Gaussian, Gaussian] | None
 
 
 def plan_reference(config: ConfigDict, network: Network) -> ReferencePlan:
     """What the images are to be compared with: those of `config.evaluate.reference`, or training images.
 
     Raises:
-      RearError: the file or the data set is missing, damaged, or of no use as a reference.
+      RearError: the file or the data set is missing, damaged, or of no use as a reference; or the statistics are of
+        other features than the network's.
     """
-    settings = config.evaluate
+    settings, statistics = config.evaluate, None
     if settings.reference:
         images = ImageArchive(Path(settings.reference), remedy="give config.evaluate.reference another .npz")
-        inception = settings.network == "inception"
-        if not images.shape and not (inception and set(STATISTICS) <= set(images.names)):
+        if network.extractor.name == "Inception" and set(STATISTICS) <= set(images.names):
+            statistics = _read_statistics(images, network.extractor)
+        elif not images.shape:
             raise RearError(f"{images.path} is no reference: it has neither images arr_0 nor statistics of Inception.")
         size = images.shape[1] if images.shape else 0
         name = f"{images.path.name}: {len(images)} images"
-        content, published = images.fingerprint, inception and bool(images.shape) and _has_statistics(images)
+        content = images.fingerprint
     else:
         images = RealImages(config.data, config.data.train_split, settings.num_reference)
-        name, size, content, published = images.name, images.size, images.fingerprint(), False
+        name, size, content = images.name, images.size, images.fingerprint()
     decides = (content, network.weights, network.extractor.recipe, settings.num_compared)
     fingerprint = hashlib.sha256(repr(decides).encode()).hexdigest()[:16]
-    return ReferencePlan(images, name, fingerprint, size, published)
+    return ReferencePlan(images, name, fingerprint, size, statistics)
+
+
+def require_scores(
+    plan: ReferencePlan, extractor: FeatureExtractor, settings: ConfigDict, shape: tuple[int, ...]
+) -> None:
+    """Raises RearError where images of `shape` [n, H, W, 3] do not compare with the reference, or are too few."""
+    scores.require_size(plan.name, plan.size, *shape[1:3])
+    scores.require_images(extractor, score_settings(settings), shape[0], min(len(plan.images), settings.num_compared))
 
 
 def prepare_reference(
@@ -174,10 +205,7 @@ def _compute_reference(plan: ReferencePlan, extractor: FeatureExtractor, setting
         described = describe(plan.images.batches(settings.batch_size, labels), len(plan.images), extractor, "reference")
     elif plan.images.shape:
         described = describe(plan.images.batches(settings.batch_size), len(plan.images), extractor, "reference")
-    if isinstance(plan.images, ImageArchive) and extractor.name == "Inception" and _has_statistics(plan.images):
-        moments, spatial = (_read_gaussian(plan.images, *names) for names in (STATISTICS[:2], STATISTICS[2:]))
-    else:
-        moments, spatial = scores.moments(described.pooled), described.spatial
+    moments, spatial = plan.statistics or (scores.moments(described.pooled), described.spatial)
     pooled = described.pooled if described else np.zeros((0, extractor.dim), np.float32)
     compared = spread(len(pooled), settings.num_compared) if len(pooled) else slice(0)
     return scores.Reference(
@@ -197,25 +225,28 @@ def describe(batches: Iterable[np.ndarray], count: int, extractor: FeatureExtrac
         return scores.describe(extractor, bar.over(batches))
 
 
-def _has_statistics(archive: ImageArchive) -> bool:
-    return set(STATISTICS) <= set(archive.names)
-
-
-def _read_gaussian(archive: ImageArchive, mean: str, covariance: str) -> Gaussian:
-    found = Gaussian(*(archive.read(name).astype(np.float64) for name in (mean, covariance)))
-    if found.mean.ndim != 1 or found.covariance.shape != 2 * found.mean.shape:
-        raise RearError(
-            f"{archive.path}: {mean} {found.mean.shape} and {covariance} {found.covariance.shape} are no moments."
-        )
-    return found
+def _read_statistics(archive: ImageArchive, extractor: FeatureExtractor) -> tuple[Gaussian, Gaussian]:
+    """Of the pooled and of the spatial features."""
+    found = []
+    for mean, covariance, width in zip(
+        STATISTICS[::2], STATISTICS[1::2], (extractor.dim, extractor.spatial_dim), strict=True
+    ):
+        moments = Gaussian(*(archive.read(name).astype(np.float64) for name in (mean, covariance)))
+        if (moments.mean.shape, moments.covariance.shape) != ((width,), (width, width)):
+            raise RearError(
+                f"{archive.path}: {mean} {moments.mean.shape} and {covariance} {moments.covariance.shape} are no "
+                f"moments of the network's {width} features: give config.evaluate.reference another file."
+            )
+        found.append(moments)
+    return tuple(found)
 
 
 class Reconstructions:
     """Images through the tokenizer, with what they lose on the way."""
 
-    def __init__(self, tokenizer: artifacts.Tokenizer, network: PerceptualNetwork | None):
-        """Takes the tokenizer, and LPIPS where its files are given."""
-        self._tokenizer, self._network = tokenizer, network
+    def __init__(self, tokenizer: artifacts.Tokenizer, network: PerceptualNetwork | None, to_8_bit: eight_bit.Rule):
+        """Takes the tokenizer, LPIPS where its files are given, and the rule of the tokenizer's family."""
+        self._tokenizer, self._network, self._to_8_bit = tokenizer, network, to_8_bit
         self._mesh = placement.make_mesh(placement.DATA_PARALLEL)
         lpips = network.params if network else {}
         self._params = jax.device_put((tokenizer.params, lpips), placement.replicated(self._mesh))
@@ -231,7 +262,7 @@ class Reconstructions:
             self._rows = self._rows or -(-count // devices) * devices
             before = np.pad(images, ((0, self._rows - count), (0, 0), (0, 0), (0, 0)))
             codes, decoded = reconstruct(self._params[0], jax.device_put(before, placement.split(self._mesh)))
-            after = to_uint8(np.asarray(decoded))
+            after = np.asarray(decoded)
             pair = jax.device_put((before, after), placement.split(self._mesh))
             found = differ(self._params[1], *pair)
             self._codes.append(np.asarray(codes)[:count])
@@ -251,7 +282,7 @@ class Reconstructions:
     def _reconstruct(self, params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         apply = self._tokenizer.module.apply
         codes = apply({"params": params}, images.astype(jnp.float32) / 255.0, method="encode")
-        return codes, apply({"params": params}, codes, method="decode")
+        return codes, self._to_8_bit(apply({"params": params}, codes, method="decode"))
 
     def _differ(self, params: Any, before: jax.Array, after: jax.Array) -> dict[str, jax.Array]:
         pair = [images.astype(jnp.float32) / 255.0 for images in (before, after)]
@@ -288,18 +319,39 @@ def open_samples(workdir: Path) -> Samples:
     return Samples(images, labels, recipe)
 
 
-def not_comparable(network: str, plan: ReferencePlan, samples: Samples | None, num_classes: int) -> list[str]:
+def recipe_of(settings: ConfigDict, network: Network, plan: ReferencePlan) -> dict[str, object]:
+    """The part of a score's recipe that the network, the reference and `config.evaluate` decide."""
+    return {
+        **scores.recipe_of(network.extractor, score_settings(settings)),
+        "weights": network.weights,
+        **({"weights_file_sha256": network.file} if network.file else {}),
+        "reference": plan.name,
+        "reference_size": plan.size,
+        "reference_fingerprint": plan.fingerprint,
+        "compared_one_by_one": f"at most {settings.num_compared} images of the reference, evenly spread",
+    }
+
+
+def not_comparable(network: Network, plan: ReferencePlan, samples: Samples | None, num_classes: int) -> list[str]:
     """Why the FID of these samples is no number to hold against published ones; empty where it is one."""
     if samples is None:
         return ["there are no samples"]
-    count, height, width, _ = samples.images.shape
+    (count, height, width, _), inception = samples.images.shape, network.extractor.name == "Inception"
     per_class = np.bincount(samples.labels, minlength=num_classes)
+    few, many, classes = per_class.min(), per_class.max(), len(per_class)
+    by_class = isinstance(samples.recipe, dict) and "captions" not in samples.recipe
+    adm = plan.statistics is not None and plan.images.shape == ADM_REFERENCE
+    digits = INCEPTION_FILE.removesuffix(".pth").rpartition("-")[2]
     conditions = {
-        f"the network is {network}, not inception": network == "inception",
-        "the reference is no ADM reference batch of 256 pixels": plan.published and plan.size == 256,
-        f"there are {count} samples, not 50000": count == 50_000,
-        f"the samples' labels are not balanced: {per_class.min()} to {per_class.max()} per class": np.ptp(per_class)
-        == 0,
+        f"the network is {network.extractor.name}, not Inception": inception,
+        f"its weights are not those of {INCEPTION_FILE}": not inception or network.file.startswith(digits),
+        "the reference is no ADM reference batch of 256 pixels": (
+            adm and tuple(len(moments.mean) for moments in plan.statistics) == ADM_WIDTHS
+        ),
+        f"there are {count} samples, {few} to {many} of each of {classes} classes, not 50 of each of 1000": (
+            few == many == 50 and classes == 1000
+        ),
         f"the samples have {height}x{width} pixels, not 256x256": (height, width) == (256, 256),
+        "nothing says that the samples were drawn by class": by_class,
     }
     return [reason for reason, met in conditions.items() if not met]

@@ -1,6 +1,7 @@
 """The door: `python -m rear_jax.main --config=configs/quickstart.py --workdir=DIR [--job=train,sample]`."""
 
 import errno
+import re
 import sys
 from pathlib import Path
 
@@ -26,6 +27,8 @@ _ADDRESS = flags.DEFINE_string("coordinator_address", None, "host:port of proces
 _COUNT = flags.DEFINE_integer("num_processes", None, "How many processes take part; with --coordinator_address.")
 _INDEX = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0; with --coordinator_address.")
 flags.mark_flags_as_required(["config", "workdir"])
+
+SWEPT = re.compile(r"--config\.sample\.(guidance_scale|guidance_power)=")  # in what absl says of a wrong value
 
 
 def main(arguments: list[str]) -> None:
@@ -62,14 +65,18 @@ def _local(workdir: str) -> Path:
 
 
 def _parse(arguments: list[str]) -> list[str]:
-    """absl's parser, with a missing config file or an unknown key in one line."""
+    """absl's parser, with a missing config file, an unknown key or a value that does not fit in one line."""
     absl.logging.set_verbosity(absl.logging.FATAL)  # what libraries log on the way to an error that we report
     try:
-        rest = app.parse_flags_with_usage(arguments)
+        rest = flags.FLAGS(arguments)
     except (AttributeError, KeyError) as error:
         lines = str(error).replace("\\n", "\n").replace("\\'", "").strip("\"'").splitlines()
         hint = next((line.strip("\"' ") for line in lines if line.startswith("Did you mean")), "")
         sys.exit(f"error: config has no key {lines[0][:80]!r}. {hint}".rstrip())
+    except flags.Error as error:
+        several = SWEPT.search(str(error))
+        hint = f"; several are for --job=sweep: --config.sweep.{several[1]}='(1.5, 2.0)'" if several else ""
+        sys.exit(f"error: {str(error).splitlines()[0]}{hint}")
     except RearError as error:  # of the config file itself
         sys.exit(f"error: {error}")
     file = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]

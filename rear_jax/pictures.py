@@ -1,7 +1,7 @@
 """Grids of images and PNG files."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from rear_jax.atomic import atomic_file
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    """[..., 3] floats in [0, 1] to 8 bits the RAR family's way: clip, times 255, truncate."""
+    """[..., 3] floats in [0, 1] to 8 bits for pictures: clip, times 255, truncate; scores have `eight_bit`."""
     return (np.clip(np.asarray(images, np.float32), 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
@@ -48,8 +48,8 @@ def save_png(path: Path, image: np.ndarray) -> None:
         Image.fromarray(image).save(temporary, format="PNG")
 
 
-def save_folder(folder: Path, images: np.ndarray) -> None:
-    """Writes uint8 images [n, H, W, 3] as 000000.png, 000001.png, ...; the folder appears when all are there."""
+def save_folder(folder: Path, images: Iterable[np.ndarray]) -> None:
+    """Writes uint8 images [H, W, 3] as 000000.png, 000001.png, ...; the folder appears when all are there."""
     temporary = folder.with_name(f"{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

@@ -1,5 +1,6 @@
 """`report.md`: the run on one page, with its curves, its pictures, and its score beside the recipe of the score."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -34,9 +35,26 @@ def write(workdir: Path, result: dict) -> None:
         if records:
             _draw_curves(workdir / f"curves_{job}.png", job, records, names)
             lines += [f"## Training curves: {job}", "", f"![{job}](curves_{job}.png)", "", *_last(records, names), ""]
-    lines += ["## Recipe of the score", "", *[f"- {k}: {v}" for k, v in _flat(result["recipe"])], ""]
+    lines += ["## Recipe of the score", "", *recipe_lines(result["recipe"]), ""]
     with atomic_file(workdir / "report.md") as file:
         file.write_text("\n".join(lines))
+
+
+def recipe_lines(recipe: dict) -> list[str]:
+    """A Markdown list, a line for each entry; those of nested recipes under both names."""
+    return [f"- {key}: {value}" for key, value in _flat(recipe)]
+
+
+def common(recipes: Sequence[dict]) -> dict:
+    """The entries that all of several recipes agree on, in nested ones too."""
+    found = {}
+    for key, value in recipes[0].items():
+        values = [recipe.get(key) for recipe in recipes]
+        if all(isinstance(value, dict) for value in values):
+            found[key] = common(values)
+        elif all(other == value for other in values):
+            found[key] = value
+    return found
 
 
 def _scores(result: dict) -> list[str]:

@@ -1,23 +1,17 @@
 """Drawing images of given labels: which go together in a batch, and the one program that draws a batch."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rear_jax import decode, models, resize
+from rear_jax import artifacts, decode, eight_bit, models, resize
 from rear_jax.data.captions import CaptionFile
 from rear_jax.training import mesh as placement
-
-EIGHT_BIT_OFFSET = {  # what the authors add to 255 x before they cut off the fraction
-    "rar": 0.0,
-    "llamagen": 0.5,
-    "alitok": 0.0,  # its sampling code descends from RAR's
-}
 
 
 class Batch(NamedTuple):
@@ -51,6 +45,32 @@ def image_shape(config: ConfigDict) -> tuple[int, int, int]:
     return size, size, 3
 
 
+def recipe_of(
+    config: ConfigDict, model: models.Generator, tokenizer: artifacts.Tokenizer, conditions: Any, count: int
+) -> dict[str, Any]:
+    """What a set of `count` images depends on beside the generator's parameters.
+
+    Not the batch size or the number of devices: see `decode.generate`.
+    """
+    labelled = {"labels": "balanced: index modulo the number of classes"}
+    if models.takes_captions(model):
+        captions = artifacts.fingerprint(conditions._asdict(), {})
+        labelled = {"labels": "balanced: index modulo the number of captions", "captions": captions}
+    return {
+        "num_images": count,
+        "image_size": image_shape(config)[0],
+        **labelled,
+        **dataclasses.asdict(decode.sampler_of(config.sample)),
+        "use_ema": config.sample.use_ema,
+        "seed": config.seed,
+        "generator_dtype": config.model.dtype,
+        "tokenizer": tokenizer.fingerprint,
+        "decoder": tokenizer.decoder,
+        "tokenizer_dtype": config.tokenizer.dtype,
+        "eight_bit": eight_bit.GENERATORS[config.model.name].__name__,
+    }
+
+
 def balanced_labels(count: int, num_classes: int) -> np.ndarray:
     """Label of each sample by its global index alone: every prefix of the set is as balanced as it can be."""
     return (np.arange(count) % num_classes).astype(np.int32)
@@ -77,7 +97,7 @@ def plan_batches(labels: np.ndarray, wanted: np.ndarray, batch_size: int) -> Ite
 def compile_sampler(config: ConfigDict, generator: models.Generator, tokenizer: Any):
     """One program: (generator params, tokenizer params, conditions, rows, indices) -> uint8 images [B, H, W, 3]."""
     decoder, sampler = models.decoder_of(generator), decode.sampler_of(config.sample)
-    offset, size = EIGHT_BIT_OFFSET[config.model.name], image_shape(config)[0]
+    to_8_bit, size = eight_bit.GENERATORS[config.model.name], image_shape(config)[0]
 
     def draw(generator_params, tokenizer_params, conditions, rows, indices):
         base = jax.random.key(config.seed)
@@ -86,7 +106,7 @@ def compile_sampler(config: ConfigDict, generator: models.Generator, tokenizer: 
         images = tokenizer.apply({"params": tokenizer_params}, codes, method="decode")
         if images.shape[1] != size:
             images = resize.bicubic(images, size)  # before they become 8-bit, as LlamaGen does
-        return jnp.clip(255.0 * images.astype(jnp.float32) + offset, 0.0, 255.0).astype(jnp.uint8)
+        return to_8_bit(images)
 
     return jax.jit(draw)
 

@@ -20,14 +20,16 @@ from rear_jax.training.writer import MetricWriter
 
 log = logging.getLogger(__name__)
 
-JOB = "train_scores"  # under which the scores stand in metrics.jsonl and TensorBoard
+JOB = (
+    "train_scores"  # under which the scores stand in metrics.jsonl and TensorBoard; their recipe in a file of that name
+)
 
 
 class Watch:
     """Draws, scores, writes the scores down, and keeps the state with the smallest Fréchet distance."""
 
     def __init__(self, config: ConfigDict, workdir: Path, model: Any, tokenizer: artifacts.Tokenizer, record: dict):
-        """Opens the reference, which is computed if it is not kept yet.
+        """Opens the reference, which is computed if it is not kept yet, and writes the scores' recipe.
 
         Args:
           config: the experiment; sets are drawn as `config.sample` says and scored as `config.evaluate` says.
@@ -37,13 +39,19 @@ class Watch:
           record: what is stored beside the best state.
 
         Raises:
-          RearError: several processes train, or the images of the reference are of another size than the samples.
+          RearError: several processes train; the batch of samples does not divide over the devices; there is no moving
+            average to sample from; or so many images of this size cannot be scored against the reference.
         """
         if jax.process_count() > 1:
             raise RearError("config.train.evaluate_every works in one process: set it to 0, and use --job=evaluate.")
         settings, self._config, self._workdir, self._record = config.evaluate, config, workdir, record
+        placement.check_batch(config.mesh, config.sample.batch_size, 1, "config.sample.batch_size")
+        if config.sample.use_ema and not config.train.ema_decay:
+            raise RearError("config.sample.use_ema: train with config.train.ema_decay, or set it to False.")
         network = evaluation.load_network(settings)
         plan = evaluation.plan_reference(config, network)
+        shape = config.train.evaluate_images, *sampling.image_shape(config)
+        evaluation.require_scores(plan, network.extractor, settings, shape)
         folder = Path(settings.cache) if settings.cache else workdir / "references"
         self._extractor = network.extractor
         self._reference = evaluation.prepare_reference(plan, network.extractor, settings, folder)
@@ -52,6 +60,14 @@ class Watch:
         self._program = sampling.compile_sampler(config, model, tokenizer.module)
         self._tokenizer_params = tokenizer.params
         self._best = Checkpoints(artifacts.best_generator_folder(workdir), keep=1)
+        recipe = {
+            **evaluation.recipe_of(settings, network, plan),
+            "comparable_with_published_FID": False,
+            "not_comparable_because": ["it is for choosing a generator: run --job=sample,evaluate on that one"],
+            "samples": sampling.recipe_of(config, model, tokenizer, self._conditions, shape[0]),
+            "drawn_with": artifacts.environment(),
+        }
+        artifacts.write_json(workdir / f"{JOB}.json", recipe)
 
     def look(self, step: int, state: TrainState) -> None:
         """Scores the generator as it is after `step`."""

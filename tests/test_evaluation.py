@@ -1,5 +1,6 @@
 """What an evaluation is made of: archives read in pieces, references made once, the job with and without samples."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -11,11 +12,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from rear_jax import evaluation
+from rear_jax import eight_bit, evaluation
 from rear_jax.data.archive import ImageArchive
 from rear_jax.errors import RearError
 from rear_jax.metrics import scores
+from rear_jax.metrics.features import FeatureExtractor
 from rear_jax.metrics.inception_score import inception_score
+from rear_jax.metrics.statistics import Gaussian
 from tests import test_inception, toy
 from tests.test_scores import batches, colours, np_moments, pictures
 
@@ -101,8 +104,8 @@ class TestReference:
         np.savez(tmp_path / "adm.npz", arr_0=pictures(1), **statistics())
         config = inception_config(tmp_path / "adm.npz")
         config.evaluate.num_compared = 10
-        plan, reference = self.prepare(config, tmp_path)
-        assert (plan.published, reference.size) == (True, 8)
+        _, reference = self.prepare(config, tmp_path)
+        assert reference.size == 8
         np.testing.assert_array_equal(reference.moments.covariance, np.eye(12))
         np.testing.assert_array_equal(reference.spatial.covariance, 2 * np.eye(8))
         pooled = np.asarray(NETWORK.extractor.apply(pictures(1))["pooled"])
@@ -114,25 +117,26 @@ class TestReference:
     def test_images_alone_and_statistics_alone(self, tmp_path):
         np.savez(tmp_path / "images.npz", arr_0=pictures(1))
         plan, reference = self.prepare(inception_config(tmp_path / "images.npz"), tmp_path)
-        assert not plan.published
+        assert plan.statistics is None
         for found, wanted in zip(reference.moments, np_moments(reference.features), strict=True):
             np.testing.assert_allclose(found, wanted, rtol=1e-10, atol=1e-13)
         np.savez(tmp_path / "statistics.npz", **statistics())
         plan, reference = self.prepare(inception_config(tmp_path / "statistics.npz"), tmp_path)
-        assert (plan.published, reference.size, reference.features.shape) == (False, 0, (0, 12))
+        assert (reference.size, reference.features.shape) == (0, (0, 12))
+        np.testing.assert_array_equal(reference.moments.mean, np.full(12, 0.5))
 
     def test_another_network_takes_no_statistics_of_inception(self, tmp_path):
         np.savez(tmp_path / "adm.npz", arr_0=pictures(1), **statistics())
         config, network = inception_config(tmp_path / "adm.npz"), evaluation.Network(colours("Colours"), "weights")
         config.evaluate.network = "lite2"
         plan, reference = self.prepare(config, tmp_path, network)
-        assert not plan.published
+        assert plan.statistics is None
         np.testing.assert_allclose(reference.moments.mean, reference.features.mean(0), rtol=1e-6)
 
     def test_training_images(self, tmp_path):
         config = inception_config("")
         plan, reference = self.prepare(config, tmp_path)
-        assert (plan.size, plan.published, reference.features.shape) == (32, False, (60, 12))
+        assert (plan.size, reference.features.shape) == (32, (60, 12))
         images = evaluation.RealImages(config.data, config.data.train_split, 60)
         np.testing.assert_array_equal(reference.labels, [images[i][1] for i in range(60)])
 
@@ -160,13 +164,16 @@ class TestReference:
         np.savez(path, mu=np.zeros(3))
         with pytest.raises(RearError, match="neither images arr_0 nor statistics"):
             self.prepare(inception_config(path), tmp_path)
-        np.savez(path, **statistics() | {"sigma": np.eye(3)})
-        with pytest.raises(RearError, match=r"mu \(12,\) and sigma \(3, 3\) are no moments"):
-            self.prepare(inception_config(path), tmp_path)
-        np.savez(path, **statistics(width=2048))
-        _, reference = self.prepare(inception_config(path), tmp_path / "cache")
-        with pytest.raises(RearError, match="widths 12 and 2048"):
-            scores.score(reference, batches(pictures(0)), NETWORK.extractor, scores.Settings(3, 4, 10))
+        for wrong, message in (
+            (statistics() | {"sigma": np.eye(3)}, r"mu \(12,\) and sigma \(3, 3\) are no moments of the network's 12"),
+            (statistics(width=20), r"mu \(20,\) and sigma \(20, 20\) are no moments of the network's 12 features"),
+            (statistics(spatial=9), r"mu_s \(9,\) and sigma_s \(9, 9\) are no moments of the network's 8 features"),
+        ):
+            np.savez(path, **wrong)
+            with pytest.raises(RearError, match=message):
+                evaluation.plan_reference(inception_config(path), NETWORK)
+        np.savez(path, **statistics())
+        self.prepare(inception_config(path), tmp_path / "cache")
         (kept,) = (tmp_path / "cache").iterdir()
         kept.write_bytes(kept.read_bytes()[:100])
         with pytest.raises(RearError, match="delete it, it will be made again"):
@@ -175,6 +182,8 @@ class TestReference:
             evaluation.load_network(inception_config("").evaluate)
         with pytest.raises(RearError, match="'vgg': use lite0, lite2 or inception"):
             evaluation.load_network(toy.config(evaluate__network="vgg").evaluate)
+        with pytest.raises(RearError, match="kid_subset_size = 1: an unbiased KID needs 2 or more"):
+            evaluation.score_settings(toy.config(evaluate__kid_subset_size=1).evaluate)
 
 
 class TestComparable:
@@ -184,11 +193,26 @@ class TestComparable:
         def __init__(self, count: int, size: int):
             self.shape = (count, size, size, 3)
 
-    def reasons(self, *, network="inception", published=True, reference=256, count=50_000, size=256, skewed=False):
-        plan = evaluation.ReferencePlan(None, "", "", reference, published)
-        labels = np.arange(count) % 1000
+    def reasons(
+        self,
+        *,
+        network="Inception",
+        file="6726825d0af5",
+        reference=(10_000, 256),
+        widths=(2048, 2023),
+        count=50_000,
+        classes=1000,
+        size=256,
+        skewed=False,
+        recipe=None,
+    ):
+        extractor = FeatureExtractor(network, "", 2048, None)
+        moments = tuple(Gaussian(np.zeros(width), None) for width in widths)
+        plan = evaluation.ReferencePlan(self.Images(*reference), "", "", reference[1], moments or None)
+        labels = np.arange(count) % classes
         labels[0] += skewed
-        return evaluation.not_comparable(network, plan, evaluation.Samples(self.Images(count, size), labels, {}), 1000)
+        samples = evaluation.Samples(self.Images(count, size), labels, {"seed": 0} if recipe is None else recipe)
+        return evaluation.not_comparable(evaluation.Network(extractor, "f00", file), plan, samples, classes)
 
     def test_only_by_the_protocol(self):
         assert self.reasons() == []
@@ -196,19 +220,25 @@ class TestComparable:
     @pytest.mark.parametrize(
         ("change", "reason"),
         [
-            ({"network": "lite2"}, "the network is lite2, not inception"),
-            ({"published": False}, "the reference is no ADM reference batch of 256 pixels"),
-            ({"reference": 512}, "the reference is no ADM reference batch of 256 pixels"),
-            ({"count": 49_000}, "there are 49000 samples, not 50000"),
-            ({"skewed": True}, "the samples' labels are not balanced: 49 to 51 per class"),
+            ({"network": "EffNetLite2@224", "file": ""}, "the network is EffNetLite2@224, not Inception"),
+            ({"file": "77a2"}, "its weights are not those of pt_inception-2015-12-05-6726825d.pth"),
+            ({"widths": ()}, "the reference is no ADM reference batch of 256 pixels"),
+            ({"widths": (2048, 2048)}, "the reference is no ADM reference batch of 256 pixels"),
+            ({"reference": (10_000, 512)}, "the reference is no ADM reference batch of 256 pixels"),
+            ({"reference": (9_999, 256)}, "the reference is no ADM reference batch of 256 pixels"),
+            ({"count": 49_000}, "there are 49000 samples, 49 to 49 of each of 1000 classes, not 50 of each of 1000"),
+            ({"classes": 100}, "there are 50000 samples, 500 to 500 of each of 100 classes, not 50 of each of 1000"),
+            ({"skewed": True}, "there are 50000 samples, 49 to 51 of each of 1000 classes, not 50 of each of 1000"),
             ({"size": 384}, "the samples have 384x384 pixels, not 256x256"),
+            ({"recipe": "unknown"}, "nothing says that the samples were drawn by class"),
+            ({"recipe": {"captions": "f00"}}, "nothing says that the samples were drawn by class"),
         ],
     )
     def test_each_condition_is_named(self, change, reason):
         assert self.reasons(**change) == [reason]
 
     def test_no_samples(self):
-        assert evaluation.not_comparable("inception", None, None, 10) == ["there are no samples"]
+        assert evaluation.not_comparable(NETWORK, None, None, 10) == ["there are no samples"]
 
 
 @pytest.fixture
@@ -228,11 +258,12 @@ def test_samples_that_are_not_all_there(workdir):
         evaluation.open_samples(workdir)
 
 
-def test_reconstructions_count_every_image_once(trained):
+@pytest.mark.parametrize("rule", [eight_bit.truncate, eight_bit.round_half_up])
+def test_reconstructions_count_every_image_once(trained, rule):
     config = toy.config(evaluate__num_reference=20)
     tokenizer = evaluation.artifacts.load_tokenizer(config, trained)
     held_out, labels = evaluation.RealImages(config.data, "test", 20), []
-    through = evaluation.Reconstructions(tokenizer, None)
+    through = evaluation.Reconstructions(tokenizer, None, rule)
     images = np.concatenate(list(held_out.batches(20, labels)))
     after = np.concatenate(list(through.over(held_out.batches(8, []))))
     assert (after.shape, after.dtype) == ((20, 32, 32, 3), np.uint8)
@@ -242,6 +273,8 @@ def test_reconstructions_count_every_image_once(trained):
     assert -1 <= found["SSIM"] < 1
     encode = jax.jit(lambda images: tokenizer.module.apply({"params": tokenizer.params}, images, method="encode"))
     codes = np.asarray(encode(images / np.float32(255)))
+    decode = jax.jit(lambda codes: tokenizer.module.apply({"params": tokenizer.params}, codes, method="decode"))
+    assert (after != np.asarray(rule(decode(codes)))).mean() < 1e-3  # sums in another order
     shares = np.bincount(codes.ravel(), minlength=16) / codes.size
     assert found["codebook_usage"] == pytest.approx(np.mean(shares > 0))
     entropy = -np.sum(shares[shares > 0] * np.log(shares[shares > 0]))
@@ -270,18 +303,35 @@ def test_the_job_with_inception_scores(workdir, tmp_path, quick_network):
     assert of_samples["IS"] == pytest.approx(inception_score(logits), rel=1e-6)
     recipe = result["recipe"]
     assert not recipe["comparable_with_published_FID"]
-    assert "there are 24 samples, not 50000" in recipe["not_comparable_because"]
+    assert (
+        "there are 24 samples, 2 to 3 of each of 10 classes, not 50 of each of 1000" in recipe["not_comparable_because"]
+    )
     assert {"generator_step", "generator", "tokenizer", "seed", "guidance"} <= recipe["samples"].keys()
     report = (workdir / "report.md").read_text()
-    assert "compares with no published one: the reference is no ADM reference batch of 256 pixels; " in report
+    assert (
+        "compares with no published one: its weights are not those of pt_inception-2015-12-05-6726825d.pth; " in report
+    )
     assert len(list((workdir / "references").iterdir())) == 1
 
 
-def test_a_reference_of_another_size(workdir, tmp_path, quick_network):
-    np.savez(tmp_path / "adm.npz", arr_0=pictures(1), **statistics())
-    changes = {"evaluate__reference": str(tmp_path / "adm.npz"), "evaluate__kid_subset_size": 10}
-    with pytest.raises(RearError, match=r"32x32 pixels do not compare with adm\.npz: 40 images of 8"):
-        toy.run(workdir, "evaluate", evaluate__network="inception", **changes)
+@pytest.mark.parametrize(
+    ("size", "changes", "message"),
+    [
+        (8, {}, r"32x32 pixels do not compare with adm\.npz: 40 images of 8"),
+        (32, {"kid_subset_size": 25}, "KID needs 25 images or more; there are 24, to compare with 40"),
+        (32, {"num_compared": 9}, "KID needs 10 images or more; there are 24, to compare with 9"),
+        (32, {"kid_subset_size": 0, "num_compared": 3}, "precision needs 4"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_before_the_network_runs(
+    workdir, tmp_path, monkeypatch, size, changes, message
+):
+    blind = NETWORK.extractor.__class__(**vars(NETWORK.extractor) | {"apply": None})
+    monkeypatch.setattr(evaluation, "load_network", lambda settings: evaluation.Network(blind, "weights"))
+    np.savez(tmp_path / "adm.npz", arr_0=pictures(1, size=size), **statistics())
+    changes = {"network": "inception", "reference": str(tmp_path / "adm.npz"), "kid_subset_size": 10} | changes
+    with pytest.raises(RearError, match=message):
+        toy.run(workdir, "evaluate", **{f"evaluate__{key}": value for key, value in changes.items()})
 
 
 def test_a_tokenizer_alone(workdir, quick_network, caplog):
@@ -306,6 +356,8 @@ def test_the_whole_of_it_on_inception(workdir, tmp_path):
     assert all(np.isfinite(list(values.values())).all() for values in result["scores"].values())
     _, floor, decoded = (values["FID"] for values in result["scores"].values())
     assert 0 < floor < decoded
+    digest = hashlib.sha256((tmp_path / "inception.safetensors").read_bytes()).hexdigest()
+    assert result["recipe"]["weights_file_sha256"] == digest
 
 
 @pytest.mark.slow

@@ -45,6 +45,23 @@ def test_outputs_have_the_published_widths():
     assert shapes == Outputs(*(jax.ShapeDtypeStruct((2, n), jnp.float32) for n in (64, 192, 768, 2048, 2023, 1008)))
 
 
+def test_spatial_features_are_seven_channels_of_6d():
+    """What ADM's evaluator calls mixed_6/conv is the 1×1 branch of 6d: not the one of 6e."""
+    params = convert.params_from(tensors())
+    run = jax.jit(lambda params, images: InceptionV3().apply({"params": params}, images).spatial)
+    image = resize(jax.random.uniform(jax.random.key(0), (1, 32, 32, 3), maxval=255.0))
+
+    def without(name):
+        branch = jax.tree.map(lambda leaf: np.where(np.arange(192) < 7, 0.0, leaf), params[name]["branch1x1"])
+        return run(params | {name: params[name] | {"branch1x1": branch}}, image)
+
+    spatial = run(params, image)
+    assert (spatial > 0).any()
+    np.testing.assert_array_equal(without("Mixed_6e"), spatial)
+    np.testing.assert_array_equal(without("Mixed_6d"), 0.0)
+    assert (spatial.reshape(17, 17, 7) > 0).any(axis=(0, 1)).sum() > 3  # channels come last
+
+
 def test_every_key_of_the_file_is_accounted_for():
     assert len(tensors()) == 94 * 5 + 2
     counters = {f"{key.removesuffix('weight')}num_batches_tracked": np.int64(0) for key in tensors() if ".bn.w" in key}

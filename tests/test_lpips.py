@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from rear_jax import artifacts, evaluation
 from rear_jax import config as configs
 from rear_jax.convert import lpips as convert
 from rear_jax.convert.layout import to_torch
@@ -19,6 +20,7 @@ from rear_jax.metrics.perceptual import perceptual_distance
 from rear_jax.training import perceptual
 from tests import toy
 from tests.golden_checks.lpips_vgg16 import weights
+from tests.test_scores import colours
 
 NETWORK = LPIPS()
 
@@ -178,14 +180,22 @@ def test_a_tokenizer_learns_through_lpips(files, tmp_path):
     assert records[-1]["perceptual"] > 0.01
 
 
-@pytest.mark.slow
-def test_reconstructions_are_scored(files, trained, tmp_path):
-    shutil.copytree(trained, tmp_path / "copy")
-    toy.run(tmp_path / "copy", "evaluate")
-    plain = json.loads((tmp_path / "copy" / "scores.json").read_text())
-    toy.run(tmp_path / "copy", "evaluate", **{f"lpips__{key}": value for key, value in files.items()})
-    scored = json.loads((tmp_path / "copy" / "scores.json").read_text())
-    *others, decoded = scored["scores"].values()
-    assert 0.01 < decoded.pop("LPIPS") < 10
-    assert [*others, decoded] == list(plain["scores"].values())
-    assert "weights" in scored["recipe"]["lpips"]
+def test_reconstructions_are_scored(files, trained, tmp_path, monkeypatch):
+    """The job's LPIPS is the mean over pairs of 8-bit images, and its recipe names the weights."""
+    seen = []
+    describe = evaluation.describe
+    monkeypatch.setattr(evaluation, "load_network", lambda settings: evaluation.Network(colours(), "weights"))
+    monkeypatch.setattr(
+        evaluation, "describe", lambda images, *rest: describe((seen.append(x) or x for x in images), *rest)
+    )
+    workdir = shutil.copytree(trained, tmp_path / "copy")
+    (workdir / "samples.npz").unlink()
+    given = {"network": "inception", "num_reference": 10, "batch_size": 10, "kid_subset_size": 0}
+    given = {f"evaluate__{key}": value for key, value in given.items()}
+    toy.run(workdir, "evaluate", **given, **{f"lpips__{key}": value for key, value in files.items()})
+    written = json.loads((workdir / "scores.json").read_text())
+    floor, decoded = written["scores"].values()
+    assert "LPIPS" not in floor
+    before, after = (jnp.asarray(images / np.float32(255)) for images in seen[-2:])
+    assert decoded["LPIPS"] == pytest.approx(float(distance(params(), before, after).mean()), rel=1e-4)
+    assert artifacts.fingerprint(params(), {}) in written["recipe"]["lpips"]

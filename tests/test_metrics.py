@@ -1,6 +1,7 @@
 """Image metrics: known values, agreement with direct formulas, and what happens to degenerate input."""
 
 import functools
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +115,15 @@ class TestPrecisionRecall:
         assert min(expected) > 0.3
         assert max(expected) < 1
         np.testing.assert_allclose(precision_recall(real, generated, neighbours), expected, atol=1e-12)
+
+    def test_takes_no_second_copy_in_float64(self):
+        rng = np.random.default_rng(0)
+        real, generated = (rng.normal(size=(n, 512)).astype(np.float32) for n in (64, 4000))
+        tracemalloc.start()
+        precision_recall(real, generated)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 1.6 * generated.nbytes  # a copy in float32 and a few blocks; one in float64 is twice the bytes
 
     @pytest.mark.parametrize("k", [1, 2, 5])
     def test_kth_smallest_counts_equal_ones_apiece(self, k):

@@ -1,6 +1,8 @@
 """The sampled set: interrupted and resumed, streamed to its file, resized, and cut where guidance ends."""
 
+import importlib.metadata
 import json
+import os
 import shutil
 import signal
 
@@ -12,6 +14,7 @@ from PIL import Image
 from rear_jax import decode, models, resize
 from rear_jax.data.sampled_set import SampledSet
 from rear_jax.errors import RearError
+from rear_jax.jobs import sample
 from rear_jax.training.loop import Interrupted
 from tests import toy
 
@@ -24,12 +27,17 @@ TORCH = [  # interpolate(mode="bicubic") of a 6×6 image to 4×4, PyTorch 2.13
 
 
 @pytest.fixture
-def unsampled(trained, tmp_path):
-    """A copy of the trained workdir without its samples."""
-    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+def sampled(trained, tmp_path):
+    """A copy of the trained workdir."""
+    return shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+
+
+@pytest.fixture
+def unsampled(sampled):
+    """The same without its samples."""
     for name in ("samples.npz", "samples.json", "samples.png"):
-        (tmp_path / name).unlink()
-    return tmp_path
+        (sampled / name).unlink()
+    return sampled
 
 
 def images_of(workdir):
@@ -46,8 +54,11 @@ def test_an_interrupted_set_goes_on_whatever_the_batch_size(trained, unsampled, 
         signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(SampledSet, "add", add_and_interrupt)
+    now = sample.artifacts.environment()
+    monkeypatch.setattr(sample.artifacts, "environment", lambda: {"jax": "0.1"})
     with pytest.raises(Interrupted, match="8 of 24 images are drawn; resume with the same command"):
         toy.run(unsampled, "sample")
+    monkeypatch.setattr(sample.artifacts, "environment", lambda: now)
     assert not (unsampled / "samples.npz").exists()
     monkeypatch.setattr(SampledSet, "add", lambda self, i, x: (drawn.extend(i), add(self, i, x)))
     toy.run(unsampled, "sample", sample__batch_size=5)
@@ -56,6 +67,8 @@ def test_an_interrupted_set_goes_on_whatever_the_batch_size(trained, unsampled, 
     assert apart.max() <= 1  # sums in another order may round to the next of 256 levels
     assert (apart > 0).mean() < 1e-3
     assert not (unsampled / "samples.partial").exists()
+    drawn_with = json.loads((unsampled / "samples.json").read_text())["drawn_with"]
+    assert drawn_with == [{"jax": "0.1"}, now]
 
 
 def test_another_recipe_begins_anew(tmp_path):
@@ -90,6 +103,47 @@ def test_samples_as_pngs_and_of_another_size(unsampled):
     assert len(list((unsampled / "samples").iterdir())) == 24
     np.testing.assert_array_equal(np.asarray(Image.open(unsampled / "samples" / "000013.png")), images[13])
     assert json.loads((unsampled / "samples.json").read_text())["image_size"] == 24
+
+
+def test_pngs_of_a_set_that_is_done(sampled, monkeypatch):
+    stamp = (sampled / "samples.npz").stat().st_mtime_ns
+    monkeypatch.setattr(sample, "CHUNK", 7)
+    toy.run(sampled, "sample", sample__png_folder=True)
+    files = sorted((sampled / "samples").iterdir())
+    assert [file.name for file in files] == [f"{i:06d}.png" for i in range(24)]
+    np.testing.assert_array_equal([np.asarray(Image.open(file)) for file in files], images_of(sampled))
+    assert (sampled / "samples.npz").stat().st_mtime_ns == stamp
+    written = files[0].stat().st_mtime_ns
+    toy.run(sampled, "sample", sample__png_folder=True)
+    assert files[0].stat().st_mtime_ns == written
+    os.utime(sampled / "samples.npz")  # a newer set: the PNGs are another's
+    toy.run(sampled, "sample", sample__png_folder=True)
+    assert files[0].stat().st_mtime_ns > written
+
+
+def test_only_its_own_left_over_is_removed_beside_a_set_that_is_done(sampled):
+    done = json.loads((sampled / "samples.json").read_text())
+    recipe = {key: value for key, value in done.items() if key not in ("stage", "drawn_with")}
+    for of_set, kept in ((recipe, False), (recipe | {"seed": 9}, True)):
+        SampledSet(sampled / "samples.partial", of_set, (24, 32, 32, 3), write=True)
+        toy.run(sampled, "sample")
+        assert (sampled / "samples.partial").exists() == kept
+
+
+def test_the_recipe_and_what_stands_beside_it(sampled, monkeypatch):
+    written = json.loads((sampled / "samples.json").read_text())
+    assert (written["generator_dtype"], written["tokenizer_dtype"]) == ("float32", "float32")
+    assert (written["eight_bit"], written["stage"]) == ("truncate", "train")
+    (environment,) = written["drawn_with"]
+    assert environment["jaxlib"] == importlib.metadata.version("jaxlib")
+    assert environment["platform"].startswith("cpu")
+    stamp = (sampled / "samples.npz").stat().st_mtime_ns
+    monkeypatch.setattr(sample.artifacts, "environment", lambda: {"jax": "9"})
+    toy.run(sampled, "sample")  # other versions leave a set as it is
+    assert (sampled / "samples.npz").stat().st_mtime_ns == stamp
+    toy.run(sampled, "sample", model__dtype="bfloat16")
+    assert (sampled / "samples.npz").stat().st_mtime_ns != stamp
+    assert json.loads((sampled / "samples.json").read_text())["drawn_with"] == [{"jax": "9"}]
 
 
 def test_bicubic_is_pytorchs():
@@ -143,35 +197,3 @@ def test_too_many_images_for_the_disk_leave_no_damage(unsampled, monkeypatch):
 def test_an_unknown_guidance_is_named(unsampled):
     with pytest.raises(RearError, match=r"config\.sample\.guidance = 'none'"):
         toy.run(unsampled, "sample", sample__guidance="none")
-
-
-@pytest.mark.slow
-def test_a_sweep_scores_each_point_once(unsampled):
-    # a scale at which even a generator that has hardly learned heeds its classes
-    points = {"sweep__guidance_scale": (1.0, 1e4), "sample__num_images": 10, "evaluate__kid_subset_size": 0}
-    toy.run(unsampled, "sweep", **points)
-    rows = json.loads((unsampled / "sweep.json").read_text())["points"]
-    assert [row["guidance_scale"] for row in rows] == [1.0, 1e4]
-    assert rows[0]["FD-EffNetLite2@32"] != rows[1]["FD-EffNetLite2@32"]
-    assert (unsampled / "sweep.md").read_text().count("**") == 2
-    assert (unsampled / "sweep.png").stat().st_size > 0
-    stamp = (unsampled / "sweep" / "10000_1" / "samples.npz").stat().st_mtime_ns
-    toy.run(unsampled, "sweep", **points)
-    assert (unsampled / "sweep" / "10000_1" / "samples.npz").stat().st_mtime_ns == stamp
-    with pytest.raises(RearError, match="a sweep needs points"):
-        toy.run(unsampled, "sweep")
-
-
-@pytest.mark.slow
-def test_training_scores_itself_and_keeps_its_best(trained, tmp_path):
-    """The best generator can be sampled from, and its scores stand in the metrics of a job of their own."""
-    given = {"tokenizer_from": str(trained / "tokenizer"), "codes_from": str(trained / "codes")}
-    watched = {"train__evaluate_every": 2, "train__evaluate_images": 12, "evaluate__kid_subset_size": 0}
-    toy.run(tmp_path, "train", **given, **watched, train__loop__steps=4)
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    found = {line["step"]: line["FD-EffNetLite2@32"] for line in lines if line["job"] == "train_scores"}
-    assert sorted(found) == [2, 4]
-    best = min(found, key=found.get)
-    assert [p.name for p in (tmp_path / "generator_best").iterdir() if p.name.isdigit()] == [str(best)]
-    toy.run(tmp_path, "sample", **given, sample__stage="best")
-    assert json.loads((tmp_path / "samples.json").read_text())["generator_step"] == best

@@ -125,7 +125,8 @@ def colours(name: str = "Inception", factor: float = 1.0) -> FeatureExtractor:
         wide = {"spatial": factor * quarters[:, :8], "logits": factor * quarters[:, :5]}
         return {"pooled": factor * quarters} | (wide if name == "Inception" else {})
 
-    return FeatureExtractor(name=name, recipe="mean colours of the quarters", dim=12, apply=apply)
+    spatial_dim = 8 if name == "Inception" else 0
+    return FeatureExtractor(name, "mean colours of the quarters", 12, apply, spatial_dim)
 
 
 def pictures(seed: int, count: int = 40, size: int = 8) -> np.ndarray:
@@ -212,6 +213,37 @@ class TestScore:
             with pytest.raises(RearError, match=message) as caught:
                 scores.score(given, batches(images), network, SETTINGS)
             assert "\n" not in str(caught.value)
+
+
+class TestEnoughImages:
+    @pytest.mark.parametrize(
+        ("generated", "compared", "message"),
+        [
+            (1, 60, r"FID needs 2 images or more; there are 1, to compare with 60 of the reference: take more\."),
+            (9, 60, r"IS needs 10 images or more; there are 9,"),
+            (60, 3, r"precision needs 4 .* 60, to compare with 3 .* or lower config\.evaluate\.neighbours\."),
+            (11, 60, r"KID needs 12 .* or lower config\.evaluate\.kid_subset_size \(0 = no KID\)\."),
+            (60, 11, r"KID needs 12 images or more; there are 60, to compare with 11 of the reference"),
+        ],
+    )
+    def test_refusals_before_any_image_is_looked_at(self, generated, compared, message):
+        with pytest.raises(RearError, match=message):
+            scores.require_images(colours(), scores.Settings(3, 4, 12), generated, compared)
+
+    def test_what_suffices_for_every_score(self):
+        """The smallest sets that are let through are scored."""
+        for extractor, count, compared in ((colours(), 12, 12), (colours(), 10, 0), (colours("Colours"), 4, 4)):
+            settings = scores.Settings(3, 2, 12 if count == 12 else 0)
+            scores.require_images(extractor, settings, count, compared)
+            reference = reference_of(pictures(1, count=max(compared, 2)), extractor)
+            reference = scores.Reference(**vars(reference) | {"features": reference.features[:compared]})
+            found = scores.score(reference, batches(pictures(0, count=count)), extractor, settings)
+            assert np.isfinite(list(found.values())).all()
+
+
+def test_a_recipe_without_kid_does_not_speak_of_it():
+    assert "100 subsets of 12," in scores.recipe_of(colours(), scores.Settings(3, 100, 12))["kid"]
+    assert "kid" not in scores.recipe_of(colours(), scores.Settings(3, 100, 0))
 
 
 def np_moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

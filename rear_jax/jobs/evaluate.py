@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from rear_jax import artifacts, evaluation, report
+from rear_jax import artifacts, eight_bit, evaluation, report
 from rear_jax.errors import RearError
 from rear_jax.evaluation import Network, RealImages, Reconstructions, ReferencePlan, Samples
 from rear_jax.metrics import scores
@@ -23,7 +23,7 @@ from rear_jax.training import perceptual
 log = logging.getLogger(__name__)
 
 SAMPLES, HELD_OUT, DECODED = "samples", "held-out real images (the floor)", "held-out images through the tokenizer"
-LIBRARIES = ("jax", "flax", "numpy", "scikit-learn", "pillow")
+LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "scikit-learn", "pillow")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,32 +68,37 @@ def gather(config: ConfigDict, workdir: Path, place: Path) -> Parts:
     settings = config.evaluate
     present = (place / "samples.npz").exists()
     if not (present or settings.tokenizer):
-        raise RearError(f"{workdir / 'samples.npz'} does not exist: run --job=sample first.")
+        raise RearError(f"{place / 'samples.npz'} does not exist: run --job=sample first.")
     samples = evaluation.open_samples(place) if present else None
     what = {SAMPLES: present, "the tokenizer on held-out images": settings.tokenizer}
     log.info("evaluate: scoring %s", " and ".join(name for name, wanted in what.items() if wanted))
     network = evaluation.load_network(settings)
+    plan = evaluation.plan_reference(config, network)
+    if samples:
+        evaluation.require_scores(plan, network.extractor, settings, samples.images.shape)
     held_out = tokenizer = lpips = None
     if settings.tokenizer:
         tokenizer = artifacts.load_tokenizer(config, workdir, stage=config.sample.stage)
         count = len(samples.images) if samples else settings.num_reference
         held_out = RealImages(config.data, config.data.eval_split, count)
+        if _fits(plan, held_out):
+            evaluation.require_scores(plan, network.extractor, settings, held_out.shape)
         if any(config.lpips.values()):
             lpips = perceptual.lpips_vgg16(config.lpips, wanted_by="the LPIPS score")
-    return Parts(network, evaluation.plan_reference(config, network), samples, held_out, tokenizer, lpips)
+    return Parts(network, plan, samples, held_out, tokenizer, lpips)
+
+
+def _fits(plan: ReferencePlan, held_out: RealImages) -> bool:
+    """Whether held-out images can be compared with the reference: samples may be of another size than the data."""
+    return plan.size in (0, held_out.size)
 
 
 def make_recipe(config: ConfigDict, parts: Parts) -> dict:
     """Everything the scores depend on."""
     settings, network, plan = config.evaluate, parts.network, parts.plan
-    reasons = evaluation.not_comparable(settings.network, plan, parts.samples, config.data.num_classes)
+    reasons = evaluation.not_comparable(network, plan, parts.samples, config.data.num_classes)
     recipe = {
-        **scores.recipe_of(network.extractor, evaluation.score_settings(settings)),
-        "weights": network.weights,
-        "reference": plan.name,
-        "reference_size": plan.size,
-        "reference_fingerprint": plan.fingerprint,
-        "compared_one_by_one": f"at most {settings.num_compared} images of the reference, evenly spread",
+        **evaluation.recipe_of(settings, network, plan),
         "comparable_with_published_FID": not reasons,
         "not_comparable_because": reasons,
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
@@ -108,7 +113,10 @@ def make_recipe(config: ConfigDict, parts: Parts) -> dict:
         recipe["held_out"] = f"{parts.held_out.name}, {parts.held_out.size} pixels"
         recipe["tokenizer"] = f"{parts.tokenizer.origin}, {parts.tokenizer.fingerprint}"
         recipe["decoder"] = parts.tokenizer.decoder
-        recipe["reconstructions"] = "8-bit images; PSNR, SSIM (11x11 Gaussian window, 1.5), LPIPS: means over images"
+        recipe["reconstructions"] = (
+            f"8-bit images ({eight_bit.TOKENIZERS[config.tokenizer.name].__name__}); "
+            "PSNR, SSIM (11x11 Gaussian window, 1.5), LPIPS: means over images"
+        )
     if parts.lpips:
         recipe["lpips"] = f"VGG16 with learned heads; weights {artifacts.fingerprint(parts.lpips.params, {})}"
     return recipe
@@ -129,23 +137,23 @@ def score_all(config: ConfigDict, workdir: Path, parts: Parts) -> dict[str, dict
     found = {}
     if parts.samples:
         images, labels, _ = parts.samples
-        batches = scores.same_size(reference, images.batches(settings.batch_size))
-        found[SAMPLES] = compare(evaluation.describe(batches, len(images), extractor, SAMPLES), labels)
+        described = evaluation.describe(images.batches(settings.batch_size), len(images), extractor, SAMPLES)
+        found[SAMPLES] = compare(described, labels)
     if parts.held_out:
-        fits = reference.size in (0, parts.held_out.size)
-        found |= score_tokenizer(parts, settings.batch_size, compare if fits else lambda *_: {})
+        found |= score_tokenizer(config, parts, compare if _fits(parts.plan, parts.held_out) else lambda *_: {})
     for name, values in found.items():
         log.info("evaluate: %s: %s", name, "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
     return found
 
 
 def score_tokenizer(
-    parts: Parts, batch_size: int, compare: Callable[[Described, np.ndarray], dict[str, float]]
+    config: ConfigDict, parts: Parts, compare: Callable[[Described, np.ndarray], dict[str, float]]
 ) -> dict[str, dict[str, float]]:
     """The scores of held-out images and of what the tokenizer makes of them; `compare` is with the reference."""
     held_out, extractor, labels = parts.held_out, parts.network.extractor, []
+    batch_size = config.evaluate.batch_size
     real = evaluation.describe(held_out.batches(batch_size, labels), len(held_out), extractor, HELD_OUT)
-    through = Reconstructions(parts.tokenizer, parts.lpips)
+    through = Reconstructions(parts.tokenizer, parts.lpips, eight_bit.TOKENIZERS[config.tokenizer.name])
     again = through.over(held_out.batches(batch_size, []))
     decoded = evaluation.describe(again, len(held_out), extractor, DECODED)
     distance = frechet_distance(scores.moments(decoded.pooled), scores.moments(real.pooled))

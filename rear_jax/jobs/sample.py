@@ -1,8 +1,9 @@
 """`--job=sample`: a set of images from the generator, balanced over the classes or captions."""
 
-import dataclasses
 import functools
+import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rear_jax import artifacts, decode, distributed, models, pictures, sampling
+from rear_jax import artifacts, distributed, pictures, sampling
+from rear_jax.data.archive import ImageArchive
 from rear_jax.data.sampled_set import SampledSet
 from rear_jax.progress import ProgressBar
 from rear_jax.training import mesh as placement
@@ -23,10 +25,14 @@ log = logging.getLogger(__name__)
 
 SHEET_CLASSES = 10  # rows of samples.png
 SHEET_COLUMNS = 12
+CHUNK = 64  # images that are read at once on their way to PNG files
 
 
 def run(config: ConfigDict, workdir: Path, place: Path | None = None) -> None:
-    """Writes `samples.npz` (arr_0: uint8 [n, H, W, 3]; labels: [n]), `samples.png` and `samples.json`, the recipe.
+    """Writes `samples.npz` (arr_0: uint8 [n, H, W, 3]; labels: [n]), `samples.png` and `samples.json`.
+
+    The latter holds the recipe, and beside it what does not decide whether a set is done: the stage that the generator
+    is from, and the libraries and platforms that drew.
 
     What is drawn goes to `samples.partial` batch by batch, where the same command finds it after an interruption.
 
@@ -44,6 +50,8 @@ def run(config: ConfigDict, workdir: Path, place: Path | None = None) -> None:
     recipe = make_recipe(config, tokenizer, generator, conditions)
     if artifacts.is_done(place / "samples.json", recipe) and (place / "samples.npz").exists():
         log.info("sample: done already, %d images in %s", settings.num_images, place / "samples.npz")
+        if distributed.is_first():
+            _tidy(place, recipe, settings.png_folder)
         return
 
     labels = sampling.balanced_labels(settings.num_images, len(jax.tree.leaves(conditions)[0]))
@@ -62,7 +70,8 @@ def run(config: ConfigDict, workdir: Path, place: Path | None = None) -> None:
     pictures.save_png(place / "samples.png", class_sheet(partial.images, labels))
     if settings.png_folder:
         pictures.save_folder(place / "samples", partial.images)
-    artifacts.write_json(place / "samples.json", recipe)
+    drawn = json.loads((place / "samples.partial" / "drawn_with.json").read_text())
+    artifacts.write_json(place / "samples.json", recipe | {"stage": settings.stage} | drawn)
     partial.remove()
     log.info("sample: wrote %d images to %s, a sheet to %s", len(labels), place / "samples.npz", "samples.png")
 
@@ -72,6 +81,7 @@ def _open_partial(place: Path, recipe: dict, shape: tuple[int, int, int, int]) -
     folder = place / "samples.partial"
     if distributed.is_first():
         partial = SampledSet(folder, recipe, shape, write=True)
+        _note_environment(folder)
     distributed.wait("samples.partial")
     if not distributed.is_first():
         partial = SampledSet(folder, recipe, shape, write=False)
@@ -107,24 +117,27 @@ def _draw_missing(
 def make_recipe(
     config: ConfigDict, tokenizer: artifacts.Tokenizer, generator: artifacts.Generator, conditions: Any
 ) -> dict:
-    """Everything the set depends on: the same recipe gives the same images, whatever the batch size or device count."""
-    if models.takes_captions(generator.module):
-        captions = artifacts.fingerprint(conditions._asdict(), {})
-        labelled = {"labels": "balanced: index modulo the number of captions", "captions": captions}
-    else:
-        labelled = {"labels": "balanced: index modulo the number of classes"}
-    return {
-        "num_images": config.sample.num_images,
-        "image_size": sampling.image_shape(config)[0],
-        **labelled,
-        **dataclasses.asdict(decode.sampler_of(config.sample)),
-        "use_ema": config.sample.use_ema,
-        "seed": config.seed,
-        "generator_step": generator.step,
-        "generator": generator.fingerprint,
-        "tokenizer": tokenizer.fingerprint,
-        "decoder": tokenizer.decoder,
-    }
+    """Everything the set depends on: a set that is begun or done is that of this command if its recipe is the same."""
+    of_set = sampling.recipe_of(config, generator.module, tokenizer, conditions, config.sample.num_images)
+    return of_set | {"generator_step": generator.step, "generator": generator.fingerprint}
+
+
+def _note_environment(folder: Path) -> None:
+    """Adds the libraries and the platform of this process to those that the set in `folder` was drawn with so far."""
+    file, now = folder / "drawn_with.json", artifacts.environment()
+    earlier = json.loads(file.read_text())["drawn_with"] if file.exists() else []
+    artifacts.write_json(file, {"drawn_with": [*(one for one in earlier if one != now), now]})
+
+
+def _tidy(place: Path, recipe: dict, png_folder: bool) -> None:
+    """Beside a set that is done: removes it as it was drawn, and writes the PNGs if they are wanted and not there."""
+    partial, file, folder = place / "samples.partial", place / "samples.npz", place / "samples"
+    if artifacts.is_done(partial / "recipe.json", recipe):
+        shutil.rmtree(partial)
+    if png_folder and not (folder.exists() and folder.stat().st_mtime_ns >= file.stat().st_mtime_ns):
+        images = ImageArchive(file, remedy="delete it and run --job=sample again")
+        pictures.save_folder(folder, (image for batch in images.batches(CHUNK) for image in batch))
+        log.info("sample: wrote %d PNG files to %s", len(images), folder)
 
 
 def class_sheet(images: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -12,27 +12,25 @@ matplotlib.use("Agg")  # files, whatever display there is
 import matplotlib.pyplot as plt
 from ml_collections import ConfigDict
 
-from rear_jax import artifacts
+from rear_jax import artifacts, report
 from rear_jax.atomic import atomic_file
 from rear_jax.errors import RearError
 from rear_jax.jobs import evaluate, sample
 
 log = logging.getLogger(__name__)
 
-SHOWN = 2  # scores that are drawn: the distance and, where there is one, the Inception Score
-
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """Samples and scores every point in `workdir/sweep/<scale>_<power>`; what is done already is not done again.
 
-    Leaves `sweep.md` (a row for each point), `sweep.png` (scores against the scale, a line for each power) and
-    `sweep.json`.
+    Leaves `sweep.md` (a row for each point, and what all their recipes agree on), `sweep.png` (scores against the
+    scale, a line for each power) and `sweep.json`.
     """
     scales = tuple(config.sweep.guidance_scale) or (config.sample.guidance_scale,)
     powers = tuple(config.sweep.guidance_power) or (config.sample.guidance_power,)
     if len(scales) * len(powers) < 2:
         raise RearError("a sweep needs points: give --config.sweep.guidance_scale='(1.5, 2.0, 3.0)' or guidance_power.")
-    points = []
+    points, recipes = [], []
     for scale, power in itertools.product(scales, powers):
         point = config.copy_and_resolve_references()
         point.sample.update(guidance_scale=float(scale), guidance_power=float(power))
@@ -41,11 +39,15 @@ def run(config: ConfigDict, workdir: Path) -> None:
         place.mkdir(parents=True, exist_ok=True)
         sample.run(point, workdir, place)
         evaluate.run(point, workdir, place)
-        scores = json.loads((place / "scores.json").read_text())["scores"][evaluate.SAMPLES]
-        points.append({"guidance_scale": float(scale), "guidance_power": float(power), **scores})
-    artifacts.write_json(workdir / "sweep.json", {"points": points, "config": config.to_dict()})
+        found = json.loads((place / "scores.json").read_text())
+        points.append(
+            {"guidance_scale": float(scale), "guidance_power": float(power), **found["scores"][evaluate.SAMPLES]}
+        )
+        recipes.append(found["recipe"])
+    recipe = report.common(recipes)
+    artifacts.write_json(workdir / "sweep.json", {"points": points, "recipe": recipe, "config": config.to_dict()})
     with atomic_file(workdir / "sweep.md") as file:
-        file.write_text(table(points) + "\n")
+        file.write_text("\n".join([table(points), "", *report.recipe_lines(recipe), ""]))
     _draw(workdir / "sweep.png", points)
     log.info("sweep: wrote %s\n%s", workdir / "sweep.md", table(points))
 
@@ -64,9 +66,15 @@ def table(points: list[dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+def drawn_scores(points: list[dict[str, float]]) -> list[str]:
+    """Names of the scores that are drawn: the Fréchet distance, and the Inception Score or, without one, precision."""
+    columns = list(points[0])
+    return [columns[2], "IS" if "IS" in columns else "precision"]
+
+
 def _draw(path: Path, points: list[dict[str, float]]) -> None:
-    """A panel for each of the first scores, a line for each power."""
-    names = list(points[0])[2 : 2 + SHOWN]
+    """A panel for each of `drawn_scores`, a line for each power."""
+    names = drawn_scores(points)
     figure, panels = plt.subplots(1, len(names), figsize=(4.0 * len(names), 3.2), layout="constrained", squeeze=False)
     for panel, name in zip(panels[0], names, strict=True):
         for power in dict.fromkeys(point["guidance_power"] for point in points):

@@ -26,12 +26,14 @@ class FeatureExtractor:
       dim: D, the width of the pooled features.
       apply: images [B, H, W, 3], uint8 in [0, 255] or float in [0, 1], to float32 features by name: 'pooled' [B, D],
         of Inception also 'spatial' [B, 2023] and 'logits' [B, 1008]; jitted.
+      spatial_dim: width of the spatial features, 0 where there are none.
     """
 
     name: str
     recipe: str
     dim: int
     apply: Callable[[jax.Array | np.ndarray], dict[str, jax.Array]]
+    spatial_dim: int = 0
 
 
 def efficientnet_extractor(params: Any, variant: str, size: int) -> FeatureExtractor:
@@ -62,6 +64,7 @@ def inception_extractor(params: Any) -> FeatureExtractor:
         recipe="Inception-v3 of 2015-12-05; TensorFlow 1's bilinear resize to 299x299; float32",
         dim=inception.POOLED,
         apply=functools.partial(_inception_features, _on_all_devices(params)),
+        spatial_dim=inception.SPATIAL,
     )
 
 

@@ -50,11 +50,19 @@ def precision_recall(real: np.ndarray, generated: np.ndarray, neighbours: int = 
     if not (np.isfinite(real).all() and np.isfinite(generated).all()):
         raise RearError("Features contain NaN or infinity; look for broken images.")
     centre = real.mean(axis=0, dtype=np.float64)
-    real, generated = (jnp.asarray(features - centre, jnp.float32) for features in (real, generated))
+    real, generated = (jnp.asarray(_centred(features, centre)) for features in (real, generated))
     return PrecisionRecall(
         precision=_share_inside(generated, real, _squared_radii(real, neighbours)),
         recall=_share_inside(real, generated, _squared_radii(generated, neighbours)),
     )
+
+
+def _centred(features: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Features [N, D] less a float64 centre [D], as float32; only a block at a time is there in float64."""
+    centred = np.empty(features.shape, np.float32)
+    for start in range(0, len(features), BLOCK):
+        centred[start : start + BLOCK] = features[start : start + BLOCK] - centre
+    return centred
 
 
 def _squared_radii(points: jax.Array, neighbours: int) -> jax.Array:

@@ -171,13 +171,44 @@ def same_size(reference: Reference, batches: Iterable[np.ndarray]) -> Iterable[n
       RearError: one has another.
     """
     for batch in batches:
-        if reference.size and batch.shape[1:3] != (reference.size, reference.size):
-            height, width = batch.shape[1:3]
-            raise RearError(
-                f"Images of {height}x{width} pixels do not compare with {reference.name} of {reference.size}: "
-                "use a reference of their size."
-            )
+        require_size(reference.name, reference.size, *batch.shape[1:3])
         yield batch
+
+
+def require_size(name: str, size: int, height: int, width: int) -> None:
+    """Raises RearError where images do not have the `size` of the reference called `name`; 0 fits any."""
+    if size and (height, width) != (size, size):
+        raise RearError(
+            f"Images of {height}x{width} pixels do not compare with {name} of {size}: use a reference of their size."
+        )
+
+
+def require_images(extractor: FeatureExtractor, settings: Settings, generated: int, compared: int) -> None:
+    """Asks, before any image has been looked at, whether there are enough for every score that `compare` gives.
+
+    Args:
+      extractor: the network.
+      settings: of the scores.
+      generated: images of the set.
+      compared: images of the reference that precision, recall and KID look at; 0 where it has statistics alone.
+
+    Raises:
+      RearError: there are too few for a score.
+    """
+    inception, fewest = extractor.name == "Inception", min(generated, compared)
+    cases = {distance_name(extractor): (generated, 2, "")}
+    if inception:
+        cases["IS"] = (generated, SPLITS, "")
+    if compared:
+        cases["precision"] = (fewest, settings.neighbours + 1, " or lower config.evaluate.neighbours")
+    if inception and compared and settings.kid_subset_size:
+        cases["KID"] = (fewest, settings.kid_subset_size, " or lower config.evaluate.kid_subset_size (0 = no KID)")
+    for score, (there, needed, instead) in cases.items():
+        if there < needed:
+            raise RearError(
+                f"{score} needs {needed} images or more; there are {generated}, to compare with {compared} of the "
+                f"reference: take more{instead}."
+            )
 
 
 def compare(
@@ -218,5 +249,7 @@ def recipe_of(extractor: FeatureExtractor, settings: Settings) -> dict[str, obje
     recipe: dict[str, object] = {"features": extractor.recipe, "precision_recall_neighbours": settings.neighbours}
     if extractor.name == "Inception":
         recipe["inception_score"] = f"{SPLITS} consecutive splits, logits without bias"
-        recipe["kid"] = f"{settings.kid_subsets} subsets of {settings.kid_subset_size}, kernel (x·y/D + 1)³, unbiased"
+        if settings.kid_subset_size:
+            subsets = f"{settings.kid_subsets} subsets of {settings.kid_subset_size}"
+            recipe["kid"] = f"{subsets}, kernel (x·y/D + 1)³, unbiased"
     return recipe

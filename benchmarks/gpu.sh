@@ -49,6 +49,7 @@ measure() {
   local flags=("$@") extra=()
   if $toy; then
     read -ra extra <<<"${small[$script]}"
+    limit=$left
     [[ " $* " != *" --model=alitok "* ]] || extra+=(--codes=21)
   fi
   local since=$SECONDS status

@@ -48,6 +48,7 @@ def test_train_step_doubles_the_batch():
     assert all(row[head.index("MFU")].endswith("%") for row in rows)
 
 
+@pytest.mark.slow
 def test_posttrain_step():
     rows = run("posttrain_step.py", *SIZES, "--model=llamagen", "--group=2", "--accumulation=2", "--remat=full")
     assert [row[2] for row in rows[:2]] == ["share of the whole step", "100%"]

@@ -80,7 +80,7 @@ def default() -> ConfigDict:
     config.codes = codes = ConfigDict()
     codes.augmentation = "ten_crop"  # 'center', 'flip' or 'ten_crop'
     codes.num_shards = 256
-    codes.batch_size = 128  # images encoded at once
+    codes.batch_size = 32  # views that a device encodes at once
     codes.in_memory = False  # load all code files at the start (6.6 GB for ImageNet in ten crops); faster random reads
     codes.max_corrupt_share = 0.001  # of the records may be damaged: others take their place; 0 = the first one ends it
     codes.on_the_fly = False  # train from images, encoding each batch, instead of from code files

@@ -138,6 +138,17 @@ def test_eight_devices_take_the_same_steps(tmp_path, prepared, unbroken):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("rows", "devices"), [(7, 1), (3, 8)])
+def test_codes_do_not_depend_on_batch_size_or_devices(trained, tmp_path, rows, devices):
+    """The very files, byte for byte."""
+    flags = (f"--config.tokenizer_from={trained / 'tokenizer'}", f"--config.codes.batch_size={rows}")
+    done = toy.finish(tmp_path, "--job=tokenize", *flags, devices=devices)
+    assert done.returncode == 0, done.stderr
+    for file in (trained / "codes").iterdir():
+        assert (tmp_path / "codes" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+@pytest.mark.slow
 def test_samples_do_not_depend_on_batch_size_or_devices(trained, tmp_path):
     sets = []
     for flags, devices in [(("--config.sample.batch_size=24",), 1), ((), 8)]:

@@ -391,13 +391,17 @@ def refuse_changes(saved: dict, now: ConfigDict, sections: tuple[str, ...], plac
     Raises:
       RearError: some differ; each is named with both values.
     """
-    old, new = flatten(saved), flatten(now.to_dict())
-    keys = [k for k in sorted(old.keys() | new.keys()) if k.startswith(sections) and k.split(".")[-1] not in FREE]
-    differing = [f"{k} (was {old.get(k)!r}, now {new.get(k)!r})" for k in keys if old.get(k) != new.get(k)]
-    if differing:
+    if differing := differences(saved, now.to_dict(), sections):
         raise RearError(
             f"{place} belongs to another config: {', '.join(differing)}. Use another --workdir or the old values."
         )
+
+
+def differences(saved: dict, now: dict, sections: tuple[str, ...]) -> list[str]:
+    """Settings in sections by dotted name that differ between two configs, each with both values."""
+    old, new = flatten(saved), flatten(now)
+    keys = [k for k in sorted(old.keys() | new.keys()) if k.startswith(sections) and k.split(".")[-1] not in FREE]
+    return [f"{k} (was {old.get(k)!r}, now {new.get(k)!r})" for k in keys if old.get(k) != new.get(k)]
 
 
 def flatten(config: dict, prefix: str = "") -> dict[str, object]:

@@ -80,7 +80,7 @@ def default() -> ConfigDict:
     config.codes = codes = ConfigDict()
     codes.augmentation = "ten_crop"  # 'center', 'flip' or 'ten_crop'
     codes.num_shards = 256
-    codes.batch_size = 128  # images encoded at once
+    codes.batch_size = 32  # views that a device encodes at once
     codes.in_memory = False  # load all code files at the start (6.6 GB for ImageNet in ten crops); faster random reads
     codes.max_corrupt_share = 0.001  # of the records may be damaged: others take their place; 0 = the first one ends it
     codes.on_the_fly = False  # train from images, encoding each batch, instead of from code files
@@ -391,13 +391,17 @@ def refuse_changes(saved: dict, now: ConfigDict, sections: tuple[str, ...], plac
     Raises:
       RearError: some differ; each is named with both values.
     """
-    old, new = flatten(saved), flatten(now.to_dict())
-    keys = [k for k in sorted(old.keys() | new.keys()) if k.startswith(sections) and k.split(".")[-1] not in FREE]
-    differing = [f"{k} (was {old.get(k)!r}, now {new.get(k)!r})" for k in keys if old.get(k) != new.get(k)]
-    if differing:
+    if differing := differences(saved, now.to_dict(), sections):
         raise RearError(
             f"{place} belongs to another config: {', '.join(differing)}. Use another --workdir or the old values."
         )
+
+
+def differences(saved: dict, now: dict, sections: tuple[str, ...]) -> list[str]:
+    """Settings in sections by dotted name that differ between two configs, each with both values."""
+    old, new = flatten(saved), flatten(now)
+    keys = [k for k in sorted(old.keys() | new.keys()) if k.startswith(sections) and k.split(".")[-1] not in FREE]
+    return [f"{k} (was {old.get(k)!r}, now {new.get(k)!r})" for k in keys if old.get(k) != new.get(k)]
 
 
 def flatten(config: dict, prefix: str = "") -> dict[str, object]:

@@ -41,6 +41,11 @@ def start(address: str | None, count: int | None, index: int | None) -> None:
         raise RearError(f"the processes of this job cannot be joined ({_first_line(error)}).") from error
 
 
+def are_several() -> bool:
+    """Whether this process works together with others."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
 def is_first() -> bool:
     """Whether this process is the one that writes files for all."""
     return jax.process_index() == 0
@@ -50,6 +55,13 @@ def wait(name: str) -> None:
     """Until every process is here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def everywhere(mine: bool) -> bool:
+    """Whether it is so in every process; all of them must ask."""
+    if jax.process_count() == 1:
+        return mine
+    return bool(multihost_utils.process_allgather(np.array(mine)).all())
 
 
 def agree(what: str, value: str) -> None:
@@ -73,8 +85,8 @@ def lost(error: Exception) -> RearError:
 
 
 def fail(message: str) -> NoReturn:
-    """Prints one line and exits with 1; without waiting for the others, which learn of it by themselves."""
-    if jax.distributed.is_initialized() and jax.process_count() > 1:
+    """Prints a message and exits with 1; without waiting for the others, which learn of it by themselves."""
+    if are_several():
         print(message, file=sys.stderr, flush=True)
         os._exit(1)
     sys.exit(message)

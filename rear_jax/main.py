@@ -3,7 +3,9 @@
 import errno
 import re
 import sys
+import traceback
 from pathlib import Path
+from typing import Any
 
 import absl.logging
 from absl import app, flags
@@ -13,6 +15,8 @@ from rear_jax import distributed, jobs
 from rear_jax.errors import RearError
 from rear_jax.progress import set_up_logging
 from rear_jax.training.loop import Interrupted
+
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)  # errors that the user can mend
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment to run, a file such as configs/rear_l.py. Change a setting by --config.key=value."
@@ -35,6 +39,7 @@ def main(arguments: list[str]) -> None:
     """Runs the jobs. Exits with 1 and one line on an error that the user can mend."""
     if len(arguments) > 1:
         raise app.UsageError(f"unexpected argument {arguments[1]!r}: settings are given as --config.key=value")
+    sys.unraisablehook = _unraisable
     try:
         config, workdir = _CONFIG.value, _local(_WORKDIR.value)
         names = _JOB.value or config.jobs
@@ -46,16 +51,24 @@ def main(arguments: list[str]) -> None:
         print(stopped, file=sys.stderr)
     except RearError as error:
         distributed.fail(f"error: {error}")
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
-        where = error.filename or _WORKDIR.value
-        distributed.fail(f"error: {error.strerror}: {where}. Mend that and run the command again.")
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+            where = error.filename or _WORKDIR.value
+            distributed.fail(f"error: {error.strerror}: {where}. Mend that and run the command again.")
+        if distributed.are_several():  # at its end, python would wait for the others, which wait for this one
+            distributed.fail(traceback.format_exc())
+        raise
 
 
 def command() -> None:
     """Entry point: flag and config errors are one line too."""
     app.run(main, flags_parser=_parse)
+
+
+def _unraisable(unraisable: Any) -> None:
+    """Python's own hook, but for what the files of a checkpoint have to say after its writing has failed."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _local(workdir: str) -> Path:

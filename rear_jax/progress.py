@@ -53,6 +53,13 @@ class _AboveBars(logging.Handler):
             tqdm.write(self.format(record), file=sys.stderr)
 
 
+class _ToFile(logging.FileHandler):
+    """Raises what goes wrong, a full disk for one, where logging would print a traceback and go on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        raise
+
+
 def set_up_logging(file: Path, *, quiet: bool = False) -> None:
     """Sends the project's log lines to the terminal and, with their times, to the end of a file.
 
@@ -64,6 +71,6 @@ def set_up_logging(file: Path, *, quiet: bool = False) -> None:
     logger.handlers = [_AboveBars()]
     if quiet:
         return
-    to_file = logging.FileHandler(file)
+    to_file = _ToFile(file)
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s"))
     logger.addHandler(to_file)

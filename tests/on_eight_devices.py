@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 import shutil
 
 import jax
@@ -25,7 +26,15 @@ from tests import toy
 
 KEY = jax.random.key(3)
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)  # unlike Adam, it does not blow rounding up where gradients vanish
-MESHES = {"one": (1, 1, 1), "data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 8), "all": (2, 2, 2)}
+MESHES = {
+    "one": (1, 1, 1),
+    "two": (2, 1, 1),
+    "four": (2, 2, 1),
+    "data": (8, 1, 1),
+    "fsdp": (1, 8, 1),
+    "tensor": (1, 1, 8),
+    "all": (2, 2, 2),
+}
 CONFIGS = {
     "ar": lambda: toy.llamagen_config(dropout=0.0, token_dropout=0.0),  # what compiles fastest
     "rear": lambda: toy.config(train__ema_decay=0.5),
@@ -38,13 +47,13 @@ CASES = [
         for method in ("rear", "va_pi")
         for mesh in ("data", "fsdp", "tensor", "all")
     ),
+    *(pytest.param("rear", mesh, marks=pytest.mark.slow) for mesh in ("two", "four")),
 ]
 
 
 def mesh_of(name: str) -> jax.sharding.Mesh:
-    if name == "one":
-        return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES)
-    return make_mesh(dict(zip(AXES, MESHES[name], strict=True)))
+    sizes = MESHES[name]
+    return make_mesh(dict(zip(AXES, sizes, strict=True)), jax.devices()[: math.prod(sizes)])
 
 
 def build(config):

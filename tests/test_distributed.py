@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 
 from rear_jax import distributed
+from rear_jax.data.codes import open_codes, write_shard
 from rear_jax.errors import RearError
+from rear_jax.training.writer import read_metrics
 from tests import toy
+from tests.test_training import truncate
 
 STEPS = 100
 TRAIN = {
@@ -24,10 +27,14 @@ TRAIN = {
 }
 
 
-def start_two(workdir, trained, *extra, others=(), folders=(None, None)):
+REAR = ("--config.method.name=rear", "--config.model.dropout=0.1", "--config.train.loop.steps=12")
+REAR += ("--config.train.loop.checkpoint_every=4",)
+
+
+def start_two(workdir, trained, *extra, others=(), folders=(None, None), modules=()):
     """Two processes of `--job=train` with one device each, in these folders.
 
-    `others` are flags of the second one alone.
+    `others` are flags of the second one alone; `modules` are folders of each one's own that come first on its path.
     """
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -35,11 +42,11 @@ def start_two(workdir, trained, *extra, others=(), folders=(None, None)):
     given = {**TRAIN, "tokenizer_from": trained / "tokenizer", "codes_from": trained / "codes"}
     flags = [f"--config.{name.replace('__', '.')}={value}" for name, value in given.items()]
     flags += [f"--coordinator_address={address}", "--num_processes=2", "--job=train", *extra]
-    environment = toy.environment()
+    paths = [f"{modules[index]}:{toy.ROOT}" if modules else str(toy.ROOT) for index in range(2)]
     return [
         subprocess.Popen(
             toy.command(workdir, *flags, f"--process_id={index}", *(others if index else ())),
-            env=environment,
+            env=toy.environment() | {"PYTHONPATH": paths[index]},
             cwd=folders[index],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -65,6 +72,66 @@ def wait_for_checkpoint(workdir, processes) -> None:
         assert all(p.poll() is None for p in processes), [p.communicate()[1] for p in processes]
         time.sleep(0.01)
     raise TimeoutError(f"no checkpoint in {workdir}")
+
+
+def finish_two(*arguments, **keywords) -> list[str]:
+    """What two processes have written to stderr; both must end well."""
+    processes = start_two(*arguments, **keywords)
+    errors = [p.communicate(timeout=240)[1] for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], errors
+    return errors
+
+
+def assert_same_metrics(one, other, job):
+    """Every logged metric to float32 rounding, and exactly what only counts random choices."""
+    records = [read_metrics(workdir, job) for workdir in (one, other)]
+    for a, b in zip(*records, strict=True):
+        assert a.get("noise") == b.get("noise")
+        for name in a.keys() - {"job", "steps_per_second", "images_per_second", "input_wait"}:
+            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-5), (a["step"], name)
+
+
+@pytest.fixture(scope="module")
+def rear_alone(tmp_path_factory, trained):
+    """The workdir of one process that trained reAR with dropout."""
+    workdir = tmp_path_factory.mktemp("rear_alone")
+    changes = {"method__name": "rear", "model__dropout": 0.1, "train__loop__steps": 12, "train__loop__log_every": 1}
+    places = {"tokenizer_from": str(trained / "tokenizer"), "codes_from": str(trained / "codes")}
+    toy.run(workdir, "train", **changes, **places, train__loop__checkpoint_every=4)
+    return workdir
+
+
+@pytest.mark.slow
+def test_noise_and_dropout_of_two_processes_are_those_of_one_and_the_first_writes(tmp_path, trained, rear_alone):
+    errors = finish_two(tmp_path, trained, *REAR)
+    assert_same_metrics(rear_alone, tmp_path, "train")
+    assert "train step 12" in errors[0]
+    assert "train" not in errors[1]
+    assert len(list((tmp_path / "tensorboard" / "train").iterdir())) == 1
+    assert (tmp_path / "log.txt").read_text().count("train step 12 ") == 1
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_from_one_whose_newest_checkpoint_is_damaged(tmp_path, trained, rear_alone):
+    shutil.copytree(rear_alone, tmp_path, dirs_exist_ok=True)
+    truncate(tmp_path / "generator" / "12" / "state")
+    errors = finish_two(tmp_path, trained, *REAR)
+    assert "generator/12 is damaged and was set aside; going back to step 8" in errors[0]
+    assert_same_metrics(rear_alone, tmp_path, "train")
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_tokenizer_as_one(tmp_path, trained):
+    finish_two(tmp_path, trained, "--config.tokenizer_from=", "--job=tokenizer")
+    assert_same_metrics(trained, tmp_path, "tokenizer")
+    assert (tmp_path / "reconstructions.png").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_codes_of_one(tmp_path, trained):
+    finish_two(tmp_path, trained, "--config.codes_from=", "--job=tokenize")
+    for file in (trained / "codes").iterdir():
+        assert (tmp_path / "codes" / file.name).read_bytes() == file.read_bytes(), file.name
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +165,7 @@ def test_two_processes_stop_together_and_one_goes_on(tmp_path, trained, alone):
 def test_two_processes_draw_the_set_of_one(tmp_path, trained):
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     (tmp_path / "samples.npz").unlink()
-    processes = start_two(tmp_path, trained, "--config.method.name=rear", "--job=sample")
-    errors = [p.communicate(timeout=240)[1] for p in processes]
-    assert [p.returncode for p in processes] == [0, 0], errors
+    finish_two(tmp_path, trained, "--config.method.name=rear", "--job=sample")
     with np.load(tmp_path / "samples.npz") as drawn, np.load(trained / "samples.npz") as wanted:
         np.testing.assert_array_equal(drawn["labels"], wanted["labels"])
         assert np.abs(drawn["arr_0"].astype(int) - wanted["arr_0"]).max() <= 1
@@ -116,10 +181,44 @@ def test_the_other_ends_when_one_is_killed(tmp_path, trained, alone, killed):
     _, errors = processes[1 - killed].communicate(timeout=120)
     assert time.monotonic() - since < 60
     assert processes[1 - killed].returncode not in (0, None), errors
-    processes = start_two(tmp_path, trained)
-    errors = [p.communicate(timeout=240)[1] for p in processes]
-    assert [p.returncode for p in processes] == [0, 0], errors
+    finish_two(tmp_path, trained)
     assert losses(tmp_path) == pytest.approx(alone, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_the_other_ends_after_an_error_that_nobody_foresaw(tmp_path, trained):
+    """One waits in a module that the other fails to import."""
+    bodies = ["import time; time.sleep(600)", "raise RuntimeError('unforeseen')"]
+    for index, body in enumerate(bodies):
+        (tmp_path / str(index)).mkdir()
+        (tmp_path / str(index) / "tensorflow_datasets.py").write_text(body)
+    modules = (tmp_path / "0", tmp_path / "1")
+    flags = ("--job=tokenize", "--config.data.source=tfds")
+    processes = start_two(tmp_path / "run", trained, *flags, modules=modules)
+    errors = processes[1].communicate(timeout=120)[1]
+    since = time.monotonic()
+    assert processes[1].returncode == 1, errors
+    assert "RuntimeError: unforeseen" in errors
+    _, errors = processes[0].communicate(timeout=120)
+    assert time.monotonic() - since < 60
+    assert processes[0].returncode not in (0, None), errors
+
+
+@pytest.mark.slow
+def test_processes_whose_codes_differ_are_refused(tmp_path, trained):
+    """One path, read by each from a folder of its own: the second has another code in one record."""
+    for index in range(2):
+        shutil.copytree(trained / "codes", tmp_path / str(index) / "codes")
+    codes = open_codes(tmp_path / "1" / "codes")
+    records = codes.read(np.arange(codes.header.shard_sizes[0]))
+    records["codes"][0, 0] = (records["codes"][0, 0] + 1) % 16
+    path = codes.header.shard_path(tmp_path / "1" / "codes", 0)
+    write_shard(path, codes.header, records["codes"], records["label"], records["augmentation"])
+    folders = (tmp_path / "0", tmp_path / "1")
+    processes = start_two(tmp_path / "run", trained, "--config.codes_from=codes", folders=folders)
+    errors = [p.communicate(timeout=120)[1] for p in processes]
+    assert all(p.returncode not in (0, None) for p in processes)
+    assert any("process(es) 1 differ from process 0 in the codes in codes: mend that host" in e for e in errors), errors
 
 
 @pytest.mark.slow

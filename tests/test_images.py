@@ -35,6 +35,14 @@ class TinyPictures(tfds.core.GeneratorBasedBuilder):
             yield index, {"image": io.BytesIO(encoded(picture(index))), "label": index % 2}
 
 
+class Counted(TinyPictures):
+    """The same with a number for a label."""
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {"image": tfds.features.Image(), "label": tfds.features.Scalar(np.int64)}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+
 def picture(index: int) -> np.ndarray:
     return np.random.default_rng(index).integers(0, 256, (20 + index, 24, 3), np.uint8)
 
@@ -221,6 +229,13 @@ def test_tfds_by_name(prepared: Path):
         open_source("tfds", "tiny_pictures", "train")
     tfds.core.add_data_dir(prepared.parent.parent)
     assert len(open_source("tfds", "tiny_pictures", "train")) == 7
+
+
+def test_tfds_labels_must_be_classes(tmp_path: Path):
+    builder = Counted(data_dir=tmp_path, file_format="array_record")
+    builder.download_and_prepare()
+    with pytest.raises(RearError, match="label is no ClassLabel but Scalar"):
+        open_source("tfds", builder.data_dir, "train")
 
 
 def test_tfds_errors(prepared: Path):

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from rear_jax.errors import RearError
+from rear_jax.jobs import tokenize
 from rear_jax.training.writer import read_metrics
 from tests import toy
 
@@ -87,8 +88,12 @@ def test_evaluate_scores_and_reports(trained, tmp_path):
         ("tokenizer", {"data__source": "imagenet"}, "fashion_mnist"),
         ("tokenize", {"data__num_classes": 9}, "9"),
         ("tokenize", {"codes__augmentation": "ten_crop"}, "augmentation"),
+        ("tokenize", {"codes__batch_size": 0}, "codes.batch_size = 0"),
         ("train", {"model__width": 32}, "model.width (was 16, now 32)"),
         ("train", {"data__num_classes": 11}, "data.num_classes (was 10, now 11)"),
+        ("train", {"train__ema_decay": 0.9}, "train.ema_decay (was 0.0, now 0.9)"),
+        ("train", {"method__embedding_weight": 0.0}, "method.embedding_weight (was 1.0, now 0.0)"),
+        ("tokenizer", {"tokenizer_training__discriminator_weight": 0.1}, "discriminator_weight (was 0.0, now 0.1)"),
         ("train", {"method__deep_layer": 2}, "deep_layer"),
         ("train", {"method__name": "sar"}, "rear"),
         ("train", {"method__noise_schedule": "cosine"}, "annealed"),
@@ -125,6 +130,14 @@ def test_another_tokenizer_fits_neither_the_codes_nor_the_generator(tmp_path, tr
         toy.run(tmp_path, "train", seed=1, codes_from=str(trained / "codes"))
     with pytest.raises(RearError, match="was made with tokenizer"):
         toy.run(trained, "sample", tokenizer_from=str(tmp_path / "tokenizer"))
+
+
+@pytest.mark.parametrize("rows", [1, 4, 10, 100])
+def test_views_are_encoded_so_many_at_a_time(rows):
+    batches = [np.arange(10), np.arange(10, 20), np.arange(20, 25)]
+    groups = list(tokenize.regrouped(batches, rows))
+    np.testing.assert_array_equal(np.concatenate(groups), np.arange(25))
+    assert [len(group) for group in groups] == [rows] * (25 // rows) + [25 % rows] * (25 % rows > 0)
 
 
 def test_nothing_trained_yet(tmp_path, trained):

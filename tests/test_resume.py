@@ -1,6 +1,7 @@
 """A run that is killed and started again ends like one that was not: bit for bit, in processes of their own."""
 
 import json
+import resource
 import shutil
 import signal
 import subprocess
@@ -136,15 +137,39 @@ def test_tokenizing_goes_on_after_sigkill(tmp_path, trained):
         np.testing.assert_array_equal(again[name], whole[name])
 
 
+def finish_limited(kibibytes: int, workdir, *flags: str) -> subprocess.CompletedProcess:
+    """Runs the toy experiment where no file may grow beyond so much, as if the disk were full."""
+    command = ["bash", "-c", f'ulimit -f {kibibytes}; exec "$@"', "bash", *toy.command(workdir, *flags)]
+    return subprocess.run(command, env=toy.environment(), capture_output=True, text=True, check=False)
+
+
 def test_a_file_that_cannot_grow_is_one_line_and_leaves_nothing_whole(tmp_path, trained):
-    """No file may grow beyond 98 KiB, as if the disk were full."""
-    command = toy.command(tmp_path, "--job=tokenize", f"--config.tokenizer_from={trained / 'tokenizer'}")
-    limited = ["bash", "-c", 'ulimit -f 98; exec "$@"', "bash", *command]
-    done = subprocess.run(limited, env=toy.environment(), capture_output=True, text=True, check=False)
+    done = finish_limited(98, tmp_path, "--job=tokenize", f"--config.tokenizer_from={trained / 'tokenizer'}")
     assert done.returncode == 1
     assert "free space there and run again" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert not list((tmp_path / "codes").glob("*.array_record"))
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_while_training_is_one_line(tmp_path, prepared, unbroken):
+    """From the first checkpoint on no file may grow beyond 64 KiB: the second fails, in orbax's background thread."""
+    flags = (*TRAIN, *prepared, "--config.train.loop.log_every=1")
+    process = toy.start(tmp_path, *flags)
+    wait_for_checkpoint(tmp_path)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2**16, 2**16))
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1, errors
+    assert "saving a checkpoint to" in errors.splitlines()[-1]
+    assert "free space there and run again" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+    kept = [p.name for p in (tmp_path / "generator").iterdir() if p.name.isdigit()]
+    assert kept
+    done = toy.finish(tmp_path, *flags)
+    assert done.returncode == 0, done.stderr
+    assert f"going on from step {max(map(int, kept))}" in done.stderr
+    for a, b in zip(final_state(unbroken), final_state(tmp_path), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.slow
@@ -153,6 +178,26 @@ def test_eight_devices_take_the_same_steps(tmp_path, prepared, unbroken):
     assert done.returncode == 0, done.stderr
     for a, b in zip(final_state(unbroken), final_state(tmp_path), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-4, rtol=0)
+
+
+@pytest.mark.slow
+def test_samples_without_room_are_one_line(tmp_path, trained, prepared):
+    shutil.copytree(trained / "generator", tmp_path / "generator")
+    done = finish_limited(60, tmp_path, "--job=sample", prepared[0])  # the set takes 72
+    assert (done.returncode, done.stderr.splitlines()[-1].partition(":")[0]) == (1, "error"), done.stderr
+    assert "Mend that and run the command again" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rows", "devices"), [(7, 1), (3, 8)])
+def test_codes_do_not_depend_on_batch_size_or_devices(trained, tmp_path, rows, devices):
+    """The very files, byte for byte."""
+    flags = (f"--config.tokenizer_from={trained / 'tokenizer'}", f"--config.codes.batch_size={rows}")
+    done = toy.finish(tmp_path, "--job=tokenize", *flags, devices=devices)
+    assert done.returncode == 0, done.stderr
+    for file in (trained / "codes").iterdir():
+        assert (tmp_path / "codes" / file.name).read_bytes() == file.read_bytes(), file.name
 
 
 @pytest.mark.slow

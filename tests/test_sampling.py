@@ -1,10 +1,12 @@
 """The sampled set: interrupted and resumed, streamed to its file, resized, and cut where guidance ends."""
 
+import errno
 import importlib.metadata
 import json
 import os
 import shutil
 import signal
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -80,6 +82,17 @@ def test_another_recipe_begins_anew(tmp_path):
     assert (again.images[1] == 7).all()
     assert SampledSet(tmp_path / "s", {"seed": 0}, shape, write=False).done.tolist() == [False, True, False]
     assert not SampledSet(tmp_path / "s", {"seed": 1}, shape, write=True).done.any()
+
+
+def test_a_set_has_its_space_from_the_start(tmp_path, monkeypatch):
+    """A full disk shows at once, and as an error: writing to a map of a file with holes would kill the process."""
+    shape = (30, 64, 64, 3)
+    monkeypatch.setattr("os.posix_fallocate", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(OSError, match="No space left on device"):
+        SampledSet(tmp_path / "s", {}, shape, write=True)
+    monkeypatch.undo()
+    assert not SampledSet(tmp_path / "s", {}, shape, write=True).done.any()
+    assert (tmp_path / "s" / "images.npy").stat().st_blocks * 512 >= np.prod(shape)
 
 
 def test_the_file_is_what_numpy_would_write(tmp_path):

@@ -1,20 +1,24 @@
 """The optimiser, accumulation, checkpoints and the loop's refusals, without a whole job around them."""
 
+import errno
 import json
+import threading
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict
 
 from rear_jax import config as configs
 from rear_jax.errors import RearError
 from rear_jax.training import loop, state
-from rear_jax.training.checkpoints import Checkpoints
+from rear_jax.training.checkpoints import Checkpoints, abstract
 from rear_jax.training.input_wait import InputWait
-from rear_jax.training.mesh import make_mesh
+from rear_jax.training.mesh import make_mesh, replicated
 from rear_jax.training.writer import MetricWriter, read_metrics
 from tests import toy
 
@@ -72,12 +76,12 @@ def test_accumulation_is_the_whole_batch(parts):
     np.testing.assert_allclose(gradients, want_gradients, rtol=1e-5)
 
 
-def run_loop(workdir, step_fn, steps=6, keep_every=0, seconds=0.0):
+def run_loop(workdir, step_fn, steps=6, seconds=0.0, draw=None, **changes):
     """The last state of a job whose n-th batch holds n and takes so many seconds to come."""
     loop_settings = configs.loop_settings()
     loop_settings.update({"steps": steps, "batch_size": 1, "log_every": 2, "checkpoint_every": 2, "picture_every": 0})
-    loop_settings.keep_every = keep_every
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=2, keep_every=keep_every)
+    loop_settings.update(changes)
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=2, keep_every=loop_settings.keep_every)
 
     def batches(start):
         for n in range(start, 10**6):
@@ -98,6 +102,7 @@ def run_loop(workdir, step_fn, steps=6, keep_every=0, seconds=0.0):
             record={"a": 1},
             checkpoints=checkpoints,
             workdir=workdir,
+            draw=draw,
             counts=lambda: {"counted": 3},
         )
     finally:
@@ -123,6 +128,34 @@ def test_input_wait_and_counts_are_written(tmp_path):
     written = read_metrics(tmp_path, "job")
     assert [r["counted"] for r in written] == [3] * 3
     assert all(0.5 < r["input_wait"] <= 1 for r in written[:2])
+
+
+class Launched:
+    """What step number `step` gives; notes the number of the newest step when it is waited for."""
+
+    def __init__(self, step: int, newest: list[int], waits: list[tuple[int, int]]):
+        self._step, self._newest, self._waits = step, newest, waits
+
+    def block_until_ready(self) -> "Launched":
+        if threading.current_thread() is threading.main_thread():  # not that of `InputWait`
+            self._waits.append((self._step, self._newest[0]))
+        return self
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.float32(1.0)[None][0]
+
+
+def test_the_device_has_steps_ahead_of_it_whenever_the_host_waits(tmp_path, monkeypatch):
+    """Log steps, of which every second one is, are no exception."""
+    newest, waits = [0], []
+
+    def launch(state, batch, flags, frozen):
+        newest[0] += 1
+        return state, {"loss": Launched(newest[0], newest, waits)}, None
+
+    monkeypatch.setattr(loop, "_compile", lambda *_: launch)
+    run_loop(tmp_path, add, steps=9, checkpoint_every=9)
+    assert waits == [(n, n + loop.AHEAD) for n in range(1, 10 - loop.AHEAD)]
 
 
 class Running:
@@ -157,6 +190,32 @@ def test_nan_stops_names_the_step_and_saves_nothing_bad(tmp_path):
     assert Checkpoints(tmp_path / "checkpoints", keep=2).latest_step() == 2
 
 
+def test_a_value_that_an_image_gave_is_told_from_a_rate_too_high(tmp_path):
+    def poisoned(train_state, batch, key, frozen):
+        train_state, metrics = add(train_state, batch, key, frozen)
+        return train_state, metrics | {"reward": jnp.nan, loop.SUSPECT: jnp.int32(7)}
+
+    with pytest.raises(RearError, match=r"reward not finite at step 1, first for image 7 .* Look at that image") as e:
+        run_loop(tmp_path, poisoned)
+    assert "learning rate" not in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["log_every", "checkpoint_every"])
+def test_intervals_of_no_steps_are_refused(tmp_path, name):
+    with pytest.raises(RearError, match=f"job: loop.{name} = 0: .*at least 1"):
+        run_loop(tmp_path, add, **{name: 0})
+
+
+def test_a_state_is_on_disk_whatever_becomes_of_its_pictures(tmp_path, monkeypatch):
+    def draw(state):
+        raise RuntimeError("no picture")
+
+    monkeypatch.setattr(Checkpoints, "close", lambda _: None)  # a job that fails does not get to it
+    with pytest.raises(RuntimeError, match="no picture"):
+        run_loop(tmp_path, add, picture_every=4, draw=draw)
+    assert (tmp_path / "checkpoints" / "4").is_dir()
+
+
 def truncate(folder) -> None:
     """Every file of a checkpoint is cut in half."""
     for file in [p for p in folder.rglob("*") if p.is_file()]:
@@ -183,6 +242,69 @@ def test_truncated_checkpoints_are_named_where_none_is_left(tmp_path):
         truncate(tmp_path / "checkpoints" / str(step) / "state")
     with pytest.raises(RearError, match=r"checkpoints.6 cannot be read .*delete that folder"):
         run_loop(tmp_path, add, steps=8)
+
+
+SAVED = state.TrainState(jnp.int32(4), {"kernel": jnp.ones((2, 3))}, ())
+WANTED = {  # what is asked for -> how the message goes on
+    "more": (SAVED.replace(ema=SAVED.params), r"it lacks ema/kernel\. .* train\.ema_decay \(was 0\.0, now 0\.5\)"),
+    "less": (SAVED.replace(params={}), r"it has besides params/kernel\. "),
+    "other": (SAVED.replace(params={"kernel": jnp.ones((5, 3))}), r"it has params/kernel \[2, 3\] for \[5, 3\]\. "),
+}
+
+
+def shapes_of(tree):
+    return abstract(jax.eval_shape(lambda: tree), replicated(make_mesh(toy.config().mesh)))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Checkpoints of steps 2 and 4."""
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (2, 4):
+        checkpoints.save(step, SAVED, toy.config().to_dict())
+    checkpoints.wait()
+    return checkpoints
+
+
+@pytest.mark.parametrize("case", WANTED)
+def test_a_state_of_other_settings_is_not_taken_for_damage(saved, case):
+    wanted, message = WANTED[case]
+    now = toy.config(train__ema_decay=0.5, train__loop__steps=99).to_dict()
+    with pytest.raises(RearError, match=f"checkpoint .*/4 holds another state than this config makes: {message}") as e:
+        saved.restore(shapes_of(wanted), now)
+    assert "loop.steps" not in str(e.value)
+    assert "delete" not in str(e.value)
+    assert saved.restore(shapes_of(SAVED), now)[0] == 4
+
+
+def test_parameters_of_other_shapes_are_not_taken_for_damage(saved):
+    with pytest.raises(RearError, match=r"/4 holds other parameters .* params/kernel \[2, 3\] for \[5, 3\]\. Give"):
+        saved.restore_params(shapes_of({"kernel": jnp.ones((5, 3))}))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."),
+        ValueError("RESOURCE_EXHAUSTED: Error reading local file"),
+        OSError(errno.EIO, "Input/output error"),
+        MemoryError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_what_the_machine_lacks_is_not_taken_for_damage(saved, monkeypatch, error, wrapped):
+    def fail(*_, **__):
+        if wrapped:
+            raise Exception("Encountered error while reading array index") from error
+        raise error
+
+    monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", fail)
+    with pytest.raises(Exception if wrapped else type(error)) as caught:
+        saved.restore(shapes_of(SAVED), {})
+    assert not isinstance(caught.value, RearError)
+    monkeypatch.undo()
+    assert saved.restore(shapes_of(SAVED), {})[0] == 4
 
 
 def test_checkpoints_are_kept_by_count_and_by_interval(tmp_path):

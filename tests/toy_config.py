@@ -30,7 +30,7 @@ def get_config():
 
     config.codes.augmentation = "flip"
     config.codes.num_shards = 4
-    config.codes.batch_size = 100
+    config.codes.batch_size = 200
     config.codes.in_memory = True
 
     config.model.width = 16

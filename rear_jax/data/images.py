@@ -200,6 +200,8 @@ def _open_tfds(path: str, split: str) -> ImageSource:
     features = builder.info.features
     if "image" not in features or "label" not in features:
         raise RearError(f"TFDS data set {path} has the features {', '.join(features)}; `image` and `label` are needed")
+    if not isinstance(features["label"], tfds.features.ClassLabel):
+        raise RearError(f"TFDS data set {path}: its label is no ClassLabel but {features['label']}; use another set")
     try:
         records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
     except NotImplementedError:

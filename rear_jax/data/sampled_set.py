@@ -1,6 +1,7 @@
 """A set of images while it is being drawn: on disk, so that it takes no memory and a later process can go on."""
 
 import json
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -29,13 +30,16 @@ class SampledSet:
           recipe: everything that the images depend on.
           shape: (n, H, W, 3).
           write: whether this process writes; another one only reads `done`, once, after the writer has opened the set.
+
+        Raises:
+          OSError: the disk has no room for the set.
         """
         self._folder, mode = folder, "r+" if write else "r"
         if write and not self._is_of(recipe):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, shape).flush()
-            np.lib.format.open_memmap(folder / "done.npy", "w+", np.bool_, shape[:1]).flush()
+            _create(folder / "images.npy", np.uint8, shape)
+            _create(folder / "done.npy", np.bool_, shape[:1])
             (folder / "recipe.json").write_text(json.dumps(recipe))
         self.images = np.load(folder / "images.npy", mmap_mode=mode)
         self.done = np.load(folder / "done.npy", mmap_mode=mode)
@@ -76,3 +80,15 @@ class SampledSet:
             return json.loads(file.read_text()) == json.loads(json.dumps(recipe))
         except (FileNotFoundError, json.JSONDecodeError):
             return False
+
+
+def _create(path: Path, dtype: type, shape: tuple[int, ...]) -> None:
+    """An array file that has all its space already: where a disk has none left, writing to a map kills the process.
+
+    Raises:
+      OSError: the disk has no room for it.
+    """
+    np.lib.format.open_memmap(path, "w+", dtype, shape).flush()
+    if hasattr(os, "posix_fallocate"):  # macOS has none
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

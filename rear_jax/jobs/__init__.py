@@ -56,6 +56,6 @@ def run_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> None:
             JOBS[name](config, workdir)
             distributed.wait(name)
     except JaxRuntimeError as error:
-        if jax.process_count() == 1:
+        if jax.process_count() == 1 or str(error).startswith("RESOURCE_EXHAUSTED"):
             raise
         raise distributed.lost(error) from error

@@ -1,6 +1,8 @@
 """`--job=tokenize`: every image of the training split, in every view, becomes codes on disk."""
 
+import functools
 import logging
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import jax
@@ -8,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rear_jax import artifacts, distributed
+from rear_jax import artifacts, distributed, local_devices
 from rear_jax.data.batches import ordered_batches
 from rear_jax.data.codes import HEADER, CodesHeader, write_codes
 from rear_jax.data.crops import AUGMENTATIONS
@@ -30,6 +32,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     distributed.agree(f"the images of {source.name}", fingerprint(source))
     if settings.augmentation not in AUGMENTATIONS:
         raise RearError(f"config.codes.augmentation = {settings.augmentation!r}: use {', '.join(AUGMENTATIONS)}.")
+    if settings.batch_size < 1:
+        raise RearError(f"config.codes.batch_size = {settings.batch_size}: encode at least 1 view at once.")
     header = CodesHeader(
         num_images=len(source),
         num_augmentations=AUGMENTATIONS[settings.augmentation][0],
@@ -65,26 +69,39 @@ def _encoder(tokenizer: artifacts.Tokenizer, source: ImageSource, config: Config
         pixels = images.astype(jnp.float32) / 255.0
         return tokenizer.module.apply({"params": params}, pixels, method="encode")
 
-    params = jax.tree.map(fetch, tokenizer.params)  # each process encodes images of its own
+    params = local_devices.copied(jax.tree.map(fetch, tokenizer.params))  # each process encodes images of its own
+    rows = config.codes.batch_size * jax.local_device_count()
     views = AUGMENTATIONS[config.codes.augmentation][0]
-    rows = config.codes.batch_size * views
 
     def encode_range(start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        parts = []
-        stream = ordered_batches(
-            source,
-            image_size=config.data.image_size,
-            batch_size=config.codes.batch_size,
-            start=start,
-            stop=stop,
-            augmentation=config.codes.augmentation,
-        )
-        for batch in stream:
-            count = len(batch["image"])
-            padded = np.pad(batch["image"], ((0, rows - count), (0, 0), (0, 0), (0, 0)))
-            codes = np.asarray(encode(params, padded))[:count]
-            parts.append((codes, batch["label"], batch["augmentation"]))
-        codes, labels, indices = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return codes, labels, indices
+        labels, indices = [], []
+
+        def images() -> Iterator[np.ndarray]:
+            for batch in ordered_batches(
+                source,
+                image_size=config.data.image_size,
+                batch_size=-(-rows // views),
+                start=start,
+                stop=stop,
+                augmentation=config.codes.augmentation,
+            ):
+                labels.append(batch["label"])
+                indices.append(batch["augmentation"])
+                yield batch["image"]
+
+        codes = list(local_devices.stream(functools.partial(encode, params), regrouped(images(), rows), size=rows))
+        return np.concatenate(codes), np.concatenate(labels), np.concatenate(indices)
 
     return encode_range
+
+
+def regrouped(batches: Iterable[np.ndarray], rows: int) -> Iterator[np.ndarray]:
+    """The rows of batches of any size, so many at a time and in order; the last array holds what is left."""
+    held = None
+    for batch in batches:
+        held = batch if held is None else np.concatenate([held, batch])
+        while len(held) >= rows:
+            yield held[:rows]
+            held = held[rows:]
+    if held is not None and len(held):
+        yield held

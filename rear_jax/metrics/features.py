@@ -8,9 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from rear_jax.errors import RearError
+from rear_jax import local_devices
 from rear_jax.metrics import efficientnet, inception
 
 Features = dict[str, np.ndarray]  # 'pooled' [n, D], and what else the network has
@@ -44,7 +43,7 @@ def efficientnet_extractor(params: Any, variant: str, size: int) -> FeatureExtra
       variant: "lite0" or "lite2".
       size: side in pixels that the network sees.
     """
-    apply = functools.partial(efficientnet_features, _on_all_devices(params), variant=variant, size=size)
+    apply = functools.partial(efficientnet_features, local_devices.copied(params), variant=variant, size=size)
     return FeatureExtractor(
         name=f"EffNet{variant.capitalize()}@{size}",
         recipe=f"EfficientNet-{variant} pooled features; antialiased bilinear resize to {size}x{size}; float32",
@@ -63,7 +62,7 @@ def inception_extractor(params: Any) -> FeatureExtractor:
         name="Inception",
         recipe="Inception-v3 of 2015-12-05; TensorFlow 1's bilinear resize to 299x299; float32",
         dim=inception.POOLED,
-        apply=functools.partial(_inception_features, _on_all_devices(params)),
+        apply=functools.partial(_inception_features, local_devices.copied(params)),
         spatial_dim=inception.SPATIAL,
     )
 
@@ -91,53 +90,17 @@ def _resize(images: jax.Array, size: int) -> jax.Array:
     return jax.image.resize(images, (len(images), size, size, 3), "bilinear", antialias=True)
 
 
-def _placement(*axes: str) -> NamedSharding:
-    """On all devices of this process: whole copies, or with the axis 'data' divided."""
-    mesh = jax.make_mesh(
-        (jax.local_device_count(),), ("data",), devices=jax.local_devices(), axis_types=(AxisType.Auto,)
-    )
-    return NamedSharding(mesh, PartitionSpec(*axes))
-
-
-def _on_all_devices(params: Any) -> Any:
-    return jax.device_put(params, _placement())
-
-
 def stream(extractor: FeatureExtractor, batches: Iterable[np.ndarray]) -> Iterator[Features]:
-    """Features of a stream of image batches, batch by batch in order, computed on all devices of this process.
-
-    Smaller batches than the first, as a last one may be, are padded to its size and so compile nothing new. One batch
-    is computed on the devices while the next is being read.
+    """Features of a stream of image batches, batch by batch in order, see `local_devices.stream`.
 
     Args:
       extractor: what to apply.
-      batches: arrays [b, H, W, 3] that the extractor takes, of one H, W and dtype.
+      batches: arrays [b, H, W, 3] that the extractor takes, of one H, W and dtype, none larger than the first.
 
     Yields:
       The extractor's features of each batch, on the host.
-
-    Raises:
-      RearError: there are no images, or a batch is larger than the first.
     """
-    size, devices, split = 0, jax.local_device_count(), _placement("data")
-    running: tuple[dict[str, jax.Array], int] | None = None
-    for batch in batches:
-        size = size or len(batch)
-        if len(batch) > size:
-            raise RearError(f"A batch of {len(batch)} images follows a first one of {size}; give batches of one size.")
-        missing = -(-size // devices) * devices - len(batch)
-        padded = np.pad(batch, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else batch
-        started = extractor.apply(jax.device_put(padded, split)), len(batch)
-        if running:
-            yield _fetch(*running)  # while the new batch runs
-        running = started
-    if not running:
-        raise RearError("There are no images to take features of; check the folder or the data set's split.")
-    yield _fetch(*running)
-
-
-def _fetch(features: dict[str, jax.Array], count: int) -> Features:
-    return {name: np.asarray(array)[:count] for name, array in features.items()}
+    return local_devices.stream(extractor.apply, batches)
 
 
 def extract(extractor: FeatureExtractor, batches: Iterable[np.ndarray]) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The one training loop. A job hands it a pure step function and an endless stream of batches."""
 
+import collections
 import contextlib
 import json
 import logging
@@ -80,15 +81,11 @@ def train(
       Interrupted: SIGTERM or SIGINT came; the state was saved first.
       RearError: a metric was NaN or infinite, a save failed, or processes or settings do not fit together.
     """
-    if settings.keep_every % settings.checkpoint_every:
-        raise RearError(
-            f"{job}: loop.keep_every = {settings.keep_every} is no multiple of loop.checkpoint_every = "
-            f"{settings.checkpoint_every}."
-        )
+    _check(job, settings)
     latest = checkpoints.latest_step()
     distributed.agree("config, tokenizer or newest checkpoint", json.dumps([job, record, latest], sort_keys=True))
     with jax.set_mesh(mesh):
-        state = _restore_or_init(job, init, given, checkpoints, mesh)
+        state = _restore_or_init(job, init, given, checkpoints, mesh, record)
         places = sharding.shardings(state, mesh)
         frozen = jax.device_put(frozen, sharding.shardings(frozen, mesh, "frozen/"))
         start = int(state.step)
@@ -101,8 +98,10 @@ def train(
         stop = StopSign(mesh, ahead=AHEAD)
         program = step_program(step_fn, seed, mesh, places)
         compiled = _compile(job, program, state, batch, stop.flags(), frozen)
-        pending: list[Metrics] = []
+        pending: list[Metrics] = []  # of the steps since the last log step
+        newest: collections.deque[Metrics] = collections.deque(maxlen=AHEAD + 1)
         with (
+            checkpoints.finishing(),
             contextlib.closing(stream),
             MetricWriter(workdir, job, start_step=start) as writer,
             ProgressBar(job, total=settings.steps, start=start, unit="step") as bar,
@@ -113,9 +112,11 @@ def train(
             for step in range(start + 1, settings.steps + 1):
                 state, metrics, answer = compiled(state, batch, stop.flags(), frozen)
                 pending.append(metrics)
+                newest.append(metrics)
                 with wait.fetching(metrics):
                     batch = placement.put_batch(next(stream), mesh)  # while the step runs
-                jax.block_until_ready(pending[-1 - AHEAD :][0])
+                if len(newest) > AHEAD:
+                    jax.block_until_ready(newest[0])
                 stopping = stop.stops_after(answer)
                 last = step == settings.steps or stopping
                 save = last or step % settings.checkpoint_every == 0
@@ -126,13 +127,13 @@ def train(
                     writer.write(step, means | speed | {"input_wait": wait.share()} | counts())
                     bar.update(step, loss=means["loss"])
                     pending, since = [], time.perf_counter()
+                if save:
+                    checkpoints.save(step, state, record)
                 if draw is not None and settings.picture_every and (last or step % settings.picture_every == 0):
                     for name, picture in draw(state).items():
                         writer.picture(step, name, picture)
                 if watch is not None and step % watch[0] == 0:
                     watch[1](step, state)
-                if save:
-                    checkpoints.save(step, state, record)
                 if stopping and step < settings.steps:
                     checkpoints.wait()
                     raise Interrupted(f"{job}: saved at step {step} of {settings.steps}; resume with the same command.")
@@ -166,8 +167,20 @@ def _compile(job: str, function: Any, *arguments: Any) -> Any:
     return compiled
 
 
+def _check(job: str, settings: ConfigDict) -> None:
+    """Raises RearError for settings of the loop that do not go together."""
+    for name in ("log_every", "checkpoint_every"):
+        if settings[name] < 1:
+            raise RearError(f"{job}: loop.{name} = {settings[name]}: it counts steps, choose at least 1.")
+    if settings.keep_every % settings.checkpoint_every:
+        raise RearError(
+            f"{job}: loop.keep_every = {settings.keep_every} is no multiple of loop.checkpoint_every = "
+            f"{settings.checkpoint_every}."
+        )
+
+
 def _restore_or_init(
-    job: str, init: Callable[[Any], TrainState], given: Any, checkpoints: Checkpoints, mesh: Mesh
+    job: str, init: Callable[[Any], TrainState], given: Any, checkpoints: Checkpoints, mesh: Mesh, record: dict
 ) -> TrainState:
     """The newest saved state, else a fresh one, on the devices that the rules say."""
     shapes = jax.eval_shape(init, given)
@@ -177,7 +190,7 @@ def _restore_or_init(
     if checkpoints.latest_step() is None:
         given = jax.device_put(given, sharding.shardings(given, mesh, "params/"))
         return jax.jit(init, out_shardings=places)(given)
-    step, state = checkpoints.restore(abstract(shapes, places))
+    step, state = checkpoints.restore(abstract(shapes, places), record)
     log.info("%s: going on from step %d", job, step)
     return state
 
@@ -191,10 +204,12 @@ def _finite_means(job: str, step: int, pending: list[Metrics], checkpoints: Chec
         if broken:
             checkpoints.wait()
             suspect = metrics.get(SUSPECT, -1)
-            first = f", first for image {suspect} of the training images (counted from 0)" if suspect >= 0 else ""
+            where, remedy = "", "Lower the learning rate or raise the precision."
+            if suspect >= 0:
+                where = f", first for image {suspect} of the training images (counted from 0)"
+                remedy = "Look at that image and at what gives its value, such as the reward."
             raise RearError(
-                f"{job}: {', '.join(broken)} not finite at step {step - len(values) + 1 + offset}{first}; the "
-                f"checkpoint of step {checkpoints.latest_step() or 0} is intact. Lower the learning rate or raise the "
-                "precision."
+                f"{job}: {', '.join(broken)} not finite at step {step - len(values) + 1 + offset}{where}; the "
+                f"checkpoint of step {checkpoints.latest_step() or 0} is intact. {remedy}"
             )
     return {name: float(np.mean([metrics[name] for metrics in values])) for name in names}

@@ -2,17 +2,23 @@
 
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Self
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from rear_jax import distributed
 from rear_jax.atomic import atomic_file
 from rear_jax.pictures import save_png
 
 log = logging.getLogger("rear_jax.metrics")
+
+FLUSH_SECONDS = 20  # at least so often, TensorBoard sees what is new
 
 
 class MetricWriter:
@@ -28,7 +34,7 @@ class MetricWriter:
         self._board = None
         if distributed.is_first():
             _forget_after(self._file, job, start_step)
-            self._board = SummaryWriter(str(workdir / "tensorboard" / job), purge_step=start_step + 1)
+            self._board = _Board(workdir / "tensorboard" / job, start_step + 1)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """One line of numbers."""
@@ -38,7 +44,7 @@ class MetricWriter:
         with self._file.open("a") as file:
             file.write(json.dumps(record) + "\n")
         for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)
+            self._board.add(summary.scalar(name, value), step)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         log.info("%s step %d  %s", self._job, step, shown)
 
@@ -46,7 +52,7 @@ class MetricWriter:
         """One picture [H, W, 3] uint8: to TensorBoard, and the newest of its name to a PNG."""
         if self._board is None:
             return
-        self._board.add_image(name, image, step, dataformats="HWC")
+        self._board.add(summary.image(name, image, dataformats="HWC"), step)
         save_png(self._pictures / f"{self._job}_{name}.png", image)
 
     def __enter__(self) -> Self:
@@ -55,6 +61,29 @@ class MetricWriter:
     def __exit__(self, *exception) -> None:
         if self._board is not None:
             self._board.close()
+
+
+class _Board:
+    """A TensorBoard file. It is written right here: tensorboardX's own thread, once a full disk has ended it, makes all
+    others wait for ever.
+    """
+
+    def __init__(self, folder: Path, first_step: int):
+        """Opens a new file in the folder; what older ones say of steps from the first on is forgotten."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._events = EventsWriter(str(folder / "events"))
+        self._flushed = time.monotonic()
+        self._events.write_event(Event(step=first_step, file_version="brain.Event:2"))
+        self._events.write_event(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, value: Summary, step: int) -> None:
+        self._events.write_event(Event(wall_time=time.time(), step=step, summary=value))
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self._events.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._events.close()
 
 
 def read_metrics(workdir: Path, job: str) -> list[dict]:

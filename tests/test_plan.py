@@ -179,6 +179,16 @@ class TestCompiledText:
         loop = 8 * (sliced + gathered + 4 * 4)  # and the counter, four times
         assert hlo.bytes_moved(hlo.parse(TPU_TEXT)) == loop + 4 * WHOLE
 
+    def test_a_kernel_whose_attributes_span_lines_ends_no_computation(self):
+        """As a Pallas kernel is written; what follows it in a loop counts."""
+        kernel = """  %kernel = s32[]{:T(128)} custom-call(%i), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"block": "128"
+}}, metadata={op_name="kernel"}
+  %start ="""
+        text = TPU_TEXT.replace("  %start =", kernel, 1)
+        assert text != TPU_TEXT
+        assert hlo.collectives(hlo.parse(text)) == hlo.collectives(hlo.parse(TPU_TEXT))
+
     def test_cycles_of_a_tpu_program(self):
         assert hlo.estimated_cycles(hlo.parse(TPU_TEXT)) == 8 * 50
 

@@ -106,7 +106,7 @@ def parse(text: str) -> Module:
         if head := _COMPUTATION.match(line):
             name, instructions, root = head[2], {}, ""
             entry = name if head[1] else entry
-        elif name and line.startswith("}"):
+        elif name and line.rstrip() == "}":  # attributes of a kernel have lines that begin with one as well
             computations[name] = Computation(name, instructions, root)
             name = ""
         elif name and (found := _INSTRUCTION.match(line)):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from rear_jax import models
 from rear_jax.models.alitok import AliTokTransformer
@@ -86,7 +86,7 @@ def test_a_block_under_tensor_parallelism_adds_up_twice(name):
 
 
 def test_queries_keys_and_values_are_those_of_a_linear_layer():
-    """The same parameters, at the same place, from the same key, and the same outputs: checkpoints stay what they are."""
+    """The same parameters, in the same places, from the same key, and the same outputs: old checkpoints can be read."""
     x = jax.random.normal(jax.random.key(1), (2, 5, 24))
     for bias in (True, False):
         heads = HeadsLinear(4, jnp.float32, use_bias=bias)

@@ -181,7 +181,7 @@ class TestCompiledText:
 
     def test_a_kernel_whose_attributes_span_lines_ends_no_computation(self):
         """As a Pallas kernel is written; what follows it in a loop counts."""
-        kernel = """  %kernel = s32[]{:T(128)} custom-call(%i), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+        kernel = """  %kernel = s32[]{:T(128)} custom-call(%i), frontend_attributes={kernel_metadata={
 "block": "128"
 }}, metadata={op_name="kernel"}
   %start ="""

@@ -354,6 +354,62 @@ def test_an_unknown_program_is_refused(tmp_path):
         job.run(config, tmp_path)
 
 
+def sixteen_chips(monkeypatch, **changes):
+    """A toy config on sixteen chips for which nothing is compiled, and the names of what would have been."""
+    compiled = []
+
+    def fake(config, name, topology, quick=False):
+        compiled.append(name)
+        return made(name=name, images=programs.setting(config, programs.BATCH_SIZES[name]))
+
+    monkeypatch.setattr(roofline, "make", fake)
+    changes = {"plan__topology": "h100:16", "plan__compiles": 0, "train__loop__batch_size": 16} | changes
+    return toy.config(**changes), compiled
+
+
+def test_sampling_that_nobody_asked_for_is_planned_at_a_batch_that_divides(tmp_path, monkeypatch):
+    """The README's command: 16 chips, a batch of 8 images, no config.plan.programs."""
+    config, compiled = sixteen_chips(monkeypatch)
+    assert config.sample.batch_size == 8
+    job.run(config, tmp_path)
+    assert compiled == ["train", "sample"]
+    text = (tmp_path / "plan.md").read_text()
+    assert "config.sample.batch_size = 8 does not divide over the chips: more are drawn at once." in text
+    planned = json.loads((tmp_path / "plan.json").read_text())["programs"]
+    assert {name: plan["images"] for name, plan in planned.items()} == {"train": 16, "sample": 16}
+
+
+def test_a_batch_that_divides_stays_what_it_is(tmp_path, monkeypatch):
+    config, _ = sixteen_chips(monkeypatch, sample__batch_size=48)
+    job.run(config, tmp_path)
+    assert json.loads((tmp_path / "plan.json").read_text())["programs"]["sample"]["images"] == 48
+    assert "does not divide" not in (tmp_path / "plan.md").read_text()
+
+
+def test_batches_are_checked_before_anything_is_compiled(tmp_path, monkeypatch):
+    config, compiled = sixteen_chips(monkeypatch, plan__programs=("train", "sample"))
+    with pytest.raises(RearError, match=r"config\.sample\.batch_size = 8 does not divide .* 16 device"):
+        job.run(config, tmp_path)
+    assert not compiled
+
+
+def test_a_plan_is_written_after_each_program(tmp_path, monkeypatch):
+    """What was compiled is not lost with what comes after it."""
+    config, _ = sixteen_chips(monkeypatch)
+    fake = roofline.make
+
+    def broken(config, name, *arguments, **options):
+        if name == "sample":
+            raise RearError("no")
+        return fake(config, name, *arguments, **options)
+
+    monkeypatch.setattr(roofline, "make", broken)
+    with pytest.raises(RearError, match="no"):
+        job.run(config, tmp_path)
+    assert set(json.loads((tmp_path / "plan.json").read_text())["programs"]) == {"train"}
+    assert "## train" in (tmp_path / "plan.md").read_text()
+
+
 def test_held_bytes_are_those_of_the_state():
     """Parameters and both Adam moments in float32, all but what is small divided by four."""
     config = toy.config(mesh__fsdp=4, train__ema_decay=0.9)
@@ -385,6 +441,14 @@ def test_the_job_without_the_chips_compiler(tmp_path, monkeypatch):
     kernels = sum(4 * leaf.size for path, leaf in paths if path[-1].key == "kernel")
     summed = sum(one["times"] * one["size"] for one in found["collectives"] if one["kind"] == "all-reduce")
     assert kernels <= summed <= 2 * found["held"]["parameters"]  # the gradients of all devices
+
+
+@pytest.mark.slow
+def test_the_command_of_the_readme_on_more_chips_than_images(tmp_path):
+    """Sixteen chips, batches of 16 and 8 images, no config.plan.programs: all of it compiled."""
+    job.run(toy.config(plan__topology="h100:16", plan__compiles=0, train__loop__batch_size=16), tmp_path)
+    planned = json.loads((tmp_path / "plan.json").read_text())["programs"]
+    assert {name: plan["images"] for name, plan in planned.items()} == {"train": 16, "sample": 16}
 
 
 @pytest.mark.slow

@@ -73,10 +73,10 @@ class Plan:
     def bounds(self) -> dict[str, float]:
         """Seconds that a call takes at least, by what it waits for."""
         chip, count = self.topology.chip, len(self.topology.devices)
-        sent = sum(collective.sent for collective in self.collectives)
         bounds = {"compute": self.flops / count / chip.flops}
         if self.moved is not None:
-            bounds |= {"memory": self.moved / chip.bandwidth, "network": sent / self.topology.network}
+            sending = sum(one.sent / self.topology.network(one.reach) for one in self.collectives)
+            bounds |= {"memory": self.moved / chip.bandwidth, "network": sending}
         return bounds
 
     @property
@@ -127,8 +127,21 @@ def make(config: ConfigDict, name: str, topology: Topology, *, quick: bool = Fal
         model_flops=_operations(config, name, mesh, remat="none"),
         flops=_operations(config, name, mesh),
         seconds=seconds,
+        notes=_notes(config, topology),
         **({"held": held_bytes(program)} | taken),
     )
+
+
+def _notes(config: ConfigDict, topology: Topology) -> tuple[str, ...]:
+    """What the numbers leave out."""
+    notes = ()
+    if not topology.exact and config.model.attention == "auto":
+        notes += (
+            "Attention is in its plain form: a fused kernel, where the chips have one, takes less of their memory.",
+        )
+    if topology.chip.node:
+        notes += ("All memory of a GPU counts; jax takes 75 % of it, or XLA_PYTHON_CLIENT_MEM_FRACTION.",)
+    return notes
 
 
 def held_bytes(program: Program) -> dict[str, int]:

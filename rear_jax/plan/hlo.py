@@ -242,7 +242,7 @@ def _operand_bytes(computation: Computation, instruction: Instruction) -> int:
 
 
 def _groups(attributes: str) -> np.ndarray:
-    """Device numbers [groups, devices] of `replica_groups`, in any of the three ways in which it is written, or pairs."""
+    """Numbers [groups, devices] of who takes part together, in any of the ways in which it is written."""
     if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((\S+)\))? \{([^}]*)\}", attributes):
         sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
         together = [list(sizes).index(name) for name in re.findall(r"'([^']+)'", mesh[3])]

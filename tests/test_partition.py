@@ -13,10 +13,12 @@ from rear_jax.models.alitok import AliTokTransformer
 from rear_jax.models.llamagen import LlamaGenTransformer
 from rear_jax.models.partition import BATCH_AXES, HEAD_AXES, constrain
 from rear_jax.models.rar import HeadsLinear, Linear, RARTransformer
-from rear_jax.plan import chips, hlo, roofline
+from rear_jax.plan import chips, hlo, programs, roofline
 from rear_jax.training import mesh as placement
 from rear_jax.training import sharding
 from rear_jax.training.checkpoints import abstract
+from tests import toy
+from tests.test_configs import load
 
 SIZES = {"codebook_size": 256, "num_classes": 7, "num_codes": 16, "width": 128, "depth": 3, "heads": 8}
 MODELS = {
@@ -110,3 +112,31 @@ def test_what_the_mesh_does_not_divide_is_left_to_the_compiler():
     with jax.sharding.use_abstract_mesh(AbstractMesh((2, 2, 2), placement.AXES, axis_types=(AxisType.Auto,) * 3)):
         free = PartitionSpec.UNCONSTRAINED
         assert constraint((1, 3), BATCH_AXES, HEAD_AXES) == [PartitionSpec(free, free)]
+
+
+@pytest.mark.slow
+def test_a_training_step_of_llamagen_3b_under_tensor_parallelism():
+    """Two of its blocks at full width on 2 x 4 devices that are not here: a quarter of the parameters on each, and no
+    gathering of activations; what four devices add up is the residual stream."""
+    config = load(toy.ROOT / "configs" / "llamagen_3b_384.py")
+    config.model.depth, config.model.remat, config.train.loop.batch_size = 2, "none", 4
+    config.mesh.update({"data": 2, "fsdp": 1, "tensor": 4})
+    mesh = placement.make_mesh(config.mesh, chips.topology("h100:8").devices)
+    program = programs.train(config, mesh)
+    whole = sum(4 * leaf.size for leaf in jax.tree.leaves(program.parts["parameters"]))
+    held = roofline.held_bytes(program)
+    assert held["parameters"] == pytest.approx(whole / 4, rel=0.03)  # all but norms and classes
+    assert held["optimiser"] == pytest.approx(2 * held["parameters"], abs=64)
+
+    with jax.set_mesh(mesh):
+        compiled = program.function.lower(*program.arguments).compile(roofline.HOST_OPTIONS)
+    found = [one for one in hlo.collectives(hlo.parse(compiled.as_text())) if one.group == 4]
+    times = collections.Counter()
+    for one in found:
+        times[one.kind] += one.times * one.size
+    stream = 2 * 576 * config.model.width * 4  # rows of a device; the host's compiler widens bfloat16
+    # in each block two forward, and backward one to the attention's input and one from each of gate and up; besides,
+    # the embeddings, and backward the head's input
+    assert times["all-reduce"] == pytest.approx((2 * 5 + 2) * stream, rel=0.01)
+    assert times["all-to-all"] == 2 * 2 * 3200 * 9600 * 4 // 4  # the blocks' qkv kernels and their gradients
+    assert times["all-gather"] < 0.01 * stream

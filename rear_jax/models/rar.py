@@ -162,7 +162,8 @@ class Block(nn.Module):
     def _heads(self, x: jax.Array, modulation: Modulation) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Normalised queries and keys, and values, each [B, T, H, W/H]."""
         h = self.norm1(x) * (1 + modulation.scale_attention) + modulation.shift_attention
-        q, k, v = jnp.moveaxis(self.qkv(h), 2, 0)
+        qkv = self.qkv(h)
+        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         return self.q_norm(q), self.k_norm(k), v
 
     def _residuals(self, x: jax.Array, mixed: jax.Array, modulation: Modulation, *, train: bool) -> jax.Array:

@@ -152,7 +152,8 @@ class Block(nn.Module):
 
     def _heads(self, x: jax.Array, rotation: Rotation) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Rotated queries and keys, and values, each [B, T, heads, W / heads]."""
-        q, k, v = jnp.moveaxis(self.qkv(self.attention_norm(x)), 2, 0)
+        qkv = self.qkv(self.attention_norm(x))
+        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         if self.normalize_heads:
             q, k = self.q_norm(q), self.k_norm(k)
         return rotate(q, rotation), rotate(k, rotation), v

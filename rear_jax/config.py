@@ -32,8 +32,8 @@ def default() -> ConfigDict:
 
     config.mesh = mesh = ConfigDict()  # devices along each axis; one may be -1, the rest
     mesh.data = -1  # batches are divided
-    mesh.fsdp = 1  # batches, parameters and their optimiser state are divided
-    mesh.tensor = 1  # layers are divided
+    mesh.fsdp = 1  # batches, parameters and optimiser state are divided; each block's parameters gathered when it runs
+    mesh.tensor = 1  # heads, hidden features and vocabulary are divided; it must divide a process's devices
 
     config.data = data = ConfigDict()
     data.source = "tfds"  # see rear_jax/data/images.py: 'fashion_mnist', 'folder', 'tfds', 'arrays'
@@ -176,7 +176,7 @@ def default() -> ConfigDict:
 
     config.plan = plan = ConfigDict()  # what the config would take on chips that are not here
     plan.topology = ""  # chips to compile for: 'v5e:16x16', 'v4:4x4x8', 'h100:8', see rear_jax/plan/chips.py
-    plan.programs = ()  # of 'train', 'posttrain' and 'sample'; () = those of config.jobs, and 'sample'
+    plan.programs = ()  # of 'train', 'posttrain' and 'sample'; () = the config's jobs, and sampling
     plan.compiles = 6  # at most, in search of each program's largest batch; 0 = do not search
     plan.quick = False  # compile in a fifth of the time: memory within 1 %, traffic half as much again, no cost model
     plan.mfu = 0.4  # model FLOPs utilisation at which time is told beside the bound

@@ -133,7 +133,7 @@ def test_a_step_is_the_same_on_every_mesh(tmp_path, on_one, method, mesh):
         for tree in (made[0].params, made[0].opt_state[0].trace):
             kernel = tree["blocks"]["qkv"]["kernel"]
             assert kernel.shape == (2, 16, 48)
-            assert {shard.data.shape for shard in kernel.addressable_shards} == {(2, 8, 24)}
+            assert {shard.data.shape for shard in kernel.addressable_shards} == {(2, 4, 48)}
 
 
 def test_rows_are_mapped_where_they_lie():

@@ -54,16 +54,19 @@ def test_sizes_that_do_not_fit_are_refused(sizes):
 @pytest.mark.parametrize(
     ("path", "shape", "wanted"),
     [
-        ("params/blocks/qkv/kernel", (24, 64, 192), (None, "fsdp", "tensor")),  # layers are never divided
+        ("params/blocks/fc1/kernel", (24, 64, 192), (None, "fsdp", "tensor")),  # layers are never divided
+        ("params/blocks/qkv/kernel", (24, 64, 192), (None, ("fsdp", "tensor"), None)),
+        ("params/blocks/qkv/kernel", (24, 12, 36), (None, None, None)),  # 12 rows do not divide by 4 * 2
         ("opt_state/1/0/mu/blocks/fc2/kernel", (24, 192, 64), (None, "tensor", "fsdp")),
-        ("ema/blocks/qkv/bias", (24, 192), (None, "tensor")),
+        ("ema/blocks/fc1/bias", (24, 192), (None, "tensor")),
+        ("ema/blocks/qkv/bias", (24, 192), (None, None)),
         ("params/lm_head/kernel", (64, 1024), ("fsdp", "tensor")),
         ("params/code_embeddings", (1024, 64), ("tensor", "fsdp")),
         ("params/class_embeddings", (1001, 64), (None, "fsdp")),  # 1001 rows do not divide by 2
         ("params/tokenizer/decoder/up_0/block_0/conv1/kernel", (3, 3, 8, 16), (None, None, None, "fsdp")),
         ("params/tokenizer/decoder/conv_out/kernel", (3, 3, 8, 3), (None, None, None, None)),
         ("frozen/tokenizer/decoder/conv_in/kernel", (3, 3, 8, 16), (None, None, None, None)),
-        ("frozen/reference/blocks/qkv/kernel", (24, 64, 192), (None, "fsdp", "tensor")),
+        ("frozen/reference/blocks/qkv/kernel", (24, 64, 192), (None, ("fsdp", "tensor"), None)),
         ("opt_state/1/0/count", (), ()),
     ],
 )

@@ -1,4 +1,4 @@
-"""Plans for chips that are not here: counting, reading compiled programs, the roofline, and the job."""
+"""Plans for chips that are not here: the roofline, and the job; `test_hlo.py` has what is read from programs."""
 
 import dataclasses
 import importlib.util
@@ -9,212 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
-from rear_jax import models, tokenizers
 from rear_jax.errors import RearError
 from rear_jax.jobs import plan as job
-from rear_jax.plan import chips, flops, hlo, programs, report, roofline
+from rear_jax.plan import chips, hlo, programs, report, roofline
 from rear_jax.training import mesh as placement
-from rear_jax.training import next_code
-from rear_jax.training.state import adamw
 from tests import toy
 
-WIDTH, LAYERS, ROWS = 32, 6, 16
 MESH = {"data": -1, "fsdp": 1, "tensor": 1}
-
-
-def traced_flops(function, *arguments) -> int:
-    return flops.count(jax.jit(function).trace(*arguments).jaxpr)
-
-
-def scanned(x, kernels):
-    """tanh(x W) for each of the kernels [L, W, W] in turn."""
-    return jax.lax.scan(lambda x, kernel: (jnp.tanh(x @ kernel), None), x, kernels)[0].sum()
-
-
-X, KERNELS = jnp.ones((ROWS, WIDTH)), jnp.ones((LAYERS, WIDTH, WIDTH))
-ONE_LAYER = 2 * ROWS * WIDTH * WIDTH
-
-
-class TestFlops:
-    def test_a_product_is_two_operations_a_multiplication(self):
-        assert traced_flops(jnp.dot, jnp.ones((3, 5)), jnp.ones((5, 7))) == 2 * 3 * 5 * 7
-
-    def test_a_batched_product(self):
-        a, b = jnp.ones((4, 3, 5)), jnp.ones((4, 5, 7))
-        assert traced_flops(lambda a, b: jnp.einsum("bij,bjk->bik", a, b), a, b) == 2 * 4 * 3 * 5 * 7
-
-    def test_a_scanned_layer_counts_as_often_as_it_runs(self):
-        assert traced_flops(scanned, X, KERNELS) == LAYERS * ONE_LAYER
-
-    def test_backward_is_twice_forward_and_recomputation_adds_one(self):
-        both = jax.grad(scanned, argnums=(0, 1))
-        assert traced_flops(both, X, KERNELS) == 3 * LAYERS * ONE_LAYER
-
-        def recomputed(x, kernels):
-            body = jax.checkpoint(lambda x, kernel: (jnp.tanh(x @ kernel), None), prevent_cse=False)
-            return jax.lax.scan(body, x, kernels)[0].sum()
-
-        assert traced_flops(jax.grad(recomputed, argnums=(0, 1)), X, KERNELS) == 4 * LAYERS * ONE_LAYER
-
-    def test_the_largest_branch_counts(self):
-        def branches(x, kernel):
-            return jax.lax.cond(x[0, 0] > 0, lambda: x @ kernel, lambda: x @ kernel @ kernel)
-
-        assert traced_flops(branches, X, KERNELS[0]) == 2 * ONE_LAYER
-
-    @pytest.mark.parametrize(("stride", "groups"), [(1, 1), (2, 1), (1, 4)])
-    def test_convolutions_and_their_gradients_agree_with_the_definition(self, stride, groups):
-        images, kernel = jnp.ones((2, 8, 8, 4)), jnp.ones((3, 3, 4 // groups, 8))
-
-        def convolve(images, kernel):
-            return jax.lax.conv_general_dilated(
-                images,
-                kernel,
-                (stride, stride),
-                "SAME",
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                feature_group_count=groups,
-            )
-
-        forward = 2 * (2 * (8 // stride) ** 2 * 8) * (3 * 3 * 4 // groups)
-        assert traced_flops(convolve, images, kernel) == forward
-        both = jax.grad(lambda *inputs: convolve(*inputs).sum(), argnums=(0, 1))
-        assert traced_flops(both, images, kernel) == 3 * forward
-
-    def test_a_transformer_by_the_formula(self):
-        """6 N D and attention (PaLM, appendix B), for a small LlamaGen without dropout."""
-        config = toy.llamagen_config(depth=3, dropout=0.0, token_dropout=0.0)
-        tokenizer = tokenizers.build(config.tokenizer, config.data.image_size)
-        model = models.build(config, num_codes=tokenizer.codes_per_image, embedding_dim=tokenizer.embedding_dim)
-        optimizer = adamw(config.train.optimizer, 10)
-        batch = {"codes": jnp.zeros((4, model.num_codes), jnp.int32), "label": jnp.zeros(4, jnp.int32)}
-        state = jax.eval_shape(lambda: next_code.init_state(model, config, optimizer, {}))
-        step = next_code.train_step(model, config, optimizer)
-        counted = traced_flops(step, state, batch, jax.random.key(0), {"codebook": jnp.zeros((16, 8))})
-        kernels = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state.params) if path[-1].key == "kernel"]
-        positions = model.num_codes  # the class takes the place of the last code, which nothing reads
-        attention = 2 * 2 * positions * positions * model.width * model.depth
-        expected = 3 * 4 * (2 * positions * sum(kernel.size for kernel in kernels) + attention)
-        assert counted == pytest.approx(expected, rel=0.02)
-
-
-def compiled_text(count: int) -> str:
-    """A scan over layers whose kernels are divided over `count` stand-ins of the host."""
-    devices = chips.topology(f"h100:{count}").devices
-    mesh = placement.make_mesh({"data": 1, "fsdp": -1, "tensor": 1}, devices)
-    x = jax.ShapeDtypeStruct(X.shape, X.dtype, sharding=placement.split(mesh))
-    kernels = jax.ShapeDtypeStruct(
-        KERNELS.shape, KERNELS.dtype, sharding=NamedSharding(mesh, PartitionSpec(None, "fsdp"))
-    )
-    with jax.set_mesh(mesh):
-        return jax.jit(jax.grad(scanned, argnums=1)).lower(x, kernels).compile().as_text()
-
-
-TPU_TEXT = """HloModule jit_f, is_scheduled=true
-
-%body (p: (s32[], f32[8,64,64])) -> (s32[], f32[8,64,64]) {
-  %p = (s32[]{:T(128)}, f32[8,64,64]{2,1,0:T(8,128)}) parameter(0)
-  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
-  %w = f32[8,64,64]{2,1,0:T(8,128)} get-tuple-element(%p), index=1
-  %cut = bf16[1,64,64]{2,1,0:T(8,128)(2,1)S(1)} fusion(%w, %i), calls=%slicing, backend_config={"estimated_cycles":"50"}
-  %start = (bf16[1,64,64]{2,1,0}, bf16[1,256,64]{2,1,0}, u32[]{:S(2)}) fusion(%cut), kind=kCustom, calls=%gather_start
-  %next = s32[]{:T(128)} add(%i, %i)
-  ROOT %out = (s32[]{:T(128)}, f32[8,64,64]{2,1,0:T(8,128)}) tuple(%next, %w)
-}
-
-%cutting (d: f32[8,64,64], e: s32[]) -> f32[1,64,64] {
-  %d = f32[8,64,64]{2,1,0:T(8,128)} parameter(0)
-  %e = s32[]{:T(128)} parameter(1)
-  ROOT %part = f32[1,64,64]{2,1,0} dynamic-slice(%d, %e, %e, %e), dynamic_slice_sizes={1,64,64}
-}
-
-%slicing (a: f32[8,64,64], b: s32[]) -> bf16[1,64,64] {
-  %a = f32[8,64,64]{2,1,0:T(8,128)} parameter(0)
-  %b = s32[]{:T(128)} parameter(1)
-  %inner = f32[1,64,64]{2,1,0} fusion(%a, %b), kind=kLoop, calls=%cutting
-  ROOT %half = bf16[1,64,64]{2,1,0:T(8,128)(2,1)S(1)} convert(%inner)
-}
-
-%gather_start (c: bf16[1,64,64]) -> (bf16[1,64,64], bf16[1,256,64], u32[]) {
-  %c = bf16[1,64,64]{2,1,0:T(8,128)(2,1)S(1)} parameter(0)
-  %ag = bf16[1,256,64]{2,1,0} all-gather(%c), channel_id=8, replica_groups=mesh['x'=4,'y'=4], device_ids=([4,4]) {'x'}
-  ROOT %call = (bf16[1,64,64]{2,1,0}, bf16[1,256,64]{2,1,0}, u32[]{:S(2)}) custom-call(%ag)
-}
-
-%condition (q: (s32[], f32[8,64,64])) -> pred[] {
-  %eight = s32[]{:T(128)} constant(8)
-  %q = (s32[]{:T(128)}, f32[8,64,64]{2,1,0:T(8,128)}) parameter(0)
-  %j = s32[]{:T(128)} get-tuple-element(%q), index=0
-  ROOT %lt = pred[]{:T(512)} compare(%j, %eight), direction=LT
-}
-
-ENTRY %main (x: s32[], y: f32[8,64,64]) -> f32[8,64,64] {
-  %x = s32[]{:T(128)} parameter(0)
-  %y = f32[8,64,64]{2,1,0:T(8,128)} parameter(1)
-  %start_values = (s32[]{:T(128)}, f32[8,64,64]{2,1,0:T(8,128)}) tuple(%x, %y)
-  %loop = (s32[]{:T(128)}, f32[8,64,64]{2,1,0:T(8,128)}) while(%start_values), condition=%condition, body=%body
-  %z = f32[8,64,64]{2,1,0:T(8,128)} get-tuple-element(%loop), index=1
-  %sum = f32[8,64,64]{2,1,0:T(8,128)} all-reduce(%z), channel_id=9, replica_groups=[2,8]<=[16], to_apply=%add
-  ROOT %moved = f32[8,64,64]{2,1,0:T(8,128)} collective-permute(%sum), channel_id=10, source_target_pairs={{0,1},{1,0}}
-}
-"""
-WHOLE = 8 * 64 * 64 * 4  # bytes of the stacked array
-
-
-class TestCompiledText:
-    def test_collectives_of_a_tpu_program(self):
-        """Those in a loop count as often as it runs; one that runs in the background is found in its fusion."""
-        found = {one.kind: one for one in hlo.collectives(hlo.parse(TPU_TEXT))}
-        assert found["all-gather"] == hlo.Collective("all-gather", 4 * 64 * 64 * 2, 4, 8)
-        assert found["all-reduce"] == hlo.Collective("all-reduce", WHOLE, 8, 1)
-        assert found["collective-permute"].size == WHOLE
-        assert len(found) == 3
-
-    def test_bytes_of_a_tpu_program(self):
-        """Slices count, not what they are cut from; arrays in the chip's cache do not count."""
-        sliced = 64 * 64 * 4  # the fusion's result is in the cache
-        gathered = 64 * 64 * 2 + 4 * 64 * 64 * 2  # written by the start of the all-gather
-        loop = 8 * (sliced + gathered + 4 * 4)  # and the counter, four times
-        assert hlo.bytes_moved(hlo.parse(TPU_TEXT)) == loop + 4 * WHOLE
-
-    def test_cycles_of_a_tpu_program(self):
-        assert hlo.estimated_cycles(hlo.parse(TPU_TEXT)) == 8 * 50
-
-    @pytest.mark.parametrize(
-        ("kind", "sent"),
-        [("all-reduce", 150.0), ("all-gather", 75.0), ("reduce-scatter", 75.0), ("all-to-all", 75.0)],
-    )
-    def test_bytes_sent_in_a_ring_of_four(self, kind, sent):
-        assert hlo.Collective(kind, 100, 4, 3).sent == 3 * sent
-
-    def test_a_loop_of_the_host_compiler(self):
-        """Each layer's kernel is gathered in the forward and the backward loop, its gradient summed in the latter."""
-        found = hlo.collectives(hlo.parse(compiled_text(4)))
-        gathers = [one for one in found if one.kind == "all-gather"]
-        assert sum(one.times for one in gathers) == 2 * LAYERS
-        assert {one.size for one in gathers} == {WIDTH * WIDTH * 4}
-        assert {one.group for one in found} == {4}
-        reduced = sum(one.times * one.size for one in found if one.kind in ("all-reduce", "reduce-scatter"))
-        assert reduced == LAYERS * WIDTH * WIDTH * 4
-
-    def test_without_a_loop_the_bytes_are_those_of_cost_analysis(self):
-        compiled = jax.jit(lambda x, w: jnp.tanh(x @ w) @ w).lower(X, KERNELS[0]).compile()
-        expected = compiled.cost_analysis()["bytes accessed"]
-        assert hlo.bytes_moved(hlo.parse(compiled.as_text())) == pytest.approx(expected, rel=0.1)
-
-    @pytest.mark.parametrize("function", [scanned, jax.grad(scanned, argnums=1)])
-    def test_a_loop_moves_its_body_as_often_as_it_runs(self, function):
-        """In proportion to the layers, although each run is given all kernels, and all gradients to fill in."""
-
-        def bytes_moved(layers):
-            kernels = jnp.ones((layers, WIDTH, WIDTH))
-            return hlo.bytes_moved(hlo.parse(jax.jit(function).lower(X, kernels).compile().as_text()))
-
-        moved = [bytes_moved(layers) for layers in (8, 16, 24)]
-        assert moved[2] - moved[1] == pytest.approx(moved[1] - moved[0], rel=0.01)
-        assert moved[1] - moved[0] >= 8 * WIDTH * WIDTH * 4
 
 
 def made(fits: bool = True, **changes) -> roofline.Plan:
@@ -233,7 +35,7 @@ def made(fits: bool = True, **changes) -> roofline.Plan:
         "model_flops": 4 * 10**9,
         "flops": 8 * 10**9,
         "moved": 2 * 10**9,
-        "collectives": [hlo.Collective("all-gather", 10**6, 2, 1)],
+        "collectives": [hlo.Collective("all-gather", 10**6, 2, 1, reach=2)],
         "cycles": 0,
         "seconds": 1.0,
     }
@@ -256,10 +58,13 @@ class TestRoofline:
         assert rows["epochs a day"] == ("4.32e+05", "8.64e+05")  # an epoch is 100 steps
         assert float(rows["chip-hours"][0]) == pytest.approx(100 * 2e-3 * 8 / 3600, rel=1e-3)
 
-    def test_beyond_a_node_the_network_is_slower(self):
-        chip = chips.GPUS["h100"]
-        near, far = (chips.Topology("", chip, [None] * count, "", False).network for count in (8, 16))
-        assert (near, far) == (450e9, 50e9)
+    def test_only_between_nodes_the_network_is_slower(self):
+        """Sixteen chips in two nodes: tensor parallelism in each, gradients across."""
+        topology = chips.Topology("", chips.GPUS["h100"], [None] * 16, "", False)
+        inside = hlo.Collective("all-gather", 9 * 10**9, 8, 1, reach=8)
+        across = hlo.Collective("all-reduce", 10**9, 2, 1, reach=16)
+        bounds = made(topology=topology, collectives=[inside, across]).bounds
+        assert bounds["network"] == pytest.approx(9e9 * 7 / 8 / 450e9 + 1e9 / 50e9)
 
     def test_an_overflow_is_read_from_what_the_compiler_says(self):
         says = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (19.50G) is"
@@ -344,6 +149,62 @@ def test_an_unknown_program_is_refused(tmp_path):
         job.run(config, tmp_path)
 
 
+def sixteen_chips(monkeypatch, **changes):
+    """A toy config on sixteen chips for which nothing is compiled, and the names of what would have been."""
+    compiled = []
+
+    def fake(config, name, topology, quick=False):
+        compiled.append(name)
+        return made(name=name, images=programs.setting(config, programs.BATCH_SIZES[name]))
+
+    monkeypatch.setattr(roofline, "make", fake)
+    changes = {"plan__topology": "h100:16", "plan__compiles": 0, "train__loop__batch_size": 16} | changes
+    return toy.config(**changes), compiled
+
+
+def test_sampling_that_nobody_asked_for_is_planned_at_a_batch_that_divides(tmp_path, monkeypatch):
+    """The README's command: 16 chips, a batch of 8 images, no config.plan.programs."""
+    config, compiled = sixteen_chips(monkeypatch)
+    assert config.sample.batch_size == 8
+    job.run(config, tmp_path)
+    assert compiled == ["train", "sample"]
+    text = (tmp_path / "plan.md").read_text()
+    assert "config.sample.batch_size = 8 does not divide over the chips: more are drawn at once." in text
+    planned = json.loads((tmp_path / "plan.json").read_text())["programs"]
+    assert {name: plan["images"] for name, plan in planned.items()} == {"train": 16, "sample": 16}
+
+
+def test_a_batch_that_divides_stays_what_it_is(tmp_path, monkeypatch):
+    config, _ = sixteen_chips(monkeypatch, sample__batch_size=48)
+    job.run(config, tmp_path)
+    assert json.loads((tmp_path / "plan.json").read_text())["programs"]["sample"]["images"] == 48
+    assert "does not divide" not in (tmp_path / "plan.md").read_text()
+
+
+def test_batches_are_checked_before_anything_is_compiled(tmp_path, monkeypatch):
+    config, compiled = sixteen_chips(monkeypatch, plan__programs=("train", "sample"))
+    with pytest.raises(RearError, match=r"config\.sample\.batch_size = 8 does not divide .* 16 device"):
+        job.run(config, tmp_path)
+    assert not compiled
+
+
+def test_a_plan_is_written_after_each_program(tmp_path, monkeypatch):
+    """What was compiled is not lost with what comes after it."""
+    config, _ = sixteen_chips(monkeypatch)
+    fake = roofline.make
+
+    def broken(config, name, *arguments, **options):
+        if name == "sample":
+            raise RearError("no")
+        return fake(config, name, *arguments, **options)
+
+    monkeypatch.setattr(roofline, "make", broken)
+    with pytest.raises(RearError, match="no"):
+        job.run(config, tmp_path)
+    assert set(json.loads((tmp_path / "plan.json").read_text())["programs"]) == {"train"}
+    assert "## train" in (tmp_path / "plan.md").read_text()
+
+
 def test_held_bytes_are_those_of_the_state():
     """Parameters and both Adam moments in float32, all but what is small divided by four."""
     config = toy.config(mesh__fsdp=4, train__ema_decay=0.9)
@@ -366,6 +227,7 @@ def test_the_job_without_the_chips_compiler(tmp_path, monkeypatch):
     text = (tmp_path / "plan.md").read_text()
     assert "## train on v5e:2x2: 4 chip(s), data 4" in text
     assert "libtpu is not installed" in text
+    assert "Attention is in its plain form" in text
     found = json.loads((tmp_path / "plan.json").read_text())["programs"]["train"]
     assert found["fits"]
     assert 0 < found["model_flops"] < found["flops"] <= 4 / 3 * found["model_flops"]  # layers are computed again
@@ -375,6 +237,14 @@ def test_the_job_without_the_chips_compiler(tmp_path, monkeypatch):
     kernels = sum(4 * leaf.size for path, leaf in paths if path[-1].key == "kernel")
     summed = sum(one["times"] * one["size"] for one in found["collectives"] if one["kind"] == "all-reduce")
     assert kernels <= summed <= 2 * found["held"]["parameters"]  # the gradients of all devices
+
+
+@pytest.mark.slow
+def test_the_command_of_the_readme_on_more_chips_than_images(tmp_path):
+    """Sixteen chips, batches of 16 and 8 images, no config.plan.programs: all of it compiled."""
+    job.run(toy.config(plan__topology="h100:16", plan__compiles=0, train__loop__batch_size=16), tmp_path)
+    planned = json.loads((tmp_path / "plan.json").read_text())["programs"]
+    assert {name: plan["images"] for name, plan in planned.items()} == {"train": 16, "sample": 16}
 
 
 @pytest.mark.slow

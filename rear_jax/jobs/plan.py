@@ -1,5 +1,6 @@
 """`--job=plan`: what training, post-training and sampling would take on chips that are not here."""
 
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -8,29 +9,52 @@ from ml_collections import ConfigDict
 from rear_jax import artifacts
 from rear_jax.atomic import atomic_file
 from rear_jax.errors import RearError
-from rear_jax.plan import chips, report, roofline
-from rear_jax.plan.programs import PROGRAMS
+from rear_jax.plan import chips, programs, report, roofline
 
 log = logging.getLogger(__name__)
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
-    """Compiles the config's programs for `config.plan.topology`, and writes `plan.md` and `plan.json`.
+    """Compiles the config's programs for `config.plan.topology`, and writes `plan.md` and `plan.json` after each.
 
     It needs no data and no weights.
+
+    Raises:
+      RearError: there is no such program, or the chips do not divide the batch of one that is asked for.
     """
     settings, topology = config.plan, chips.topology(config.plan.topology)
     texts, numbers = [], {}
-    for name in _names(config):
-        plan = roofline.make(config, name, topology, quick=settings.quick)
-        largest = roofline.largest_batch(config, plan, settings.compiles) if settings.compiles else None
-        texts.append(report.markdown(plan, config, largest))
+    for name, (planned, notes) in _planned(config, len(topology.devices)).items():
+        plan = roofline.make(planned, name, topology, quick=settings.quick)
+        plan = dataclasses.replace(plan, notes=(*notes, *plan.notes))
+        largest = roofline.largest_batch(planned, plan, settings.compiles) if settings.compiles else None
+        texts.append(report.markdown(plan, planned, largest))
         numbers[name] = report.numbers(plan, largest)
         log.info("plan:\n%s", texts[-1])
-    artifacts.write_json(workdir / "plan.json", {"programs": numbers, "config": config.to_dict()})
-    with atomic_file(workdir / "plan.md") as file:
-        file.write_text("\n".join(texts))
+        artifacts.write_json(workdir / "plan.json", {"programs": numbers, "config": config.to_dict()})
+        with atomic_file(workdir / "plan.md") as file:
+            file.write_text("\n".join(texts))
     log.info("plan: wrote %s", workdir / "plan.md")
+
+
+def _planned(config: ConfigDict, chips: int) -> dict[str, tuple[ConfigDict, tuple[str, ...]]]:
+    """Name of each program -> the config to plan it by, and what the plan is to say of it.
+
+    Sampling that nobody asked for is planned at the next batch that the chips divide; any other batch must be one.
+
+    Raises:
+      RearError: see `run`.
+    """
+    planned = {}
+    for name in _names(config):
+        notes, fitting = (), config
+        if name == "sample" and name not in config.plan.programs:
+            asked, fitting = config.sample.batch_size, programs.with_divisible_batch(config, name, chips)
+            if asked != fitting.sample.batch_size:
+                notes = (f"config.sample.batch_size = {asked} does not divide over the chips: more are drawn at once.",)
+        programs.check(fitting, name, chips)
+        planned[name] = fitting, notes
+    return planned
 
 
 def _names(config: ConfigDict) -> list[str]:
@@ -39,7 +63,8 @@ def _names(config: ConfigDict) -> list[str]:
     Raises:
       RearError: there is no such program.
     """
-    names = list(config.plan.programs) or [name for name in PROGRAMS if name in (*config.jobs, "sample")]
-    if unknown := [name for name in names if name not in PROGRAMS]:
-        raise RearError(f"config.plan.programs = {unknown[0]!r}: use some of {', '.join(PROGRAMS)}.")
+    known = programs.PROGRAMS
+    names = list(config.plan.programs) or [name for name in known if name in (*config.jobs, "sample")]
+    if unknown := [name for name in names if name not in known]:
+        raise RearError(f"config.plan.programs = {unknown[0]!r}: use some of {', '.join(known)}.")
     return names

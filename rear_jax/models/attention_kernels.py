@@ -17,8 +17,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from rear_jax.errors import RearError
+from rear_jax.models.partition import BATCH_AXES, HEAD_AXES, dividing
 
-BATCH_AXES, HEAD_AXES = ("data", "fsdp"), ("tensor",)  # of the mesh, see rear_jax/training/mesh.py
 SPLASH_BLOCK = 128  # positions that splash attention takes at a time; lengths are filled up to a multiple
 CUDNN_DTYPES = ("bfloat16", "float16")
 CUDNN_HEAD_SIZE = 128  # at most, and a multiple of 8
@@ -58,14 +58,8 @@ def splash_attention(
     mesh = jax.sharding.get_abstract_mesh().shape
     if math.prod(mesh.values()) == 1:
         return kernel(queries, keys, values)
-    spec = PartitionSpec(_dividing(BATCH_AXES, batch, mesh), None, _dividing(HEAD_AXES, heads, mesh))
+    spec = PartitionSpec(dividing(BATCH_AXES, batch, mesh), None, dividing(HEAD_AXES, heads, mesh))
     return jax.shard_map(kernel, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(queries, keys, values)
-
-
-def _dividing(axes: tuple[str, ...], size: int, mesh: Any) -> tuple[str, ...]:
-    """Those axes of the mesh, where together they divide a dimension of this size; else none, so that it is whole."""
-    axes = tuple(axis for axis in axes if axis in mesh)
-    return axes if size % math.prod(mesh[axis] for axis in axes) == 0 else ()
 
 
 FUSED: dict[str, Callable[..., jax.Array]] = {"cudnn": cudnn_attention, "splash": splash_attention}

@@ -22,6 +22,7 @@ from rear_jax.models.attention import (
     causal_attention,
     update_key_values,
 )
+from rear_jax.models.partition import by_heads, by_rows
 from rear_jax.models.stack import run_blocks
 
 EXTRA_POSITIONS = 1024  # rows that the published position tables carry beyond N
@@ -73,6 +74,32 @@ class Linear(nn.Dense):
         return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.features)
 
 
+class HeadsLinear(nn.Module):
+    """The linear layer from [..., W] to queries, keys and values of all heads, [..., 3, heads, W / heads].
+
+    Its parameters are those of a `Linear` of 3 W features. Under tensor parallelism each device has heads of its own
+    (Megatron-LM, arXiv 1909.08053), which no equal cut through the 3 W columns gives: each block's kernel is dealt out
+    by heads when it is used.
+    """
+
+    heads: int
+    dtype: Any
+    use_bias: bool = True
+    kernel_init: Any = _normal
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... W"]) -> Float[Array, "... 3 H D"]:
+        width = x.shape[-1]
+        kernel = self.param("kernel", self.kernel_init, (width, 3 * width), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (3 * width,), jnp.float32) if self.use_bias else None
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        kernel = by_heads(kernel.reshape(width, 3, self.heads, -1))
+        out = jnp.tensordot(x.reshape(-1, width), kernel, 1)
+        if bias is not None:
+            out += bias.reshape(kernel.shape[1:])
+        return out.reshape(*x.shape[:-1], *kernel.shape[1:])
+
+
 def dense(features: int, dtype: Any, name: str | None = None, kernel_init: Any = _normal) -> Linear:
     """A biased linear layer with the family's initialisation."""
     return Linear(features, dtype=dtype, kernel_init=kernel_init, name=name)
@@ -100,7 +127,7 @@ class Block(nn.Module):
 
     def setup(self):
         self.norm1 = layer_norm(self.dtype)
-        self.qkv = dense(3 * self.width, self.dtype)
+        self.qkv = HeadsLinear(self.heads, self.dtype)
         self.q_norm = layer_norm(self.dtype)
         self.k_norm = layer_norm(self.dtype)
         self.proj = dense(self.width, self.dtype)
@@ -117,7 +144,7 @@ class Block(nn.Module):
         self, x: Float[Array, "B T W"], condition: Float[Array, "B T W"], *, train: bool
     ) -> Float[Array, "B T W"]:
         """Whole sequences, causal; `train` switches dropout on."""
-        modulation = Modulation.split(self.modulation(condition))
+        modulation = Modulation.split(by_rows(self.modulation(condition)))
         q, k, v = self._heads(x, modulation)
         key = self.make_rng("dropout") if train and self.dropout else None
         mixed = causal_attention(q, k, v, kernel=self.attention, dropout=self.dropout, key=key)
@@ -135,7 +162,7 @@ class Block(nn.Module):
     def _heads(self, x: jax.Array, modulation: Modulation) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Normalised queries and keys, and values, each [B, T, H, W/H]."""
         h = self.norm1(x) * (1 + modulation.scale_attention) + modulation.shift_attention
-        qkv = self.qkv(h).reshape(*x.shape[:2], 3, self.heads, self.width // self.heads)
+        qkv = self.qkv(h)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         return self.q_norm(q), self.k_norm(k), v
 
@@ -244,11 +271,11 @@ class RARTransformer(nn.Module):
         """
         x = jnp.concatenate([self._prefix(labels), self.embeddings[codes]], axis=1)  # [B, N+2, W]
         x += self._orders_vectors(jnp.arange(self.num_codes)[None] if orders is None else orders)
-        condition = self.conditions(labels, jnp.arange(self.num_codes + 2))
+        condition = by_rows(self.conditions(labels, jnp.arange(self.num_codes + 2)))
         taps = () if self.projector == "none" else (self.shallow_layer, self.deep_layer)
         x, tapped = run_blocks(self, x, condition, train=train, taps=taps)
         predicting = slice(1, self.num_codes + 1)
-        logits = self.head(x[:, predicting], self.head_adaln(condition[:, predicting]))
+        logits = self.head(x[:, predicting], by_rows(self.head_adaln(condition[:, predicting])))
         if self.projector == "none":
             return Features(logits, None, None)
         shallow, deep = tapped

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rear_jax.errors import RearError
 from rear_jax.models.attention import KeyValues, apply_dropout, attend, causal_attention, update_key_values
-from rear_jax.models.rar import Linear
+from rear_jax.models.rar import HeadsLinear, Linear
 
 BASE = 10_000.0  # of the frequencies
 
@@ -116,7 +116,7 @@ class Block(nn.Module):
 
     def setup(self):
         self.attention_norm = rms_norm(self.dtype)
-        self.qkv = linear(3 * self.width, self.dtype, bias=self.attention_bias)
+        self.qkv = HeadsLinear(self.heads, self.dtype, self.attention_bias, normal)
         if self.normalize_heads:
             self.q_norm = rms_norm(self.dtype)
             self.k_norm = rms_norm(self.dtype)
@@ -152,7 +152,7 @@ class Block(nn.Module):
 
     def _heads(self, x: jax.Array, rotation: Rotation) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Rotated queries and keys, and values, each [B, T, heads, W / heads]."""
-        qkv = self.qkv(self.attention_norm(x)).reshape(*x.shape[:2], 3, self.heads, self.width // self.heads)
+        qkv = self.qkv(self.attention_norm(x))
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         if self.normalize_heads:
             q, k = self.q_norm(q), self.k_norm(k)

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from rear_jax.models.partition import by_rows
+
 REMAT: dict[str, Any] = {  # name -> what is kept of a block; None = everything, without a second computation
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # what linear layers give, not attention's scores
@@ -35,9 +37,10 @@ def run_blocks(
     """
 
     def body(block, carry, layer):
-        x, tapped = carry
+        x, tapped = jax.tree.map(by_rows, carry)
         x = block(x, *inputs, train=train)
-        return (x, tuple(jnp.where(layer == tap, x, old) for tap, old in zip(taps, tapped, strict=True))), None
+        tapped = tuple(jnp.where(layer == tap, x, old) for tap, old in zip(taps, tapped, strict=True))
+        return jax.tree.map(by_rows, (x, tapped)), None
 
     policy = REMAT[model.remat]
     scan = nn.scan(
@@ -47,4 +50,6 @@ def run_blocks(
         length=model.depth,
         unroll=model.unroll,
     )
-    return scan(model.blocks, (x, (x,) * len(taps)), jnp.arange(model.depth))[0]
+    x = by_rows(x)
+    carry, _ = scan(model.blocks, (x, (x,) * len(taps)), jnp.arange(model.depth))
+    return jax.tree.map(by_rows, carry)

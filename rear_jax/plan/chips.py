@@ -92,11 +92,13 @@ class Topology:
     compiler: str
     exact: bool
 
-    @property
-    def network(self) -> float:
-        """Bytes per second that a chip sends where all work together: at the speed of the slowest link."""
-        across = self.chip.node and len(self.devices) > self.chip.node
-        return self.chip.outside if across else self.chip.network
+    def network(self, reach: int) -> float:
+        """Bytes per second that a chip sends in a collective: at the speed of the slowest link that it crosses.
+
+        Args:
+          reach: see `hlo.Collective`.
+        """
+        return self.chip.outside if self.chip.node and reach > self.chip.node else self.chip.network
 
 
 def topology(name: str) -> Topology:

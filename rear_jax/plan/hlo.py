@@ -9,6 +9,8 @@ import math
 import re
 from collections.abc import Iterator
 
+import numpy as np
+
 BITS = {"pred": 8, "token": 0, "opaque": 0}  # other element types carry theirs in the name: bf16, s32, f8e4m3fn, c64
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 UNMOVED = {  # instructions that move nothing, or whose parts are counted on their own
@@ -84,12 +86,14 @@ class Collective:
       size: bytes of the whole array: what an all-gather makes, and what others take.
       group: devices that take part together.
       times: how often it runs in a call of the program.
+      reach: of the smallest blocks of devices, a power of two and aligned, none of which a group leaves.
     """
 
     kind: str
     size: int
     group: int
     times: int
+    reach: int
 
     @property
     def sent(self) -> float:
@@ -106,7 +110,7 @@ def parse(text: str) -> Module:
         if head := _COMPUTATION.match(line):
             name, instructions, root = head[2], {}, ""
             entry = name if head[1] else entry
-        elif name and line.startswith("}"):
+        elif name and line.rstrip() == "}":  # attributes of a kernel have lines that begin with one as well
             computations[name] = Computation(name, instructions, root)
             name = ""
         elif name and (found := _INSTRUCTION.match(line)):
@@ -132,14 +136,15 @@ def collectives(module: Module) -> list[Collective]:
             kind = inner.opcode.removesuffix("-start")
             if kind not in COLLECTIVES:
                 continue
-            size, group = _operand_bytes(place, inner), _group(inner.attributes)
+            size, groups = _operand_bytes(place, inner), _groups(inner.attributes)
+            group = groups.shape[1]
             channel = re.search(r"channel_id=(\d+)", inner.attributes)
             key = computation.name, channel[1] if channel else inner.name
             if kind == "all-gather":
                 size *= group
             if place.name.startswith("all-reduce-scatter"):  # how the TPU compiler writes it
                 kind = "reduce-scatter"
-            found[key] = Collective(kind, size, group, times)
+            found[key] = Collective(kind, size, group, times, _reach(groups))
     return [collective for collective in found.values() if collective.group > 1]
 
 
@@ -236,16 +241,31 @@ def _operand_bytes(computation: Computation, instruction: Instruction) -> int:
     return sum(computation.instructions[name].size for name in instruction.operands)
 
 
-def _group(attributes: str) -> int:
-    """Devices of one group of `replica_groups`, in any of the three ways in which the text gives them."""
-    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\S+)? \{([^}]*)\}", attributes):
-        sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
-        return math.prod(int(sizes[name]) for name in re.findall(r"'([^']+)'", mesh[2]))
-    if iota := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
-        return int(iota[1])
-    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
-        return len(listed[1].split(","))
-    return 2 if "source_target_pairs=" in attributes else 1
+def _groups(attributes: str) -> np.ndarray:
+    """Numbers [groups, devices] of who takes part together, in any of the ways in which it is written."""
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((\S+)\))? \{([^}]*)\}", attributes):
+        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
+        together = [list(sizes).index(name) for name in re.findall(r"'([^']+)'", mesh[3])]
+        devices = _iota(mesh[2] or f"[{math.prod(sizes.values())}]").reshape(*sizes.values())
+        devices = np.moveaxis(devices, together, range(-len(together), 0))
+        return devices.reshape(-1, math.prod(devices.shape[-len(together) :]))
+    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\S+?)(?:, |$)", attributes):
+        return _iota(iota[3]).reshape(int(iota[1]), int(iota[2]))
+    if listed := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}", attributes):
+        return np.array([[int(device) for device in one.split(",")] for one in re.findall(r"[\d,]+\d|\d", listed[1])])
+    return np.zeros((1, 1), int)
+
+
+def _iota(text: str) -> np.ndarray:
+    """Devices numbered in a grid whose axes are then permuted, such as '[2,4]T(1,0)'."""
+    shape, axes = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text).groups()
+    grid = np.arange(math.prod(map(int, shape.split(",")))).reshape(*map(int, shape.split(",")))
+    return grid.transpose(*map(int, axes.split(","))) if axes else grid
+
+
+def _reach(groups: np.ndarray) -> int:
+    """See `Collective`."""
+    return max(1 << int(low ^ high).bit_length() for low, high in zip(groups.min(1), groups.max(1), strict=True))
 
 
 def _moved(module: Module, computation: Computation, instruction: Instruction) -> int:

@@ -24,6 +24,7 @@ BATCH_SIZES = {  # the setting that says a program's batch
     "posttrain": "posttrain.loop.batch_size",
     "sample": "sample.batch_size",
 }
+MICROBATCHES = {"train": "train.accumulation", "posttrain": "posttrain.accumulation"}  # the one that cuts it in parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Program:
 
 def train(config: ConfigDict, mesh: Mesh) -> Program:
     """The step of `--job=train`."""
-    _check(config, mesh, "train", config.train.accumulation)
+    check(config, "train", mesh.size)
     settings, tokenizer = config.train.loop, _tokenizer(config)
     model = _generator(config, tokenizer)
     if models.takes_captions(model):
@@ -75,7 +76,7 @@ def train(config: ConfigDict, mesh: Mesh) -> Program:
 def posttrain(config: ConfigDict, mesh: Mesh) -> Program:
     """The step of `--job=posttrain`."""
     settings = config.posttrain
-    _check(config, mesh, "posttrain", settings.accumulation)
+    check(config, "posttrain", mesh.size)
     if settings.method not in METHODS:
         raise RearError(f"config.posttrain.method = {settings.method!r}: use one of {', '.join(METHODS)}.")
     method, tokenizer = METHODS[settings.method], _tokenizer(config)
@@ -104,7 +105,7 @@ def posttrain(config: ConfigDict, mesh: Mesh) -> Program:
 def sample(config: ConfigDict, mesh: Mesh) -> Program:
     """The batch of `--job=sample`: prefill, cached decoding, and the tokenizer's decoder."""
     settings, tokenizer = config.sample, _tokenizer(config)
-    _check(config, mesh, "sample", 1)
+    check(config, "sample", mesh.size)
     model = _generator(config, tokenizer)
     classes = settings.num_images if models.takes_captions(model) else config.data.num_classes
     labels = sampling.balanced_labels(settings.num_images, classes)
@@ -161,10 +162,29 @@ def _step(
     )
 
 
-def _check(config: ConfigDict, mesh: Mesh, name: str, microbatches: int) -> None:
-    """Raises RearError unless the program's batch divides over the mesh."""
-    batch_size = setting(config, BATCH_SIZES[name])
-    placement.check_batch(config.mesh, batch_size, microbatches, f"config.{BATCH_SIZES[name]}", mesh.size)
+def check(config: ConfigDict, name: str, chips: int) -> None:
+    """Raises RearError unless the mesh fits so many chips, and divides the batch of the program `name`."""
+    batch_size, microbatches = setting(config, BATCH_SIZES[name]), microbatches_of(config, name)
+    placement.check_batch(config.mesh, batch_size, microbatches, f"config.{BATCH_SIZES[name]}", chips)
+
+
+def microbatches_of(config: ConfigDict, name: str) -> int:
+    """How many parts the batch of the program `name` is cut into."""
+    return setting(config, MICROBATCHES[name]) if name in MICROBATCHES else 1
+
+
+def with_batch(config: ConfigDict, name: str, images: int) -> ConfigDict:
+    """The config with another batch for the program `name`."""
+    changed = config.copy_and_resolve_references()
+    changed.update_from_flattened_dict({BATCH_SIZES[name]: images})
+    return changed
+
+
+def with_divisible_batch(config: ConfigDict, name: str, chips: int) -> ConfigDict:
+    """The config with the next larger batch for the program `name` that so many chips divide, if its own is none."""
+    shape = placement.mesh_shape(config.mesh, chips)
+    step = microbatches_of(config, name) * shape["data"] * shape["fsdp"]
+    return with_batch(config, name, -(-setting(config, BATCH_SIZES[name]) // step) * step)
 
 
 def setting(config: ConfigDict, name: str) -> Any:

@@ -18,7 +18,7 @@ def markdown(plan: Plan, config: ConfigDict, largest: tuple[int, int | None] | N
     count, axes = len(plan.topology.devices), ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     sections = [
         f"## {plan.name} on {plan.topology.name}: {count} chip(s), {axes}",
-        f"Compiled by {plan.topology.compiler}; {plan.seconds:.0f} s.",
+        " ".join((f"Compiled by {plan.topology.compiler}; {plan.seconds:.0f} s.", *plan.notes)),
         table(("memory of a chip", "GiB"), memory(plan)),
         verdict(plan, largest),
         table((f"a {NAMES[plan.name]}", ""), work(plan)),

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from rear_jax.plan import flops, hlo
 from rear_jax.plan.chips import Topology
-from rear_jax.plan.programs import BATCH_SIZES, PROGRAMS, Program
+from rear_jax.plan.programs import PROGRAMS, Program, microbatches_of, with_batch
 from rear_jax.training import mesh as placement
 from rear_jax.training import sharding
 
@@ -45,6 +45,7 @@ class Plan:
       collectives: see there.
       cycles: of the chip, by the TPU compiler's own cost model; 0 where it gives none, or was not to think long.
       seconds: that compiling took.
+      notes: what else the reader must know, a sentence each.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Plan:
     collectives: list[hlo.Collective]
     cycles: int
     seconds: float
+    notes: tuple[str, ...] = ()
 
     @property
     def memory(self) -> int:
@@ -71,10 +73,10 @@ class Plan:
     def bounds(self) -> dict[str, float]:
         """Seconds that a call takes at least, by what it waits for."""
         chip, count = self.topology.chip, len(self.topology.devices)
-        sent = sum(collective.sent for collective in self.collectives)
         bounds = {"compute": self.flops / count / chip.flops}
         if self.moved is not None:
-            bounds |= {"memory": self.moved / chip.bandwidth, "network": sent / self.topology.network}
+            sending = sum(one.sent / self.topology.network(one.reach) for one in self.collectives)
+            bounds |= {"memory": self.moved / chip.bandwidth, "network": sending}
         return bounds
 
     @property
@@ -125,8 +127,21 @@ def make(config: ConfigDict, name: str, topology: Topology, *, quick: bool = Fal
         model_flops=_operations(config, name, mesh, remat="none"),
         flops=_operations(config, name, mesh),
         seconds=seconds,
+        notes=_notes(config, topology),
         **({"held": held_bytes(program)} | taken),
     )
+
+
+def _notes(config: ConfigDict, topology: Topology) -> tuple[str, ...]:
+    """What the numbers leave out."""
+    notes = ()
+    if not topology.exact and config.model.attention == "auto":
+        notes += (
+            "Attention is in its plain form: a fused kernel, where the chips have one, takes less of their memory.",
+        )
+    if topology.chip.node:
+        notes += ("All memory of a GPU counts; jax takes 75 % of it, or XLA_PYTHON_CLIENT_MEM_FRACTION.",)
+    return notes
 
 
 def held_bytes(program: Program) -> dict[str, int]:
@@ -167,17 +182,9 @@ def largest_batch(config: ConfigDict, first: Plan, compiles: int) -> tuple[int, 
     return fitting * step, failing and failing * step
 
 
-def with_batch(config: ConfigDict, name: str, images: int) -> ConfigDict:
-    """The config with another batch for one program."""
-    changed = config.copy_and_resolve_references()
-    changed.update_from_flattened_dict({BATCH_SIZES[name]: images})
-    return changed
-
-
 def _rows(config: ConfigDict, plan: Plan) -> int:
     """Images of a chip and microbatch."""
-    parts = {"train": config.train.accumulation, "posttrain": config.posttrain.accumulation}.get(plan.name, 1)
-    return plan.images // (parts * plan.mesh["data"] * plan.mesh["fsdp"])
+    return plan.images // (microbatches_of(config, plan.name) * plan.mesh["data"] * plan.mesh["fsdp"])
 
 
 def _guess(tried: dict[int, Plan], fitting: int, failing: int | None) -> int:

@@ -5,8 +5,8 @@ such as the layer axis of scanned blocks and the window of convolutions. The fir
 counts. Optimiser state and moving averages hold arrays under the path of their parameter, so that they follow it.
 
 'fsdp' divides parameters that each device then gathers when it needs them (ZeRO, arXiv 1910.02054). 'tensor' divides
-the transformers as Megatron-LM does (arXiv 1909.08053): the first linear layer of a pair by columns, the second by
-rows, embeddings and head by vocabulary.
+the transformers as Megatron-LM does (arXiv 1909.08053): the first linear layer of a pair by columns, or by heads, the
+second by rows, embeddings and head by vocabulary. That activations follow is said in `models/partition.py`.
 """
 
 import math
@@ -21,14 +21,15 @@ from rear_jax.errors import RearError
 
 COLUMNS, ROWS, WHOLE = ("fsdp", "tensor"), ("tensor", "fsdp"), ()
 
-RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+RULES: tuple[tuple[str, tuple[str | tuple[str, ...] | None, ...]], ...] = (
     # what training does not change, but for the generators that post-training keeps
     (r"^frozen/(?!(reference|generator)/)", WHOLE),
     # transformers
-    (r"(^|/)(qkv|fc1|gate|up|adaln|head_adaln|caption_fc1|lm_head)/kernel$", COLUMNS),
-    (r"(^|/)(qkv|fc1|gate|up|adaln|head_adaln|caption_fc1|lm_head)/bias$", ("tensor",)),
+    (r"(^|/)qkv/kernel$", (("fsdp", "tensor"), None)),  # no cut through [3, heads, features] divides heads
+    (r"(^|/)(fc1|gate|up|adaln|head_adaln|caption_fc1|lm_head)/kernel$", COLUMNS),
+    (r"(^|/)(fc1|gate|up|adaln|head_adaln|caption_fc1|lm_head)/bias$", ("tensor",)),
     (r"(^|/)(proj|fc2|down|caption_fc2)/kernel$", ROWS),
-    (r"(^|/)(proj|fc2|down|caption_fc2)/bias$", WHOLE),
+    (r"(^|/)(qkv|proj|fc2|down|caption_fc2)/bias$", WHOLE),
     (r"(^|/)(embeddings|code_embeddings|class_embeddings)$", ROWS),
     (r"(^|/)(cls_token|pos_embed|target_aware_pos_embed|timesteps_embeddings|null_caption)$", ("fsdp",)),
     (r"(^|/)(shallow|deep)_projector/layer\d/kernel$", ("fsdp", None)),
@@ -59,8 +60,13 @@ def spec(path: str, shape: tuple[int, ...], mesh_shape: Mapping[str, int]) -> Pa
     if axes is None or len(axes) > len(shape):
         raise RearError(f"no sharding rule fits {path} {list(shape)}: add one to rear_jax/training/sharding.py.")
     axes = (None,) * (len(shape) - len(axes)) + axes
-    sizes = zip(shape, axes, strict=True)
-    return PartitionSpec(*(axis if axis and size % mesh_shape[axis] == 0 else None for size, axis in sizes))
+    return PartitionSpec(*(_dividing(axis, size, mesh_shape) for axis, size in zip(axes, shape, strict=True)))
+
+
+def _dividing(axis: str | tuple[str, ...] | None, size: int, mesh_shape: Mapping[str, int]) -> Any:
+    """The axis, or several together, where it divides a dimension of this size; else None."""
+    names = (axis,) if isinstance(axis, str) else axis or ()
+    return axis if size % math.prod(mesh_shape[name] for name in names) == 0 else None
 
 
 def shardings(tree: Any, mesh: Mesh, root: str = "") -> Any:

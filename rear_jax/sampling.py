@@ -50,7 +50,7 @@ def recipe_of(
 ) -> dict[str, Any]:
     """What a set of `count` images depends on beside the generator's parameters.
 
-    Not the batch size or the number of devices: see `decode.generate`.
+    Batch size and number of devices are not part of it: they change a sample by rounding alone.
     """
     labelled = {"labels": "balanced: index modulo the number of classes"}
     if models.takes_captions(model):

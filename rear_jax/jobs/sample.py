@@ -117,7 +117,7 @@ def _draw_missing(
 def make_recipe(
     config: ConfigDict, tokenizer: artifacts.Tokenizer, generator: artifacts.Generator, conditions: Any
 ) -> dict:
-    """Everything the set depends on: a set that is begun or done is that of this command if its recipe is the same."""
+    """Everything the set depends on but rounding: one that is begun or done is this command's if it has this recipe."""
     of_set = sampling.recipe_of(config, generator.module, tokenizer, conditions, config.sample.num_images)
     return of_set | {"generator_step": generator.step, "generator": generator.fingerprint}
 

@@ -74,8 +74,8 @@ def test_data():
 
 @pytest.mark.slow
 def test_input_wait():
-    small = ("--width=32", "--layers=1", "--heads=2", "--batch=2", "--steps=5", "--records=4096")
-    assert len(run("input_wait.py", *small, "--large-batch=64", "--shards=2")) == 5
+    small = ("--width=32", "--layers=1", "--heads=2", "--batch=2", "--steps=5", "--records=1024")
+    assert len(run("input_wait.py", *small, "--large-batch=512", "--shards=2")) == 5
 
 
 @pytest.mark.slow

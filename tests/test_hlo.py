@@ -181,6 +181,17 @@ class TestCompiledText:
         assert text != TPU_TEXT
         assert hlo.collectives(hlo.parse(text)) == hlo.collectives(hlo.parse(TPU_TEXT))
 
+    def test_a_loop_that_is_unrolled_runs_less_often(self):
+        """Its counter goes up by two, in one step or in several, as in rings of collective-permutes."""
+        once = "%next = s32[]{:T(128)} add(%i, %i)"
+        two = "%two = s32[]{:T(128)} constant(2)\n  %next = s32[]{:T(128)} add(%i, %two)"
+        ones = """%one = s32[]{:T(128)} constant(1)
+  %half = s32[]{:T(128)} add(%one, %i)
+  %next = s32[]{:T(128)} add(%half, %one)"""
+        for text, times in ((once, 8), (two, 4), (ones, 4)):
+            found = hlo.collectives(hlo.parse(TPU_TEXT.replace(once, text)))
+            assert [one.times for one in found if one.kind == "all-gather"] == [times]
+
     def test_cycles_of_a_tpu_program(self):
         assert hlo.estimated_cycles(hlo.parse(TPU_TEXT)) == 8 * 50
 

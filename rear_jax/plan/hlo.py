@@ -204,18 +204,44 @@ def _executed(module: Module, computation: Computation, times: int) -> Iterator[
 
 
 def _trips(module: Module, loop: Instruction) -> int:
-    """How often a loop's body runs: what the compiler notes, else the constant that its counter is compared with.
+    """How often a loop's body runs: what is noted, else where its counter, from 0, comes to the end.
 
     A loop whose end depends on data counts once.
     """
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes):
         return int(known[1])
-    condition = module.computations[loop.called()["condition"]]
-    constants = {i.name: i.attributes for i in condition.instructions.values() if i.opcode == "constant"}
+    condition, body = (module.computations[loop.called()[role]] for role in ("condition", "body"))
     compared = condition.instructions[condition.root]
-    limits = [constants[name] for name in compared.operands if name in constants]
-    bound = re.match(r"\d+", limits[0]) if limits else None
-    return int(bound[0]) if bound and "direction=LT" in compared.attributes else 1
+    if "direction=LT" not in compared.attributes:
+        return 1
+    counter, limit = (condition.instructions[name] for name in compared.operands)
+    if limit.opcode != "constant":
+        return 1
+    return -(-_number(limit) // _step(body, _index(counter)))
+
+
+def _step(body: Computation, index: int | None) -> int:
+    """By how much a loop's body increases part `index` of what it carries; 1 where it is not seen."""
+    root, total = body.instructions[body.root], 0
+    if index is None or root.opcode != "tuple":
+        return 1
+    value = body.instructions[root.operands[index]]
+    while value.opcode == "add":
+        parts = sorted((body.instructions[name] for name in value.operands), key=lambda one: one.opcode == "constant")
+        if parts[1].opcode != "constant":
+            return 1
+        value, total = parts[0], total + _number(parts[1])
+    return total if total > 0 and _index(value) == index else 1
+
+
+def _number(constant: Instruction) -> int:
+    return int(re.match(r"-?\d+", constant.attributes)[0])
+
+
+def _index(instruction: Instruction) -> int | None:
+    """Which part of a tuple an instruction takes."""
+    found = re.search(r"index=(\d+)", instruction.attributes)
+    return int(found[1]) if instruction.opcode == "get-tuple-element" and found else None
 
 
 def _branches(instruction: Instruction) -> list[str]:

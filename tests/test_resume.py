@@ -156,7 +156,7 @@ def test_a_disk_that_fills_up_while_training_is_one_line(tmp_path, prepared, unb
     """From the first checkpoint on no file may grow beyond 64 KiB: the second fails, in orbax's background thread."""
     flags = (*TRAIN, *prepared, "--config.train.loop.log_every=1")
     process = toy.start(tmp_path, *flags)
-    wait_for_checkpoint(tmp_path)
+    wait_for_checkpoint(tmp_path / "generator")
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2**16, 2**16))
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1, errors

@@ -20,9 +20,7 @@ from rear_jax.training.writer import MetricWriter
 
 log = logging.getLogger(__name__)
 
-JOB = (
-    "train_scores"  # under which the scores stand in metrics.jsonl and TensorBoard; their recipe in a file of that name
-)
+JOB = "train_scores"  # under which scores stand in metrics.jsonl and TensorBoard, and the name of their recipe's file
 
 
 class Watch:

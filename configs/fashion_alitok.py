@@ -29,8 +29,8 @@ def get_config(stage="2"):
     tokenizer.buffer_tokens = 8
 
     vq = config.tokenizer_training
-    vq.loop.steps = 240
-    vq.loop.picture_every = vq.loop.checkpoint_every = 120
+    vq.loop.steps = 1000
+    vq.loop.picture_every = vq.loop.checkpoint_every = 500
     if stage == "1":
         config.jobs = ("tokenizer",)
         tokenizer.causal_decoder = True

@@ -88,11 +88,10 @@ def fashion_mnist_sequence() -> ConfigDict:
     config.sample.stage = "train"
 
     vq = config.tokenizer_training
-    vq.loop.steps = 400
-    vq.loop.picture_every = 200
-    vq.loop.checkpoint_every = 200
+    vq.loop.batch_size = 8  # of the same images, many small steps teach a transformer more than few large ones
+    vq.loop.log_every = 40
     vq.optimizer.learning_rate = 1e-3
-    vq.optimizer.warmup_steps = 40
+    vq.optimizer.warmup_steps = 100
     return config
 
 

@@ -30,13 +30,13 @@ def fashion_mnist() -> ConfigDict:
     vq.codebook_decay = 0.9
     vq.revive_below = 0.05
     vq.augmentation = "flip"
-    vq.loop.steps = 160
-    vq.loop.batch_size = 32
-    vq.loop.log_every = 10
-    vq.loop.picture_every = 160
-    vq.loop.checkpoint_every = 80
+    vq.loop.steps = 640
+    vq.loop.batch_size = 8  # of the same images, many small steps teach a small network more than few large ones
+    vq.loop.log_every = 40
+    vq.loop.picture_every = 640
+    vq.loop.checkpoint_every = 320
     vq.optimizer.learning_rate = 2e-3
-    vq.optimizer.warmup_steps = 30
+    vq.optimizer.warmup_steps = 100
 
     config.codes.augmentation = "center"
     config.codes.num_shards = 8
@@ -87,11 +87,7 @@ def fashion_mnist_sequence() -> ConfigDict:
     config.jobs = ("tokenizer", "tokenize", "train", "sample", "evaluate")
     config.sample.stage = "train"
 
-    vq = config.tokenizer_training
-    vq.loop.batch_size = 8  # of the same images, many small steps teach a transformer more than few large ones
-    vq.loop.log_every = 40
-    vq.optimizer.learning_rate = 1e-3
-    vq.optimizer.warmup_steps = 100
+    config.tokenizer_training.optimizer.learning_rate = 1e-3
     return config
 
 

@@ -19,17 +19,20 @@ import jax
 import jax.numpy as jnp
 import measure
 
-from rear_jax import decode, models
-from rear_jax.models.rar_decoder import RARDecoder
+from rear_jax import generators
+from rear_jax.generators.cached import CachedGenerator
+from rear_jax.generators.interface import Generator
+from rear_jax.generators.rar.cached import CachedRAR
+from rear_jax.sampling.generate import Sampler, generate
 
 Timed = tuple[list[float], float | None]  # seconds of each run, and of compiling where that was timed
-SAMPLER = decode.Sampler(guidance_scale=15.0, guidance_power=2.5)
+SAMPLER = Sampler(guidance_scale=15.0, guidance_power=2.5)
 
 
 class ModulatedPerSequence:
     """RAR's own cached way: every step computes the modulation of every sequence anew, from its class and position."""
 
-    def __init__(self, shared: RARDecoder):
+    def __init__(self, shared: CachedRAR):
         self.shared = shared
 
     def __getattr__(self, name: str) -> Any:
@@ -74,7 +77,7 @@ def memory_bandwidth() -> float:
     return x.nbytes / min(seconds)
 
 
-def time_sampling(arguments, decoder: Any, params: Any) -> Timed:
+def time_sampling(arguments, cached: CachedGenerator | ModulatedPerSequence, params: Any) -> Timed:
     """Seconds of drawing one batch, several times, and seconds of compiling that."""
     rows = jnp.arange(arguments.batch)
     keys = jax.random.split(jax.random.key(1), arguments.batch)
@@ -82,7 +85,7 @@ def time_sampling(arguments, decoder: Any, params: Any) -> Timed:
 
     @jax.jit
     def sample(params, classes, rows, keys):
-        return decode.generate(decoder, params, classes, rows, keys, SAMPLER, segments=arguments.segments)
+        return generate(cached, params, classes, rows, keys, SAMPLER, segments=arguments.segments)
 
     since = time.perf_counter()
     program = sample.lower(params, classes, rows, keys).compile()
@@ -90,7 +93,7 @@ def time_sampling(arguments, decoder: Any, params: Any) -> Timed:
     return measure.timed(program, lambda _: (params, classes, rows, keys), arguments.repeats)[0], compile_seconds
 
 
-def time_uncached(arguments, model: models.Generator, params: Any) -> list[float]:
+def time_uncached(arguments, model: Generator, params: Any) -> list[float]:
     """Seconds without a cache: for each code, the whole network over all positions of both halves; one is timed."""
     codes = jnp.zeros((2 * arguments.batch, model.num_codes), jnp.int32)
     labels = jnp.arange(2 * arguments.batch) % arguments.classes
@@ -99,22 +102,22 @@ def time_uncached(arguments, model: models.Generator, params: Any) -> list[float
     return [model.num_codes * second for second in seconds]
 
 
-def ways(arguments, model: models.Generator, params: Any) -> dict[str, Callable[[], Timed]]:
+def ways(arguments, model: Generator, params: Any) -> dict[str, Callable[[], Timed]]:
     """What is to be timed, by name, from the plainest way to the one that rear_jax takes."""
-    decoder = models.decoder_of(model)
+    cached = generators.cached(model)
     other = {"float32": "bfloat16", "bfloat16": "float32"}[arguments.dtype]
-    recast = models.decoder_of(dataclasses.replace(model, dtype=jnp.dtype(other)))
+    recast = generators.cached(dataclasses.replace(model, dtype=jnp.dtype(other)))
     work = {"no cache (one forward x codes)": lambda: (time_uncached(arguments, model, params), None)}
     if arguments.model == "rar":
-        modulated = ModulatedPerSequence(decoder)
+        modulated = ModulatedPerSequence(cached)
         work["cache, modulation per sequence"] = lambda: time_sampling(arguments, modulated, params)
     ours = "cache, shared modulation" if arguments.model == "rar" else "cache"
-    work[f"rear_jax: {ours}"] = lambda: time_sampling(arguments, decoder, params)
+    work[f"rear_jax: {ours}"] = lambda: time_sampling(arguments, cached, params)
     work[f"the same in {other}"] = lambda: time_sampling(arguments, recast, params)
     return work
 
 
-def rows(arguments, model: models.Generator, params: Any, least: dict[str, float]) -> Iterator[tuple]:
+def rows(arguments, model: Generator, params: Any, least: dict[str, float]) -> Iterator[tuple]:
     """The table: the floor, every way, and PyTorch's."""
     yield "what", "seconds, median (min to max)", "images/s", "times the floor", "times the row before", "compile s"
     total, before = max(least.values()), None
@@ -151,7 +154,7 @@ def main() -> None:
     parser.add_argument("--segments", type=int, default=4)
     arguments = parser.parse_args()
     _, model = measure.build(arguments, network=arguments.model, method="ar")
-    params = jax.jit(model.init)(jax.random.key(0), *models.example_inputs(model))["params"]
+    params = measure.random_params(model)
     ceiling, bandwidth = measure.matmul_ceiling(arguments.dtype), memory_bandwidth()
     least = floor(arguments, ceiling, bandwidth)
     measure.header(ceiling, arguments.dtype)

@@ -17,8 +17,7 @@ import jax
 import measure
 import numpy as np
 
-from rear_jax.convert import inception
-from rear_jax.metrics import scores
+from rear_jax.metrics import inception, scores
 from rear_jax.metrics.features import inception_extractor
 from rear_jax.metrics.precision_recall import precision_recall
 from rear_jax.metrics.statistics import frechet_distance

@@ -4,7 +4,7 @@
 
 The loop trains reAR at the size of `train_step.py` from code files, and then takes steps of nothing but a few matrix
 products with the batch of the published recipe, so that many sequences a second are asked for. On a CPU the steps and
-the input share the cores, which slows both; what counts as input wait is said in rear_jax/training/input_wait.py.
+the input share the cores, which slows both; what counts as input wait is said in rear_jax/runtime/input_wait.py.
 """
 
 import argparse
@@ -18,65 +18,64 @@ import jax.numpy as jnp
 import measure
 import numpy as np
 
-from rear_jax import models
+from rear_jax import generators
 from rear_jax.config import loop_settings
-from rear_jax.data.batches import code_batches
+from rear_jax.data.batches import code_batches, code_shapes
 from rear_jax.data.codes import Codes, open_codes
-from rear_jax.training import loop, next_code
-from rear_jax.training.checkpoints import Checkpoints
-from rear_jax.training.mesh import DATA_PARALLEL, make_mesh
+from rear_jax.runtime.checkpoints import Checkpoints
+from rear_jax.runtime.mesh import DATA_PARALLEL, make_mesh
+from rear_jax.runtime.sharding import whole_frozen
+from rear_jax.runtime.writer import read_metrics
+from rear_jax.training import loop, objectives
 from rear_jax.training.state import TrainState, adamw, new_state
-from rear_jax.training.writer import read_metrics
 
 LOGGED = 5  # times that the loop reports
 
 
-def train(codes: Codes, step_fn, init, batch_size: int, steps: int) -> list[dict]:
-    """The metrics of a job of so many steps from code files."""
+def train(codes: Codes, learned: dict, batch_size: int, steps: int) -> list[dict]:
+    """The metrics of a job of so many steps from code files; `learned` has the other fields of `loop.Learning`."""
     settings = loop_settings()
     settings.update(steps=steps, batch_size=batch_size, log_every=steps // LOGGED, checkpoint_every=steps)
-    frozen = {"codebook": jax.random.normal(jax.random.key(0), (codes.header.codebook_size, measure.EMBEDDING_DIM))}
+    batch = code_shapes(batch_size, codes.header.codes_per_image)
+    learning = loop.Learning(job="train", given={}, batch=batch, settings=settings, seed=0, **learned)
     with tempfile.TemporaryDirectory() as name:
         workdir = pathlib.Path(name)
         checkpoints = Checkpoints(workdir / "checkpoints", keep=1)
-        loop.train(
-            "train",
-            step_fn,
-            init,
-            {},
-            lambda start: code_batches(codes, batch_size=batch_size, seed=0, start_step=start),
-            frozen=frozen,
+        where = loop.Run(
+            batches=lambda start: code_batches(codes, batch_size=batch_size, seed=0, start_step=start),
             mesh=make_mesh(DATA_PARALLEL),
-            settings=settings,
-            seed=0,
             record={},
             checkpoints=checkpoints,
             workdir=workdir,
         )
+        loop.train(learning, where)
         checkpoints.close()
         return read_metrics(workdir, "train")
 
 
-def rear(arguments):
-    """Step function and first state of reAR."""
+def rear(arguments) -> dict:
+    """What reAR learns, for `train`."""
     config, model = measure.build(arguments)
-    optimizer = adamw(config.train.optimizer, 1000)
+    family = generators.family_of(model)
+    optimizer = adamw(config.train.optimizer, 1000, family.parameters)
+    codebook = jax.random.normal(jax.random.key(0), (model.codebook_size, model.embedding_dim))
+    return {
+        "step": objectives.train_step(model, config, optimizer),
+        "init": lambda given: new_state(family.init(model, 0), optimizer),
+        "frozen": {"codebook": codebook},
+        "rules": (whole_frozen(), *family.parameters),
+    }
 
-    def init(given) -> TrainState:
-        return new_state(model.init(jax.random.key(0), *models.example_inputs(model))["params"], optimizer)
 
-    return next_code.train_step(model, config, optimizer), init
-
-
-def products(count: int):
-    """Step function of so many products of large matrices, and its first state."""
+def products(count: int) -> dict:
+    """So many products of large matrices in the place of learning, for `train`."""
 
     def step(state: TrainState, batch, key, frozen):
         x = batch["codes"][:512, :1] * jnp.ones((512, 512)) + state.step
         loss = jax.lax.fori_loop(0, count, lambda _, x: jnp.tanh(x @ x), x).mean()
         return state.replace(step=state.step + 1), {"loss": loss}
 
-    return step, lambda given: TrainState(jnp.int32(0), {}, ())
+    return {"step": step, "init": lambda given: TrainState(jnp.int32(0), {}, ()), "frozen": {}, "rules": ()}
 
 
 def row(what: str, metrics: list[dict]) -> tuple[str, ...]:
@@ -101,10 +100,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         data.write_random(pathlib.Path(name), arguments)
         codes = open_codes(name)
-        found = train(codes, *rear(arguments), arguments.batch, arguments.steps)
+        found = train(codes, rear(arguments), arguments.batch, arguments.steps)
         rows.append(row(f"reAR of width {arguments.width}, batch {arguments.batch}", found))
         for count in (50, 10, 2):
-            found = train(codes, *products(count), arguments.large_batch, 10 * arguments.steps)
+            found = train(codes, products(count), arguments.large_batch, 10 * arguments.steps)
             rows.append(row(f"{count} products, batch {arguments.large_batch}", found))
     measure.table(rows)
 

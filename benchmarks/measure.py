@@ -20,12 +20,14 @@ import jax.numpy as jnp
 from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict
 
-from rear_jax import models
+from rear_jax import generators, tokenizers
 from rear_jax.config import alitok, alitok_generator, default, llamagen, llamagen_vq, maskgit_vqgan, rar
+from rear_jax.errors import RearError
+from rear_jax.generators.interface import Generator
 from rear_jax.plan import chips, flops
+from rear_jax.training import objectives
 
 REFERENCE = pathlib.Path(__file__).with_name("torch_reference.py")
-EMBEDDING_DIM = 256
 SIZES = {"width": 384, "layers": 6, "heads": 6, "codes": 256, "codebook": 1024}  # what two CPU cores manage
 NETWORKS = {"rar": (rar, maskgit_vqgan), "llamagen": (llamagen, llamagen_vq), "alitok": (alitok_generator, alitok)}
 TPU_KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}
@@ -87,14 +89,27 @@ def make_config(arguments, *, network: str = "rar", method: str = "rear", **mode
     config.method.name = method
     config.tokenizer.codebook_size = arguments.codebook
     config.data.num_classes = arguments.classes
-    config.data.image_size = 16 * math.isqrt(arguments.codes)  # every tokenizer here has one code for 16 x 16 pixels
+    patches = arguments.codes - config.tokenizer.get("prefix_tokens", 0)
+    config.data.image_size = 16 * math.isqrt(max(patches, 1))  # every tokenizer here has one code for 16 x 16 pixels
     return config
 
 
-def build(arguments, **settings) -> tuple[ConfigDict, models.Generator]:
-    """(config, model) of the sizes on the command line; settings as of `make_config`."""
+def build(arguments, **settings) -> tuple[ConfigDict, Generator]:
+    """(config, generator) of the sizes on the command line; settings as of `make_config`.
+
+    Raises RearError: no square image has so many codes.
+    """
     config = make_config(arguments, **settings)
-    return config, models.build(config, num_codes=arguments.codes, embedding_dim=EMBEDDING_DIM)
+    tokenizer = tokenizers.build(config.tokenizer, config.data.image_size)
+    if tokenizer.codes_per_image != arguments.codes:
+        raise RearError(f"--codes={arguments.codes}: try {tokenizer.codes_per_image}, which a square image has.")
+    return config, objectives.build_generator(config, tokenizer)
+
+
+def random_params(generator: Generator) -> Any:
+    """Parameters of a generator that nobody has trained."""
+    inputs = generators.family_of(generator).example_inputs(generator)
+    return jax.jit(generator.init)(jax.random.key(0), *inputs)["params"]
 
 
 def read_config(path: str) -> ConfigDict:

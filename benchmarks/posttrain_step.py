@@ -21,14 +21,15 @@ import measure
 import optax
 from ml_collections import ConfigDict
 
-from rear_jax import grpo, losses, models, tokenizers
+from rear_jax import generators, grpo, losses, tokenizers
+from rear_jax.generators.interface import Generator
+from rear_jax.generators.stack import REMAT
+from rear_jax.metrics import perceptual
 from rear_jax.metrics.efficientnet import SCALES
 from rear_jax.metrics.lpips import LPIPS, SMALLEST
-from rear_jax.models.stack import REMAT
-from rear_jax.training import perceptual
-from rear_jax.training.mesh import map_rows
-from rear_jax.training.posttraining import parts as posttraining
+from rear_jax.runtime.mesh import map_rows
 from rear_jax.training.posttraining import rewards, va_pi
+from rear_jax.training.posttraining.teacher_forcing import Networks, unit_images
 from rear_jax.training.state import accumulated_gradients, adamw, new_state
 
 PAPERS = {"steps": 100, "images": 128}  # arXiv 2512.19680
@@ -36,7 +37,7 @@ HEAD = ("what", "seconds, median (min to max)", "share of the whole step", "TFLO
 Functions = dict[str, Callable[[Any, Any, Any], Any]]
 
 
-def setup(arguments, **model: str) -> tuple[ConfigDict, posttraining.Networks]:
+def setup(arguments, **model: str) -> tuple[ConfigDict, Networks]:
     """Config and networks of the command line, and `model`'s settings; those of the perceptual one with parameters."""
     config, generator = measure.build(arguments, network=arguments.model, method="ar", **model)
     config.tokenizer["hidden_channels" if arguments.model == "rar" else "channels"] = arguments.channels
@@ -44,7 +45,8 @@ def setup(arguments, **model: str) -> tuple[ConfigDict, posttraining.Networks]:
     settings = config.posttrain
     settings.group, settings.accumulation, settings.loop.steps = arguments.group, arguments.accumulation, 100
     tokenizer = tokenizers.build(config.tokenizer, config.data.image_size)
-    return config, posttraining.Networks(generator, tokenizer, perceptual_network(arguments.perceptual, config))
+    judges = {"perceptual": perceptual_network(arguments.perceptual, config)}
+    return config, Networks(generator, tokenizer, judges)
 
 
 def perceptual_network(name: str, config: ConfigDict) -> perceptual.PerceptualNetwork:
@@ -56,12 +58,12 @@ def perceptual_network(name: str, config: ConfigDict) -> perceptual.PerceptualNe
     return perceptual.outline(name, option="--perceptual")._replace(params=params)
 
 
-def make_weights(config: ConfigDict, networks: posttraining.Networks) -> tuple[Any, Any]:
+def make_weights(config: ConfigDict, networks: Networks) -> tuple[Any, Any]:
     """Random parameters of the generator, and of everything else."""
     key, size = jax.random.key(0), config.data.image_size
-    params = jax.jit(networks.generator.init)(key, *models.example_inputs(networks.generator))["params"]
+    params = measure.random_params(networks.generator)
     tokenizer = jax.jit(networks.tokenizer.init)(key, jnp.zeros((1, size, size, 3)))["params"]
-    return params, {"tokenizer": tokenizer, "perceptual": networks.perceptual.params}
+    return params, {"tokenizer": tokenizer, "perceptual": networks.judges["perceptual"].params}
 
 
 def make_batch(config: ConfigDict, count: int) -> dict[str, jax.Array]:
@@ -84,7 +86,7 @@ def make_data(config: ConfigDict, num_codes: int, count: int) -> dict[str, jax.A
     }
 
 
-def functions(config: ConfigDict, networks: posttraining.Networks) -> Functions:
+def functions(config: ConfigDict, networks: Networks) -> Functions:
     """What a step consists of, by name: functions of the generator's parameters, the others, and `make_data`."""
     settings = config.posttrain
 
@@ -93,12 +95,10 @@ def functions(config: ConfigDict, networks: posttraining.Networks) -> Functions:
 
     def encode(params, frozen, data):
         variables = {"params": frozen["tokenizer"]}
-        return networks.tokenizer.apply(variables, posttraining.unit_images(data), method="encode")
+        return networks.tokenizer.apply(variables, unit_images(data), method="encode")
 
     def decode(params, frozen, data):
-        return in_turn(
-            lambda codes: jnp.sum(posttraining.decode(networks, frozen["tokenizer"], codes)), data["samples"]
-        )
+        return in_turn(lambda codes: jnp.sum(rewards.images_of(networks, frozen["tokenizer"], codes)), data["samples"])
 
     def perceive(params, frozen, data):
         def one(inputs):
@@ -106,10 +106,10 @@ def functions(config: ConfigDict, networks: posttraining.Networks) -> Functions:
             seen = rewards.Seen(networks, frozen, None, image[None])
             return rewards.perceptual(decoded, jnp.full(len(decoded), label), seen)
 
-        return in_turn(one, (data["decoded"], posttraining.unit_images(data), data["label"]))
+        return in_turn(one, (data["decoded"], unit_images(data), data["label"]))
 
     def reward(params, frozen, data):
-        return posttraining.score(networks, settings, frozen, data["samples"], data)[0]
+        return rewards.score(networks, settings, frozen, data["samples"], data)[0]
 
     group = settings.group
     return {
@@ -124,7 +124,7 @@ def functions(config: ConfigDict, networks: posttraining.Networks) -> Functions:
     }
 
 
-def update(generator: models.Generator, settings: ConfigDict, params, frozen, data, *, parts: int) -> jax.Array:
+def update(generator: Generator, settings: ConfigDict, params, frozen, data, *, parts: int) -> jax.Array:
     """Gradient norm of the generator that runs each context `parts` times, one after another, for a share of G each."""
     count, group, length = data["samples"].shape
     batch = {
@@ -144,9 +144,15 @@ def update(generator: models.Generator, settings: ConfigDict, params, frozen, da
     return optax.tree.norm(accumulated_gradients(loss, params, batch, jax.random.key(0), parts)[1])
 
 
-def time_step(arguments, config: ConfigDict, networks: posttraining.Networks, params: Any, frozen: Any) -> list[float]:
+def optimizer_of(config: ConfigDict, networks: Networks) -> optax.GradientTransformation:
+    """That of the job."""
+    rules = generators.family_of(networks.generator).parameters
+    return adamw(config.posttrain.optimizer, config.posttrain.loop.steps, rules)
+
+
+def time_step(arguments, config: ConfigDict, networks: Networks, params: Any, frozen: Any) -> list[float]:
     """Seconds of the whole step."""
-    optimizer = adamw(config.posttrain.optimizer, config.posttrain.loop.steps)
+    optimizer = optimizer_of(config, networks)
     step = jax.jit(va_pi.make_step(networks, config, optimizer), donate_argnums=0)
     state = new_state(jax.tree.map(jnp.copy, params), optimizer)
     batch, key = make_batch(config, arguments.batch), jax.random.key(3)
@@ -163,7 +169,7 @@ def count_flops(arguments, num_codes: int, count: int) -> dict[str, int]:
     counted = {
         name: measure.operations(part, params, frozen, data) for name, part in functions(config, networks).items()
     }
-    optimizer = adamw(config.posttrain.optimizer, config.posttrain.loop.steps)
+    optimizer = optimizer_of(config, networks)
     state = jax.eval_shape(lambda params: new_state(params, optimizer), params)
     batch = jax.eval_shape(lambda: make_batch(config, arguments.batch))
     step = va_pi.make_step(networks, config, optimizer)
@@ -171,7 +177,7 @@ def count_flops(arguments, num_codes: int, count: int) -> dict[str, int]:
 
 
 def rows(
-    arguments, config: ConfigDict, networks: posttraining.Networks, counted: dict[str, int], peak: measure.Peak,
+    arguments, config: ConfigDict, networks: Networks, counted: dict[str, int], peak: measure.Peak,
     found: dict[str, list[float]],
 ) -> Iterator[tuple]:  # fmt: skip
     """The table, the whole step first; `found` gets the seconds by name."""

@@ -24,27 +24,26 @@ import measure
 import numpy as np
 from ml_collections import ConfigDict
 
-from rear_jax import artifacts, decode, jobs, models, sampling, tokenizers
-from rear_jax.data.sampled_set import SampledSet
-from rear_jax.training.checkpoints import Checkpoints
+from rear_jax import artifacts, generators, jobs, tokenizers
+from rear_jax.generators.interface import Generator
+from rear_jax.runtime.checkpoints import Checkpoints
+from rear_jax.sampling import draw
+from rear_jax.sampling.generate import generate, sampler_of
+from rear_jax.sampling.sampled_set import SampledSet
+from rear_jax.training import objectives
 from rear_jax.training.state import TrainState
 
 
-def networks(config: ConfigDict) -> tuple[Any, models.Generator]:
+def networks(config: ConfigDict) -> tuple[Any, Generator]:
     """Tokenizer and generator."""
     tokenizer = tokenizers.build(config.tokenizer, config.data.image_size)
-    sizes = {"num_codes": tokenizer.codes_per_image, "embedding_dim": tokenizer.embedding_dim}
-    return tokenizer, models.build(config, **sizes)
-
-
-def random_params(module: Any, *inputs: Any) -> Any:
-    """Parameters of a network that nobody has trained."""
-    return jax.jit(module.init)(jax.random.key(0), *inputs)["params"]
+    return tokenizer, objectives.build_generator(config, tokenizer)
 
 
 def tokenizer_params(tokenizer: Any) -> Any:
-    """Of the tokenizer."""
-    return random_params(tokenizer, jnp.zeros((1, tokenizer.image_size, tokenizer.image_size, 3)))
+    """Parameters of a tokenizer that nobody has trained."""
+    image = jnp.zeros((1, tokenizer.image_size, tokenizer.image_size, 3))
+    return jax.jit(tokenizer.init)(jax.random.key(0), image)["params"]
 
 
 def save(folder: pathlib.Path, params: Any, record: dict) -> None:
@@ -60,7 +59,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> None:
     save(artifacts.tokenizer_folder(workdir), {"tokenizer": tokenizer_params(tokenizer)}, config.to_dict())
     fingerprint = artifacts.load_tokenizer(config, workdir).fingerprint
     record = config.to_dict() | {"tokenizer_fingerprint": fingerprint}
-    save(artifacts.generator_folder(workdir), random_params(generator, *models.example_inputs(generator)), record)
+    save(artifacts.generator_folder(workdir), measure.random_params(generator), record)
 
 
 @contextlib.contextmanager
@@ -82,7 +81,7 @@ def run_job(config: ConfigDict, workdir: pathlib.Path) -> Iterator[tuple]:
     """Rows: the job, and what it consists of."""
     count, batch = config.sample.num_images, config.sample.batch_size
     with (
-        watching(sampling, "draw_batch") as drawing,
+        watching(draw, "draw_batch") as drawing,
         watching(SampledSet, "add") as adding,
         watching(SampledSet, "export") as exporting,
     ):
@@ -100,14 +99,14 @@ def run_job(config: ConfigDict, workdir: pathlib.Path) -> Iterator[tuple]:
 def parts(config: ConfigDict) -> dict[str, Callable[[int], list[float]]]:
     """The two halves of the program that draws a batch, by name: a number of repeats -> seconds."""
     tokenizer, generator = networks(config)
-    decoder, sampler = models.decoder_of(generator), decode.sampler_of(config.sample)
-    labels = sampling.balanced_labels(config.sample.num_images, config.data.num_classes)
-    first = next(sampling.plan_batches(labels, np.arange(len(labels)), config.sample.batch_size))
+    cached, sampler = generators.cached(generator), sampler_of(config.sample)
+    labels = draw.balanced_labels(config.sample.num_images, config.data.num_classes)
+    first = next(draw.plan_batches(labels, np.arange(len(labels)), config.sample.batch_size))
     codes = jax.random.randint(jax.random.key(1), (len(first.rows), generator.num_codes), 0, tokenizer.codebook_size)
 
-    def draw(params):
-        return decode.generate(
-            decoder, params, first.classes, first.rows, jax.random.split(jax.random.key(2), len(codes)), sampler
+    def draw_codes(params):
+        return generate(
+            cached, params, first.classes, first.rows, jax.random.split(jax.random.key(2), len(codes)), sampler
         )
 
     def to_images(params):
@@ -122,9 +121,7 @@ def parts(config: ConfigDict) -> dict[str, Callable[[int], list[float]]]:
         return timed
 
     return {
-        "decoding codes alone, a batch": timing(
-            draw, lambda: random_params(generator, *models.example_inputs(generator))
-        ),
+        "decoding codes alone, a batch": timing(draw_codes, lambda: measure.random_params(generator)),
         "the tokenizer's decoder and 8 bits alone, a batch": timing(to_images, lambda: tokenizer_params(tokenizer)),
     }
 

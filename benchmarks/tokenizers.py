@@ -20,9 +20,11 @@ import jax
 import measure
 import numpy as np
 
-from rear_jax import artifacts, sampling
+from rear_jax import artifacts
 from rear_jax.jobs.evaluate import DECODED, HELD_OUT, SAMPLES
-from rear_jax.training import mesh as placement
+from rear_jax.runtime.mesh import make_mesh
+from rear_jax.sampling import draw
+from rear_jax.training import objectives
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 JOBS = "--job=tokenizer,tokenize,train,sample,evaluate"
@@ -49,16 +51,17 @@ def run(name: str, workdir: pathlib.Path) -> float:
 
 def sampling_rate(config, workdir: pathlib.Path, repeats: int) -> float:
     """Guided images/s of the program that `--job=sample` runs, the best of several batches."""
-    tokenizer = artifacts.load_tokenizer(config, workdir, stage="train")
-    generator = artifacts.load_generator(config, workdir, tokenizer)
-    conditions = sampling.conditions_of(config, generator.module)
-    labels = sampling.balanced_labels(config.sample.num_images, len(conditions))
-    batch = next(sampling.plan_batches(labels, np.arange(len(labels)), config.sample.batch_size))
-    mesh = placement.make_mesh(config.mesh)
+    tokenizer = artifacts.load_tokenizer(config, workdir)
+    network = objectives.build_generator(config, tokenizer.module)
+    generator = artifacts.load_generator(config, workdir, tokenizer, network, stage="train")
+    conditions = draw.conditions_of(config, generator.module)
+    labels = draw.balanced_labels(config.sample.num_images, len(conditions))
+    batch = next(draw.plan_batches(labels, np.arange(len(labels)), config.sample.batch_size))
+    mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        program = sampling.compile_sampler(config, generator.module, tokenizer.module)
+        program = draw.compile_sampler(config, generator.module, tokenizer.module)
         with_weights = functools.partial(program, generator.params, tokenizer.params)
-        seconds, _ = measure.timed(sampling.draw_batch, lambda _: (with_weights, conditions, batch, mesh), repeats)
+        seconds, _ = measure.timed(draw.draw_batch, lambda _: (with_weights, conditions, batch, mesh), repeats)
     return batch.count / min(seconds)
 
 

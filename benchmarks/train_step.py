@@ -24,13 +24,13 @@ import measure
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rear_jax import models, tokenizers
-from rear_jax.models.attention_kernels import KERNELS
-from rear_jax.models.stack import REMAT
+from rear_jax import artifacts
+from rear_jax.generators.attention_kernels import KERNELS
+from rear_jax.generators.stack import REMAT
 from rear_jax.plan import flops, programs
-from rear_jax.training import next_code
-from rear_jax.training.mesh import make_mesh
-from rear_jax.training.state import TrainState, adamw
+from rear_jax.runtime.mesh import make_mesh
+from rear_jax.training import objectives
+from rear_jax.training.state import TrainState
 
 HEAD = ("what", "seconds, median (min to max)", "floor", "images/s", "MFU", "compile s", "peak GiB")
 
@@ -69,14 +69,11 @@ def step_flops(config: ConfigDict, batch: int, mesh: Mesh) -> int:
     return flops.count(program.function.trace(*program.arguments).jaxpr)
 
 
-def first_state(config: ConfigDict, batch: int, mesh: Mesh) -> Callable[[], TrainState]:
+def first_state(config: ConfigDict, mesh: Mesh) -> Callable[[], TrainState]:
     """A compiled function that makes the state before the first step; the batch does not matter to it."""
-    tokenizer = tokenizers.build(config.tokenizer, config.data.image_size)
-    model = models.build(config, num_codes=tokenizer.codes_per_image, embedding_dim=tokenizer.embedding_dim)
-    optimizer = adamw(config.train.optimizer, config.train.loop.steps)
-    state = programs.train(with_batch(config, batch), mesh).arguments[0]
-    places = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return jax.jit(lambda: next_code.init_state(model, config, optimizer, {}), out_shardings=places)
+    learning = objectives.learning(config, artifacts.outline_tokenizer(config), {})
+    places = jax.tree.map(lambda leaf: leaf.sharding, learning.state(mesh))
+    return jax.jit(lambda: learning.init({}), out_shardings=places)
 
 
 def random_inputs(program: programs.Program, codebook: int, classes: int) -> tuple[Any, Any]:
@@ -116,7 +113,7 @@ def rows(
 ) -> Iterator[tuple]:
     """The table: one row a batch, doubled until memory is full, then PyTorch's; `rates` gets images/s by batch."""
     yield HEAD
-    init = first_state(config, arguments.batch, mesh)
+    init = first_state(config, mesh)
     for batch in (arguments.batch << doubled for doubled in range(arguments.doublings + 1)):
         count = step_flops(config, batch, mesh)
         folder = arguments.profile and f"{arguments.profile}/{batch}"

@@ -11,8 +11,8 @@ quickstart's grid of codes.
 """
 
 from rear_jax.config import alitok, alitok_generator
+from rear_jax.config.experiments import fashion_mnist_sequence
 from rear_jax.errors import RearError
-from rear_jax.experiments import fashion_mnist_sequence
 
 
 def get_config(stage="2"):

@@ -8,7 +8,7 @@ beside those of the quickstart's grid of codes.
 """
 
 from rear_jax.config import titok
-from rear_jax.experiments import fashion_mnist_sequence
+from rear_jax.config.experiments import fashion_mnist_sequence
 
 
 def get_config():

@@ -10,7 +10,7 @@ With --config.init_from=c2i_3B_384.pt --job=sample,evaluate it samples from the 
 Not run here: the expected result is the table's.
 """
 
-from rear_jax.experiments import llamagen_imagenet
+from rear_jax.config.experiments import llamagen_imagenet
 
 
 def get_config():

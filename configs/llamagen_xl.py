@@ -8,7 +8,7 @@
 Not run here.
 """
 
-from rear_jax.experiments import llamagen_imagenet
+from rear_jax.config.experiments import llamagen_imagenet
 
 
 def get_config():

@@ -9,7 +9,7 @@ their mask (rear_jax/data/captions.py); sample i is of caption i modulo the numb
 Trained by the authors on 50M captioned images; training on captions is not offered here. Not run here.
 """
 
-from rear_jax.experiments import llamagen_imagenet
+from rear_jax.config.experiments import llamagen_imagenet
 
 
 def get_config():

@@ -7,7 +7,7 @@ codes, post-trains it by VA-π, samples 100 garments of each of the ten classes,
 to expect.
 """
 
-from rear_jax.experiments import fashion_mnist
+from rear_jax.config.experiments import fashion_mnist
 
 
 def get_config():

@@ -7,7 +7,7 @@
 800 epochs = 500 000 steps, every sequence in random order for 400 epochs, then a share that falls to none at epoch 600;
 the rest of the recipe and the guidance are alitok_b.py's.
 The paper does not say how it permutes AliTok's codes, and nothing was released: here all 273 are permuted, each with
-the rotary embedding of its own position (rear_jax/models/alitok.py).
+the rotary embedding of its own position (rear_jax/generators/alitok/network.py).
 Not run here: the expected result is the paper's.
 """
 

@@ -12,7 +12,7 @@ prior only, 7.65 both. What it gives here is in benchmarks/RESULTS.md.
 
 from ml_collections import ConfigDict
 
-from rear_jax.experiments import fashion_mnist
+from rear_jax.config.experiments import fashion_mnist
 
 
 def get_config():

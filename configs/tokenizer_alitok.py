@@ -13,8 +13,8 @@ Not run here.
 """
 
 from rear_jax.config import alitok
+from rear_jax.config.experiments import titok_imagenet
 from rear_jax.errors import RearError
-from rear_jax.experiments import titok_imagenet
 
 
 def get_config(stage="1"):

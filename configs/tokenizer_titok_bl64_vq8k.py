@@ -14,7 +14,7 @@ weights; the discriminator pools by strides without blur.
 Not run here: the expected result is the authors'.
 """
 
-from rear_jax.experiments import titok_imagenet
+from rear_jax.config.experiments import titok_imagenet
 
 
 def get_config():

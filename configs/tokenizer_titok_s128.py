@@ -16,7 +16,7 @@ want another value; the discriminator pools by strides without blur; no LeCam te
 Not run here: the expected result is the paper's.
 """
 
-from rear_jax.experiments import titok_imagenet
+from rear_jax.config.experiments import titok_imagenet
 
 
 def get_config(stage="1"):

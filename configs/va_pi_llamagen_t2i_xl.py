@@ -15,7 +15,7 @@ an .npz or a folder (features.npy, which is memory-mapped, and mask.npy) of T5-X
 --config.sample.stage=posttrain --config.sample.captions=... Not run here: the results are the paper's.
 """
 
-from rear_jax.experiments import llamagen_imagenet
+from rear_jax.config.experiments import llamagen_imagenet
 
 
 def get_config():

@@ -9,7 +9,7 @@ With guidance (scale 1.75), after a resize to 256: 2.79, 286.88 -> 2.94, 299.63;
 Sample from the result with --job=sample --config.sample.stage=posttrain. Not run here: the results are the paper's.
 """
 
-from rear_jax.experiments import llamagen_imagenet
+from rear_jax.config.experiments import llamagen_imagenet
 
 
 def get_config():

@@ -9,7 +9,7 @@ With guidance (scale 1.75), after a resize to 256: 2.37, 252.16 -> 2.28, 273.53;
 Sample from the result with --job=sample --config.sample.stage=posttrain. Not run here: the results are the paper's.
 """
 
-from rear_jax.experiments import llamagen_imagenet
+from rear_jax.config.experiments import llamagen_imagenet
 
 
 def get_config():

@@ -11,10 +11,11 @@ import absl.logging
 from absl import app, flags
 from ml_collections import config_flags
 
-from rear_jax import distributed, jobs
+from rear_jax import jobs
 from rear_jax.errors import RearError
-from rear_jax.progress import set_up_logging
-from rear_jax.training.loop import Interrupted
+from rear_jax.runtime import distributed
+from rear_jax.runtime.progress import set_up_logging
+from rear_jax.runtime.stopping import Interrupted
 
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)  # errors that the user can mend
 

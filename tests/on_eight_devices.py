@@ -12,16 +12,18 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from rear_jax import models, tokenizers
+from rear_jax import generators
 from rear_jax.config import loop_settings
-from rear_jax.models.attention import causal_attention
-from rear_jax.models.attention_kernels import splash_attention
-from rear_jax.training import loop, next_code
-from rear_jax.training.checkpoints import Checkpoints
-from rear_jax.training.mesh import AXES, make_mesh, map_rows, put_batch
-from rear_jax.training.posttraining import parts, va_pi
+from rear_jax.generators.attention import causal_attention
+from rear_jax.generators.attention_kernels import splash_attention
+from rear_jax.runtime.checkpoints import Checkpoints
+from rear_jax.runtime.mesh import AXES, make_mesh, map_rows, put_batch
+from rear_jax.runtime.sharding import whole_frozen
+from rear_jax.runtime.writer import read_metrics
+from rear_jax.training import loop, objectives
+from rear_jax.training.posttraining import va_pi
+from rear_jax.training.posttraining.teacher_forcing import Networks
 from rear_jax.training.state import new_state
-from rear_jax.training.writer import read_metrics
 from tests import toy
 
 KEY = jax.random.key(3)
@@ -58,8 +60,7 @@ def mesh_of(name: str) -> jax.sharding.Mesh:
 
 def build(config):
     """Tokenizer, generator and a batch of the toy experiment; parameters that no zero makes blind."""
-    tokenizer = tokenizers.build(config.tokenizer, 32)
-    model = models.build(config, num_codes=tokenizer.codes_per_image, embedding_dim=tokenizer.embedding_dim)
+    tokenizer, model = toy.tokenizer(config), toy.generator(config)
     frozen = {
         "tokenizer": tokenizer.init(KEY, jnp.zeros((1, 32, 32, 3)))["params"],
         "codebook": jax.random.normal(KEY, (16, tokenizer.embedding_dim)),
@@ -70,7 +71,7 @@ def build(config):
     batch = {"codes": codes, "image": images, "label": labels, "condition": labels, "index": labels}
 
     def init(given):
-        params = model.init(KEY, *models.example_inputs(model))["params"]
+        params = model.init(KEY, *generators.family_of(model).example_inputs(model))["params"]
         params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), params)
         return new_state(params, OPTIMIZER, ema=config.train.ema_decay > 0)
 
@@ -82,27 +83,26 @@ def train(method, workdir, mesh, *, steps=2):
     config = CONFIGS[method]()
     tokenizer, model, frozen, batch, init = build(config)
     if method == "va_pi":
-        step_fn = va_pi.make_step(parts.Networks(model, tokenizer), config, OPTIMIZER)
+        step_fn = va_pi.METHOD.make_step(Networks(model, tokenizer), config, OPTIMIZER)
     else:
-        step_fn = next_code.train_step(model, config, OPTIMIZER)
+        step_fn = objectives.train_step(model, config, OPTIMIZER)
 
     settings = loop_settings()
     settings.update({"steps": steps, "batch_size": 8, "log_every": 1, "checkpoint_every": 2, "picture_every": 0})
     checkpoints = Checkpoints(workdir / "checkpoints", keep=2)
-    state = loop.train(
-        "job",
-        step_fn,
-        init,
-        {},
-        lambda start: (batch for _ in itertools.count(start)),
+    learning = loop.Learning(
+        job="job",
+        step=step_fn,
+        init=init,
+        given={},
         frozen=frozen,
-        mesh=mesh,
+        batch=jax.eval_shape(lambda: batch),
+        rules=(whole_frozen(), *generators.family_of(model).parameters),
         settings=settings,
         seed=3,
-        record={},
-        checkpoints=checkpoints,
-        workdir=workdir,
     )
+    run = loop.Run(lambda start: (batch for _ in itertools.count(start)), mesh, {}, checkpoints, workdir)
+    state = loop.train(learning, run)
     checkpoints.close()
     return state, read_metrics(workdir, "job")
 

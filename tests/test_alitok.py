@@ -1,4 +1,5 @@
-"""AliTok's transformer: cached decoding, rotations, taps, random orders, sizes, files, and what `models.build` refuses.
+"""AliTok's transformer: cached decoding, rotations, taps, random orders, sizes, files, and what `generators.build`
+refuses.
 
 That its numbers are the authors' is in golden_checks/alitok_generator.py.
 """
@@ -10,28 +11,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from rear_jax import artifacts, decode, guidance, models, orders
-from rear_jax.config import alitok_generator
-from rear_jax.convert import alitok, layout, published, rar, safetensors_file
+from rear_jax import config as configs
+from rear_jax import generators, guidance, orders
+from rear_jax.artifacts import published
 from rear_jax.errors import RearError
-from rear_jax.models.alitok import AliTokTransformer, rotation_table
-from rear_jax.training import next_code
-from rear_jax.training.state import adamw, decay_mask, new_state
+from rear_jax.generators.alitok import FAMILY
+from rear_jax.generators.alitok.network import AliTokTransformer, rotation_table
+from rear_jax.generators.layers import PROJECTOR_KEYS
+from rear_jax.runtime.sharding import decay_mask
+from rear_jax.sampling.generate import Sampler, generate
+from rear_jax.training import objectives
+from rear_jax.training.objectives import build_generator
+from rear_jax.training.state import adamw
+from rear_jax.weights import layout, safetensors_file
 from tests import toy
 
 SIZES = {"codebook_size": 12, "num_classes": 5, "num_codes": 7, "prefix_tokens": 3}
-PLAIN = AliTokTransformer(**SIZES, width=16, depth=2, heads=2, mlp_width=32)
+STILL = {"dropout": 0.0, "token_dropout": 0.0}
+PLAIN = AliTokTransformer(**SIZES, **STILL, width=16, depth=2, heads=2, mlp_width=32)
 TOLD = dataclasses.replace(PLAIN, target_positions=True)
 TAPPED = dataclasses.replace(PLAIN, projector="released", projector_width=8, embedding_dim=4, deep_layer=1)
 KEYS = jax.random.split(jax.random.key(7), 4)
-generate = jax.jit(decode.generate, static_argnums=(0, 5), static_argnames=("segments", "return_logits"))
+sample = jax.jit(generate, static_argnums=(0, 5), static_argnames=("segments", "return_logits"))
 
 
 @functools.cache
 def params_of(model):
     """Random values, none at zero or one, so that every parameter counts."""
-    shapes = artifacts.generator_shapes(model)
+    shapes = generators.shapes(model)
     leaves, tree = jax.tree.flatten(shapes)
     draw = np.random.default_rng(0).normal
     return jax.tree.unflatten(tree, [jnp.asarray(draw(scale=0.3, size=leaf.shape), jnp.float32) for leaf in leaves])
@@ -51,9 +60,9 @@ def random_codes(batch=4):
 @pytest.mark.parametrize(("model", "segments"), [(PLAIN, 1), (TOLD, 3)], ids=["plain", "told"])
 def test_cached_decoding_is_the_full_forward(model, segments):
     params, rows, classes = params_of(model), jnp.array([0, 2, 2, 1]), jnp.array([0, 1, 3])
-    sampler = decode.Sampler(guidance_scale=3.0, guidance_power=1.8)
-    decoder = models.decoder_of(model)
-    codes, logits = generate(decoder, params, classes, rows, KEYS, sampler, segments=segments, return_logits=True)
+    sampler = Sampler(guidance_scale=3.0, guidance_power=1.8)
+    cached = generators.cached(model)
+    codes, logits = sample(cached, params, classes, rows, KEYS, sampler, segments=segments, return_logits=True)
     conditional = features_of(model, params, codes, classes[rows]).logits
     unconditional = features_of(model, params, codes, jnp.full(4, 5)).logits
     for n in range(7):
@@ -66,7 +75,7 @@ def test_cached_decoding_is_the_full_forward(model, segments):
 
 @pytest.mark.parametrize(("scale", "guided"), [(0.0, False), (1.0, False), (0.7, True), (16.0, True)])
 def test_guides(scale, guided):
-    assert models.decoder_of(PLAIN).guides(scale) == guided
+    assert generators.cached(PLAIN).guides(scale) == guided
 
 
 def test_causality():
@@ -93,7 +102,7 @@ def test_rotation_known_values():
 def test_taps_change_no_prediction_and_see_what_they_should():
     """The shallow tap of place n has read code n, the last one too; the deep tap has read the codes before n alone."""
     codes, labels, params = random_codes(), jnp.array([0, 1, 2, 5]), params_of(TAPPED)
-    bare = {name: tree for name, tree in params.items() if name not in rar.PROJECTOR}
+    bare = {name: tree for name, tree in params.items() if name not in PROJECTOR_KEYS}
     out = features_of(TAPPED, params, codes, labels)
     assert out.shallow.shape == out.deep.shape == (4, 7, 4)
     np.testing.assert_allclose(out.logits, features_of(PLAIN, bare, codes, labels).logits, atol=1e-5)
@@ -175,64 +184,64 @@ def test_dropout_acts_in_training_only(name):
 def test_published_sizes(width, depth, mlp_width, millions):
     config = toy.config()
     config.unlock()
-    config.model, config.method.name = alitok_generator(), "ar"
+    config.model, config.method.name = configs.alitok_generator(), "ar"
     config.model.update(width=width, depth=depth, mlp_width=mlp_width)
-    config.tokenizer.codebook_size, config.data.num_classes = 4096, 1000
-    shapes = artifacts.generator_shapes(models.build(config, num_codes=273, embedding_dim=32))
+    config.tokenizer, config.data.image_size, config.data.num_classes = configs.alitok(), 256, 1000
+    shapes = generators.shapes(toy.generator(config))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6 == pytest.approx(millions, abs=0.1)
     assert shapes["embeddings"].shape[0] - 1 == 5097  # the null label
-    assert published.lookup("model", config.model)[1] == millions
+    assert FAMILY.published_size(config.model)[1] == millions
 
 
 def toy_config(method="ar", **model):
     """The toy experiment with an AliTok generator over 7 prefix tokens and 3 x 3 codes."""
     config = toy.config(method__name=method)
     config.unlock()
-    config.model = alitok_generator()
+    config.model = configs.alitok_generator()
     sizes = {"width": 16, "depth": 2, "heads": 2, "mlp_width": 32, "prefix_tokens": 7, "dtype": "float32"}
     config.model.update(sizes | {"target_positions": method == "rar"} | model)
     return config
 
 
 @pytest.mark.parametrize(
-    ("method", "parameters"), [("ar", set()), ("rar", {"target_aware_pos_embed"}), ("rear", set(rar.PROJECTOR))]
+    ("method", "parameters"), [("ar", set()), ("rar", {"target_aware_pos_embed"}), ("rear", set(PROJECTOR_KEYS))]
 )
 def test_one_step_of_every_method(method, parameters):
     """Every parameter that the method has is moved, and those that only it has are there."""
     config = toy_config(method, dropout=0.0, token_dropout=0.0)
     config.train.optimizer.update(warmup_steps=0, weight_decay=0.0)
-    model = models.build(config, num_codes=16, embedding_dim=4)
-    params = jax.jit(model.init)(jax.random.key(0), *models.example_inputs(model))["params"]
-    assert set(params) == {"embeddings", "blocks", "norm", "lm_head"} | parameters
-    optimizer = adamw(config.train.optimizer, config.train.loop.steps)
+    model = toy.generator(config)
+    optimizer = adamw(config.train.optimizer, config.train.loop.steps, FAMILY.parameters)
+    state = jax.jit(lambda: objectives.init_state(model, config, optimizer, {}))()
+    assert set(state.params) == {"embeddings", "blocks", "norm", "lm_head"} | parameters
     batch = {"codes": jax.random.randint(jax.random.key(2), (4, 16), 0, 16), "label": jnp.arange(4)}
     frozen = {"codebook": jax.random.normal(jax.random.key(4), (16, 4))}
-    step = jax.jit(next_code.train_step(model, config, optimizer))
-    new, metrics = step(new_state(params, optimizer), batch, jax.random.key(3), frozen)
+    step = jax.jit(objectives.train_step(model, config, optimizer))
+    new, metrics = step(state, batch, jax.random.key(3), frozen)
     assert np.isfinite(metrics["loss"])
     assert metrics["cross_entropy"] == pytest.approx(np.log(16), abs=0.2)  # nothing learned yet
-    moved = jax.tree.map(lambda a, b: bool((a != b).any()), params, new.params)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, new.params)
     assert all(jax.tree.leaves(moved)), moved
 
 
 def test_weight_decay_is_on_matrices_alone():
     names = jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params_of(TOLD))
-    assert decay_mask(params_of(TOLD)) == names
+    assert decay_mask(params_of(TOLD), FAMILY.parameters) == names
 
 
 @pytest.mark.parametrize("model", [PLAIN, TOLD, TAPPED], ids=["plain", "told", "tapped"])
 def test_files_out_and_in_again(model, tmp_path):
     params, path = params_of(model), tmp_path / "generator.safetensors"
-    safetensors_file.save(path, params, alitok.torch_name)
-    tensors = layout.to_torch(params, alitok.torch_name)
+    safetensors_file.save(path, params, FAMILY.layout.torch_name)
+    tensors = layout.to_torch(params, FAMILY.layout.torch_name)
     found = published.detect(tensors, "file")
-    assert (found.section, found.network) == ("model", "alitok")
+    assert found is FAMILY
     sizes = {"width": 16, "depth": 2, "heads": 2, "mlp_width": 32, "target_positions": model.target_positions}
-    assert alitok.sizes(tensors) == sizes
+    assert FAMILY.layout.sizes(tensors) == sizes
     config = toy_config()
     config.model.update(target_positions=model.target_positions, prefix_tokens=3)
     config.data.num_classes, config.tokenizer.codebook_size = 5, 12
-    back = published.read_params(path, config, "model", artifacts.generator_shapes(model))
+    back = published.read_params(path, config, FAMILY, generators.shapes(model))
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
@@ -240,24 +249,25 @@ def test_a_published_file_serves_rear(tmp_path):
     """Projectors start afresh where the file has none, and are left out where the method has none."""
     config = toy_config()
     config.data.num_classes, config.tokenizer.codebook_size = 5, 12
-    safetensors_file.save(tmp_path / "plain.safetensors", params_of(PLAIN), alitok.torch_name)
-    safetensors_file.save(tmp_path / "tapped.safetensors", params_of(TAPPED), alitok.torch_name)
+    safetensors_file.save(tmp_path / "plain.safetensors", params_of(PLAIN), FAMILY.layout.torch_name)
+    safetensors_file.save(tmp_path / "tapped.safetensors", params_of(TAPPED), FAMILY.layout.torch_name)
     for file, model in (("plain", TAPPED), ("tapped", PLAIN)):
-        shapes = artifacts.generator_shapes(model)
-        read = published.read_params(tmp_path / f"{file}.safetensors", config, "model", shapes)
+        shapes = generators.shapes(model)
+        read = published.read_params(tmp_path / f"{file}.safetensors", config, FAMILY, shapes)
         assert set(read) == {"embeddings", "blocks", "norm", "lm_head"}
 
 
 def test_a_file_without_target_positions_is_refused_by_rar(tmp_path):
     config = toy_config("rar")
-    safetensors_file.save(tmp_path / "plain.safetensors", params_of(PLAIN), alitok.torch_name)
+    safetensors_file.save(tmp_path / "plain.safetensors", params_of(PLAIN), FAMILY.layout.torch_name)
     with pytest.raises(RearError, match=r"target_positions False \(config: True\)"):
-        published.read_params(tmp_path / "plain.safetensors", config, "model", artifacts.generator_shapes(TOLD))
+        published.read_params(tmp_path / "plain.safetensors", config, FAMILY, generators.shapes(TOLD))
 
 
-def test_sizes_of_another_file():
-    with pytest.raises(RearError, match=r"other.pt has no tensor 'embeddings.weight'"):
-        alitok.sizes({"output.weight": np.zeros(1)}, source="other.pt")
+def test_a_file_without_its_embeddings(tmp_path):
+    save_file({"blocks.0.mlp.w3.weight": np.zeros((1, 1), np.float32)}, tmp_path / "other.safetensors")
+    with pytest.raises(RearError, match=r"other.safetensors has no tensor 'embeddings.weight': .* a whole alitok"):
+        published.read_params(tmp_path / "other.safetensors", toy_config(), FAMILY, generators.shapes(PLAIN))
 
 
 @pytest.mark.parametrize(
@@ -272,11 +282,11 @@ def test_sizes_of_another_file():
 )
 def test_build_refuses(changes, num_codes, message):
     with pytest.raises(RearError, match=message):
-        models.build(toy_config(**changes), num_codes=num_codes, embedding_dim=4)
+        build_generator(toy_config(**changes), toy.only_sizes(num_codes, grid=(1, num_codes)))
 
 
 def test_codes_without_a_grid_are_all_prefix():
-    model = models.build(toy_config(prefix_tokens=15), num_codes=15, embedding_dim=4)
+    model = build_generator(toy_config(prefix_tokens=15), toy.only_sizes(15, grid=(1, 15)))
     assert model.rotations.cos.shape == (16, 4)
     logits = model.apply({"params": params_of(model)}, jnp.zeros((1, 15), int), jnp.zeros(1, int)).logits
     assert logits.shape == (1, 15, 16)
@@ -284,9 +294,9 @@ def test_codes_without_a_grid_are_all_prefix():
 
 
 def test_build_refuses_the_prefix_of_another_tokenizer():
-    config = toy_config()
+    config, tokenizer = toy_config(), toy.tokenizer(toy_config())
     config.tokenizer.prefix_tokens = 12
     with pytest.raises(RearError, match=r"config.model.prefix_tokens = 7, but config.tokenizer.prefix_tokens = 12"):
-        models.build(config, num_codes=16, embedding_dim=4)
+        build_generator(config, tokenizer)
     config.model.prefix_tokens = 12
-    assert models.build(config, num_codes=16, embedding_dim=4).prefix_tokens == 12
+    assert build_generator(config, tokenizer).prefix_tokens == 12

@@ -11,18 +11,26 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from rear_jax import models
+from rear_jax import generators
 from rear_jax.errors import RearError
-from rear_jax.models import attention_kernels
-from rear_jax.models.attention import causal_attention
-from rear_jax.models.attention_kernels import choose, cudnn_attention, splash_attention
-from rear_jax.models.llamagen import LlamaGenTransformer
-from rear_jax.training.mesh import AXES
+from rear_jax.generators import attention_kernels
+from rear_jax.generators.attention import causal_attention
+from rear_jax.generators.attention_kernels import choose, cudnn_attention, splash_attention
+from rear_jax.generators.llamagen.network import LlamaGenTransformer
+from rear_jax.runtime.mesh import AXES
 from tests import toy
 
 FITS = {"dtype": "bfloat16", "head_size": 64, "dropout": 0.0, "masked": False}
 MODEL = LlamaGenTransformer(
-    codebook_size=12, num_classes=5, num_codes=9, width=16, depth=2, heads=2, mlp_width=32, dropout=0.1
+    codebook_size=12,
+    num_classes=5,
+    num_codes=9,
+    width=16,
+    depth=2,
+    heads=2,
+    mlp_width=32,
+    dropout=0.1,
+    token_dropout=0.0,
 )
 interpreted = functools.partial(splash_attention, interpret=True)
 plain = functools.partial(causal_attention, kernel="plain")
@@ -89,13 +97,13 @@ def test_only_new_nvidia_gpus_have_flash_attention(monkeypatch, capability, able
 
 def test_an_unknown_kernel_names_the_known_ones():
     with pytest.raises(RearError, match=r"config\.model\.attention = 'flash': use one of auto, plain, cudnn, splash\."):
-        models.build(toy.config(model__attention="flash"), num_codes=16, embedding_dim=4)
+        toy.generator(toy.config(model__attention="flash"))
 
 
 def test_a_model_names_its_kernel():
     model = dataclasses.replace(MODEL, attention="splash")
     with pytest.raises(RearError, match="runs on TPUs, not on cpu"):
-        jax.eval_shape(model.init, jax.random.key(0), *models.example_inputs(model))
+        generators.shapes(model)
 
 
 @pytest.mark.parametrize(("length", "head_size"), [(5, 16), (258, 24)])  # neither is a multiple of the kernel's block
@@ -129,8 +137,7 @@ def gradients(model):
 
 def test_a_model_runs_on_the_kernel_of_its_mesh():
     """Forward, and backward to queries and to keys and values, are one splash kernel each on a TPU, none on a CPU."""
-    inputs = models.example_inputs(MODEL)
-    params = jax.eval_shape(MODEL.init, jax.random.key(0), *inputs)["params"]
+    inputs, params = generators.family_of(MODEL).example_inputs(MODEL), generators.shapes(MODEL)
     with jax.sharding.use_abstract_mesh(mesh_on("tpu")):
         assert lowered(gradients(MODEL), params, *inputs, platform="tpu").count("tpu_custom_call") == 3
     with jax.sharding.use_abstract_mesh(mesh_on("cpu")):

@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from rear_jax import jobs, models, tokenizers
+from rear_jax import generators, jobs
 from rear_jax.errors import RearError
-from rear_jax.training.checkpoints import Checkpoints
+from rear_jax.runtime.checkpoints import Checkpoints
 from rear_jax.training.state import learning_rate, new_state
 from tests import toy
 
@@ -50,15 +50,9 @@ def test_all_are_here():
     assert {f.stem for f in FILES} >= {"quickstart", *(f"{m}_{s}" for m in ("ar", "rear") for s in "sbl")}
 
 
-def generator_of(config):
-    tokenizer = tokenizers.build(config.tokenizer, config.data.image_size)
-    return models.build(config, num_codes=tokenizer.codes_per_image, embedding_dim=tokenizer.embedding_dim)
-
-
 @pytest.mark.parametrize("name", MILLIONS)
 def test_parameter_counts(name):
-    model = generator_of(load(toy.ROOT / "configs" / f"{name}.py"))
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *models.example_inputs(model))["params"]
+    shapes = generators.shapes(toy.generator(load(toy.ROOT / "configs" / f"{name}.py")))
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6
     assert count == pytest.approx(MILLIONS[name], abs=0.1)
 
@@ -69,13 +63,13 @@ def test_parameter_counts(name):
 def test_the_deep_layer_is_at_three_quarters_of_the_depth(name, layer):
     config = load(toy.ROOT / "configs" / f"{name}.py")
     config.method.name = "rear"
-    assert generator_of(config).deep_layer == layer
+    assert toy.generator(config).deep_layer == layer
     config.method.deep_layer = 1
-    assert generator_of(config).deep_layer == 1
+    assert toy.generator(config).deep_layer == 1
     for outside in (config.model.depth, -2):
         config.method.deep_layer = outside
         with pytest.raises(RearError, match=rf"deep_layer = {outside} is not a layer of 0\.\.{config.model.depth - 1}"):
-            generator_of(config)
+            toy.generator(config)
 
 
 def test_llamagen_trains_at_a_constant_rate():
@@ -129,8 +123,8 @@ def test_one_real_run_at_toy_width(file, trained, tmp_path):
 
 def untrained_generator(config, folder: pathlib.Path) -> pathlib.Path:
     """A checkpoint of the config's generator with random parameters."""
-    model = generator_of(config)
-    params = model.init(jax.random.key(0), *models.example_inputs(model))["params"]
+    model = toy.generator(config)
+    params = model.init(jax.random.key(0), *generators.family_of(model).example_inputs(model))["params"]
     store = Checkpoints(folder / "untrained", keep=1)
     store.save(0, new_state(params, optax.sgd(1.0)), config.to_dict())
     store.close()

@@ -9,10 +9,10 @@ import orbax.checkpoint as ocp
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from rear_jax import artifacts, tokenizers
-from rear_jax.convert import rar
+from rear_jax import artifacts
 from rear_jax.errors import RearError
-from rear_jax.training.checkpoints import Checkpoints
+from rear_jax.generators.layers import PROJECTOR_KEYS
+from rear_jax.runtime.checkpoints import Checkpoints
 from tests import toy
 
 BARE = {"method__name": "ar"}  # a config without projectors
@@ -96,7 +96,7 @@ def test_a_file_without_projectors_starts_them_afresh(trained, files, tmp_path):
         tokenizer_from=str(trained / "tokenizer"),
         codes_from=str(trained / "codes"),
     )
-    assert set(rar.PROJECTOR) < set(stored(tmp_path / "generator"))
+    assert set(PROJECTOR_KEYS) < set(stored(tmp_path / "generator"))
 
 
 def test_projectors_are_left_out_where_the_method_has_none(trained, files, tmp_path):
@@ -125,9 +125,7 @@ def test_fine_tuning_a_tokenizer_starts_from_it(files, tmp_path):
         tokenizer_training__revive_below=0.0,
     )
     config = toy.config()
-    module = tokenizers.build(config.tokenizer, 32)
-    shapes = artifacts.tokenizer_shapes(module)
-    want = artifacts.read_tokenizer(pathlib.Path(source), config, shapes)
+    want = artifacts.read_tokenizer(pathlib.Path(source), config, toy.tokenizer(config))
     jax.tree.map(np.testing.assert_array_equal, want, stored(tmp_path / "tokenizer")["tokenizer"])
 
 

@@ -5,22 +5,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rear_jax import decode, guidance
-from rear_jax.models.rar import RARTransformer
-from rear_jax.models.rar_decoder import RARDecoder
+from rear_jax import generators, guidance
+from rear_jax.generators.rar.cached import CachedRAR
+from rear_jax.generators.rar.network import RARTransformer
+from rear_jax.sampling.generate import Sampler, generate, segment_bounds
 
 MODEL = RARTransformer(
     codebook_size=12, num_classes=5, num_codes=9, width=16, depth=3, heads=2, mlp_width=32, deep_layer=1
 )
 KEYS = jax.random.split(jax.random.key(7), 4)
-generate = jax.jit(decode.generate, static_argnums=(0, 5), static_argnames=("segments", "return_logits"))
+sample = jax.jit(generate, static_argnums=(0, 5), static_argnames=("segments", "return_logits"))
 
 
 @pytest.fixture(scope="module")
 def params():
-    example = jnp.zeros((1, 9), jnp.int32), jnp.zeros(1, jnp.int32)
-    shapes = jax.eval_shape(MODEL.init, jax.random.key(0), *example)["params"]
-    leaves, tree = jax.tree.flatten(shapes)
+    leaves, tree = jax.tree.flatten(generators.shapes(MODEL))
     keys = jax.random.split(jax.random.key(1), len(leaves))
     values = [0.3 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
     return jax.tree.unflatten(tree, values)  # nothing at zero, so that modulation and biases count
@@ -30,9 +29,9 @@ def params():
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_cached_decoding_is_the_full_forward(params, segments, scale):
     labels = jnp.array([0, 3, 3, 1])
-    sampler = decode.Sampler(guidance_scale=scale, guidance_power=1.5)
-    codes, logits = generate(
-        RARDecoder(MODEL),
+    sampler = Sampler(guidance_scale=scale, guidance_power=1.5)
+    codes, logits = sample(
+        CachedRAR(MODEL),
         params,
         jnp.array([0, 1, 3]),
         jnp.array([0, 2, 2, 1]),
@@ -52,12 +51,12 @@ def test_cached_decoding_is_the_full_forward(params, segments, scale):
 
 
 def test_a_sequence_does_not_depend_on_its_batch(params):
-    sampler = decode.Sampler(guidance_scale=2.0)
+    sampler = Sampler(guidance_scale=2.0)
     classes = jnp.arange(5)
     rows = jnp.array([4, 0, 2, 2])
-    together = generate(RARDecoder(MODEL), params, classes, rows, KEYS, sampler)
+    together = sample(CachedRAR(MODEL), params, classes, rows, KEYS, sampler)
     for i in range(4):
-        alone = generate(RARDecoder(MODEL), params, classes[rows[i]][None], jnp.array([0]), KEYS[i : i + 1], sampler)
+        alone = sample(CachedRAR(MODEL), params, classes[rows[i]][None], jnp.array([0]), KEYS[i : i + 1], sampler)
         np.testing.assert_array_equal(alone[0], together[i])
 
 
@@ -72,5 +71,5 @@ def test_causality(params):
 
 @pytest.mark.parametrize(("num_codes", "segments"), [(1, 4), (2, 4), (9, 4), (256, 4), (10, 100)])
 def test_segments_cover_every_code_once(num_codes, segments):
-    covered = [n for a, b in decode.segment_bounds(num_codes, segments) for n in range(a, b)]
+    covered = [n for a, b in segment_bounds(num_codes, segments) for n in range(a, b)]
     assert covered == list(range(1, num_codes))

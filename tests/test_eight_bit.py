@@ -4,12 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rear_jax import eight_bit, models, tokenizers
+from rear_jax import generators, tokenizers
+from rear_jax.weights.family import round_half_up, truncate
 
 LEVELS = np.arange(256)
 
 
-@pytest.mark.parametrize(("rule", "shift"), [(eight_bit.truncate, 0.0), (eight_bit.round_half_up, 0.5)])
+@pytest.mark.parametrize(("rule", "shift"), [(truncate, 0.0), (round_half_up, 0.5)])
 def test_borders(rule, shift):
     """Level n begins at (n - shift) / 255 and reaches to just below the next."""
     below, above = (LEVELS[1:] - shift - 1e-3) / 255, (LEVELS[1:] - shift + 1e-3) / 255
@@ -24,12 +25,12 @@ def test_llamagens_rule_is_that_of_its_range():
     y = np.linspace(-1.2, 1.2, 4001)
     away = np.abs(np.mod(127.5 * y + 128.0, 1.0) - 0.5) < 0.499  # from borders, where float32 decides
     wanted = np.clip(127.5 * y + 128.0, 0.0, 255.0).astype(np.uint8)
-    np.testing.assert_array_equal(eight_bit.round_half_up(jnp.asarray((y + 1.0) / 2.0))[away], wanted[away])
+    np.testing.assert_array_equal(round_half_up(jnp.asarray((y + 1.0) / 2.0))[away], wanted[away])
 
 
 def test_every_network_has_its_rule():
-    assert eight_bit.GENERATORS["rar"] is eight_bit.GENERATORS["alitok"] is eight_bit.truncate
-    assert eight_bit.GENERATORS["llamagen"] is eight_bit.TOKENIZERS["llamagen_vq"] is eight_bit.round_half_up
-    assert eight_bit.TOKENIZERS["maskgit_vqgan"] is eight_bit.truncate
-    assert eight_bit.TOKENIZERS.keys() == tokenizers.TOKENIZERS.keys()
-    assert eight_bit.GENERATORS.keys() == models.MODELS.keys()
+    of_generators = {name: family.to_8_bit for name, family in generators.FAMILIES.items()}
+    assert of_generators == {"rar": truncate, "llamagen": round_half_up, "alitok": truncate}
+    of_tokenizers = {name: family.to_8_bit for name, family in tokenizers.FAMILIES.items()}
+    others = dict.fromkeys(("maskgit_vqgan", "vqgan_plus", "titok", "alitok"), truncate)
+    assert of_tokenizers == {"llamagen_vq": round_half_up} | others

@@ -1,7 +1,9 @@
 """What an evaluation is made of: archives read in pieces, references made once, the job with and without samples."""
 
+import dataclasses
 import hashlib
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -12,13 +14,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from rear_jax import eight_bit, evaluation
+from rear_jax import artifacts, tokenizers
 from rear_jax.data.archive import ImageArchive
 from rear_jax.errors import RearError
+from rear_jax.evaluation.reconstructions import Reconstructions
+from rear_jax.evaluation.reference import RealImages, ReferencePlan, plan_reference, prepare_reference, score_settings
+from rear_jax.evaluation.samples import Samples, not_comparable, open_samples
+from rear_jax.jobs import evaluate
 from rear_jax.metrics import scores
-from rear_jax.metrics.features import FeatureExtractor
+from rear_jax.metrics.features import FeatureExtractor, Network, load_network
 from rear_jax.metrics.inception_score import inception_score
 from rear_jax.metrics.statistics import Gaussian
+from rear_jax.weights.family import round_half_up, truncate
 from tests import test_inception, toy
 from tests.test_scores import batches, colours, np_moments, pictures
 
@@ -92,13 +99,13 @@ def statistics(width: int = 12, spatial: int = 8) -> dict[str, np.ndarray]:
     }
 
 
-NETWORK = evaluation.Network(colours(), "weights")
+NETWORK = Network(colours(), "weights")
 
 
 class TestReference:
     def prepare(self, config, folder, network=NETWORK):
-        plan = evaluation.plan_reference(config, network)
-        return plan, evaluation.prepare_reference(plan, network.extractor, config.evaluate, folder)
+        plan = plan_reference(config, network)
+        return plan, prepare_reference(plan, network.extractor, config.evaluate, folder)
 
     def test_published_statistics_with_their_images(self, tmp_path):
         np.savez(tmp_path / "adm.npz", arr_0=pictures(1), **statistics())
@@ -111,7 +118,7 @@ class TestReference:
         pooled = np.asarray(NETWORK.extractor.apply(pictures(1))["pooled"])
         np.testing.assert_allclose(reference.features, pooled[::4], rtol=1e-6)
         assert "KID" in scores.score(
-            reference, batches(pictures(0)), NETWORK.extractor, evaluation.score_settings(config.evaluate)
+            reference, batches(pictures(0)), NETWORK.extractor, score_settings(config.evaluate)
         )
 
     def test_images_alone_and_statistics_alone(self, tmp_path):
@@ -127,7 +134,7 @@ class TestReference:
 
     def test_another_network_takes_no_statistics_of_inception(self, tmp_path):
         np.savez(tmp_path / "adm.npz", arr_0=pictures(1), **statistics())
-        config, network = inception_config(tmp_path / "adm.npz"), evaluation.Network(colours("Colours"), "weights")
+        config, network = inception_config(tmp_path / "adm.npz"), Network(colours("Colours"), "weights")
         config.evaluate.network = "lite2"
         plan, reference = self.prepare(config, tmp_path, network)
         assert plan.statistics is None
@@ -137,24 +144,24 @@ class TestReference:
         config = inception_config("")
         plan, reference = self.prepare(config, tmp_path)
         assert (plan.size, reference.features.shape) == (32, (60, 12))
-        images = evaluation.RealImages(config.data, config.data.train_split, 60)
+        images = RealImages(config.data, config.data.train_split, 60)
         np.testing.assert_array_equal(reference.labels, [images[i][1] for i in range(60)])
 
     def test_is_made_once_and_named_by_all_it_depends_on(self, tmp_path):
         np.savez(tmp_path / "a.npz", arr_0=pictures(1))
         config = inception_config(tmp_path / "a.npz")
         plan, first = self.prepare(config, tmp_path / "cache")
-        blind = evaluation.Network(NETWORK.extractor.__class__(**vars(NETWORK.extractor) | {"apply": None}), "weights")
+        blind = Network(NETWORK.extractor.__class__(**vars(NETWORK.extractor) | {"apply": None}), "weights")
         again, second = self.prepare(config, tmp_path / "cache", blind)  # takes no features
         assert plan.fingerprint == again.fingerprint == second.fingerprint
         np.testing.assert_array_equal(first.features, second.features)
-        others = [evaluation.plan_reference(config, NETWORK._replace(weights="others"))]
+        others = [plan_reference(config, NETWORK._replace(weights="others"))]
         config.evaluate.num_compared = 7
-        others.append(evaluation.plan_reference(config, NETWORK))
+        others.append(plan_reference(config, NETWORK))
         for change in ({"num_reference": 59}, {"num_reference": 60}):
             config = inception_config("")
             config.evaluate.update(change)
-            others.append(evaluation.plan_reference(config, NETWORK))
+            others.append(plan_reference(config, NETWORK))
         assert len({plan.fingerprint, *(other.fingerprint for other in others)}) == 5
 
     def test_refusals(self, tmp_path):
@@ -171,7 +178,7 @@ class TestReference:
         ):
             np.savez(path, **wrong)
             with pytest.raises(RearError, match=message):
-                evaluation.plan_reference(inception_config(path), NETWORK)
+                plan_reference(inception_config(path), NETWORK)
         np.savez(path, **statistics())
         self.prepare(inception_config(path), tmp_path / "cache")
         (kept,) = (tmp_path / "cache").iterdir()
@@ -179,11 +186,11 @@ class TestReference:
         with pytest.raises(RearError, match="delete it, it will be made again"):
             self.prepare(inception_config(path), tmp_path / "cache")
         with pytest.raises(RearError, match=r"needs its weights: give config\.evaluate\.inception"):
-            evaluation.load_network(inception_config("").evaluate)
-        with pytest.raises(RearError, match="'vgg': use lite0, lite2 or inception"):
-            evaluation.load_network(toy.config(evaluate__network="vgg").evaluate)
+            load_network(inception_config("").evaluate)
+        with pytest.raises(RearError, match="'vgg': use one of lite0, lite2, inception"):
+            load_network(toy.config(evaluate__network="vgg").evaluate)
         with pytest.raises(RearError, match="kid_subset_size = 1: an unbiased KID needs 2 or more"):
-            evaluation.score_settings(toy.config(evaluate__kid_subset_size=1).evaluate)
+            score_settings(toy.config(evaluate__kid_subset_size=1).evaluate)
 
 
 class TestComparable:
@@ -206,13 +213,13 @@ class TestComparable:
         skewed=False,
         recipe=None,
     ):
-        extractor = FeatureExtractor(network, "", 2048, None)
+        extractor = FeatureExtractor(network, "", 2048, None, fid=network == "Inception")
         moments = tuple(Gaussian(np.zeros(width), None) for width in widths)
-        plan = evaluation.ReferencePlan(self.Images(*reference), "", "", reference[1], moments or None)
+        plan = ReferencePlan(self.Images(*reference), "", "", reference[1], moments or None)
         labels = np.arange(count) % classes
         labels[0] += skewed
-        samples = evaluation.Samples(self.Images(count, size), labels, {"seed": 0} if recipe is None else recipe)
-        return evaluation.not_comparable(evaluation.Network(extractor, "f00", file), plan, samples, classes)
+        samples = Samples(self.Images(count, size), labels, {"seed": 0} if recipe is None else recipe)
+        return not_comparable(Network(extractor, "f00", file), plan, samples, classes)
 
     def test_only_by_the_protocol(self):
         assert self.reasons() == []
@@ -238,7 +245,7 @@ class TestComparable:
         assert self.reasons(**change) == [reason]
 
     def test_no_samples(self):
-        assert evaluation.not_comparable(NETWORK, None, None, 10) == ["there are no samples"]
+        assert not_comparable(NETWORK, None, None, 10) == ["there are no samples"]
 
 
 @pytest.fixture
@@ -252,18 +259,20 @@ def test_samples_that_are_not_all_there(workdir):
         arrays = dict(file)
     np.savez(workdir / "samples.npz", arr_0=arrays["arr_0"][:20], labels=arrays["labels"][:20])
     with pytest.raises(RearError, match="holds 20 images and 20 labels where 24 were asked for"):
-        evaluation.open_samples(workdir)
+        open_samples(workdir)
     np.savez(workdir / "samples.npz", arr_0=arrays["arr_0"])
     with pytest.raises(RearError, match="labels is not a file"):
-        evaluation.open_samples(workdir)
+        open_samples(workdir)
 
 
-@pytest.mark.parametrize("rule", [eight_bit.truncate, eight_bit.round_half_up])
-def test_reconstructions_count_every_image_once(trained, rule):
+@pytest.mark.parametrize("rule", [truncate, round_half_up])
+def test_reconstructions_count_every_image_once(trained, rule, monkeypatch):
     config = toy.config(evaluate__num_reference=20)
-    tokenizer = evaluation.artifacts.load_tokenizer(config, trained)
-    held_out, labels = evaluation.RealImages(config.data, "test", 20), []
-    through = evaluation.Reconstructions(tokenizer, None, rule)
+    family = dataclasses.replace(tokenizers.FAMILIES[config.tokenizer.name], to_8_bit=rule)
+    monkeypatch.setattr(tokenizers, "family_of", lambda module: family)
+    tokenizer = artifacts.load_tokenizer(config, trained)
+    held_out, labels = RealImages(config.data, "test", 20), []
+    through = Reconstructions(tokenizer, None)
     images = np.concatenate(list(held_out.batches(20, labels)))
     after = np.concatenate(list(through.over(held_out.batches(8, []))))
     assert (after.shape, after.dtype) == ((20, 32, 32, 3), np.uint8)
@@ -284,7 +293,7 @@ def test_reconstructions_count_every_image_once(trained, rule):
 @pytest.fixture
 def quick_network(monkeypatch):
     """`colours` in place of Inception: the job without its slowest part."""
-    monkeypatch.setattr(evaluation, "load_network", lambda settings: NETWORK)
+    monkeypatch.setattr(evaluate, "load_network", lambda settings: NETWORK)
 
 
 def test_the_job_with_inception_scores(workdir, tmp_path, quick_network):
@@ -327,17 +336,17 @@ def test_what_cannot_be_scored_is_refused_before_the_network_runs(
     workdir, tmp_path, monkeypatch, size, changes, message
 ):
     blind = NETWORK.extractor.__class__(**vars(NETWORK.extractor) | {"apply": None})
-    monkeypatch.setattr(evaluation, "load_network", lambda settings: evaluation.Network(blind, "weights"))
+    monkeypatch.setattr(evaluate, "load_network", lambda settings: Network(blind, "weights"))
     np.savez(tmp_path / "adm.npz", arr_0=pictures(1, size=size), **statistics())
     changes = {"network": "inception", "reference": str(tmp_path / "adm.npz"), "kid_subset_size": 10} | changes
     with pytest.raises(RearError, match=message):
         toy.run(workdir, "evaluate", **{f"evaluate__{key}": value for key, value in changes.items()})
 
 
-def test_a_tokenizer_alone(workdir, quick_network, caplog):
+def test_a_tokenizer_alone(workdir, quick_network, caplog, monkeypatch):
     (workdir / "samples.npz").unlink()
     with caplog.at_level("INFO", "rear_jax"):
-        evaluation.log.parent.propagate = True
+        monkeypatch.setattr(logging.getLogger("rear_jax"), "propagate", True)
         settings = {"network": "inception", "num_reference": 40, "kid_subset_size": 0}
         toy.run(workdir, "evaluate", **{f"evaluate__{key}": value for key, value in settings.items()})
     assert "evaluate: scoring the tokenizer on held-out images" in caplog.text
@@ -365,7 +374,7 @@ def test_three_devices_give_the_features_of_one():
     """An extractor whose parameters lie on all devices, on batches that three do not divide."""
     program = """
 import jax, numpy as np
-from rear_jax.convert import efficientnet
+from rear_jax.metrics import efficientnet
 from rear_jax.metrics.features import efficientnet_extractor, extract
 images = np.random.default_rng(0).integers(256, size=(9, 32, 32, 3), dtype=np.uint8)
 extractor = efficientnet_extractor(efficientnet.load("lite0"), "lite0", 32)

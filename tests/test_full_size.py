@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import safetensors
 
-from rear_jax import artifacts, models, tokenizers
-from rear_jax.convert import published, safetensors_file
+from rear_jax import generators
+from rear_jax.weights import safetensors_file
 from tests import toy
 from tests.test_configs import load
 
@@ -34,14 +34,11 @@ class Noise(np.lib.mixins.NDArrayOperatorsMixin):
 @pytest.mark.parametrize("name", ["rar_b", "llamagen_xxl_384"])
 def test_full_size_round_trip(name, tmp_path):
     config = load(toy.ROOT / "configs" / f"{name}.py")
-    tokenizer = tokenizers.build(config.tokenizer, config.data.image_size)
-    model = models.build(config, num_codes=tokenizer.codes_per_image, embedding_dim=tokenizer.embedding_dim)
-    shapes = artifacts.generator_shapes(model)
-    leaves, tree = jax.tree.flatten(shapes)
+    leaves, tree = jax.tree.flatten(generators.shapes(toy.generator(config)))
     size = 4 * sum(leaf.size for leaf in leaves)
     if shutil.disk_usage(tmp_path).free < 3.5 * size:
         pytest.skip(f"needs {3.5 * size / 1e9:.0f} GB of disk")
-    torch_name = published.format_of("model", config.model.name).layout.torch_name
+    torch_name = generators.FAMILIES[config.model.name].layout.torch_name
     noise = jax.tree.unflatten(tree, [Noise(leaf.shape, seed) for seed, leaf in enumerate(leaves)])
     source, back = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
     safetensors_file.save(source, noise, torch_name)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from rear_jax import models, tokenizers
+from rear_jax import generators
 from rear_jax.plan import chips, flops, hlo
-from rear_jax.training import mesh as placement
-from rear_jax.training import next_code
+from rear_jax.runtime.mesh import make_mesh, split
+from rear_jax.training import objectives
 from rear_jax.training.state import adamw
 from tests import toy
 
@@ -78,12 +78,11 @@ class TestFlops:
     def test_a_transformer_by_the_formula(self):
         """6 N D and attention (PaLM, appendix B), for a small LlamaGen without dropout."""
         config = toy.llamagen_config(depth=3, dropout=0.0, token_dropout=0.0)
-        tokenizer = tokenizers.build(config.tokenizer, config.data.image_size)
-        model = models.build(config, num_codes=tokenizer.codes_per_image, embedding_dim=tokenizer.embedding_dim)
-        optimizer = adamw(config.train.optimizer, 10)
+        model = toy.generator(config)
+        optimizer = adamw(config.train.optimizer, 10, generators.family_of(model).parameters)
         batch = {"codes": jnp.zeros((4, model.num_codes), jnp.int32), "label": jnp.zeros(4, jnp.int32)}
-        state = jax.eval_shape(lambda: next_code.init_state(model, config, optimizer, {}))
-        step = next_code.train_step(model, config, optimizer)
+        state = jax.eval_shape(lambda: objectives.init_state(model, config, optimizer, {}))
+        step = objectives.train_step(model, config, optimizer)
         counted = traced_flops(step, state, batch, jax.random.key(0), {"codebook": jnp.zeros((16, 8))})
         kernels = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state.params) if path[-1].key == "kernel"]
         positions = model.num_codes  # the class takes the place of the last code, which nothing reads
@@ -95,8 +94,8 @@ class TestFlops:
 def compiled_text(count: int) -> str:
     """A scan over layers whose kernels are divided over `count` stand-ins of the host."""
     devices = chips.topology(f"h100:{count}").devices
-    mesh = placement.make_mesh({"data": 1, "fsdp": -1, "tensor": 1}, devices)
-    x = jax.ShapeDtypeStruct(X.shape, X.dtype, sharding=placement.split(mesh))
+    mesh = make_mesh({"data": 1, "fsdp": -1, "tensor": 1}, devices)
+    x = jax.ShapeDtypeStruct(X.shape, X.dtype, sharding=split(mesh))
     kernels = jax.ShapeDtypeStruct(
         KERNELS.shape, KERNELS.dtype, sharding=NamedSharding(mesh, PartitionSpec(None, "fsdp"))
     )

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from rear_jax.convert import inception as convert
 from rear_jax.errors import RearError
+from rear_jax.metrics import inception
 from rear_jax.metrics.inception import InceptionV3, Outputs, convolve, resize
 from tests.golden_checks.inception_fid import weights
 
@@ -47,7 +47,7 @@ def test_outputs_have_the_published_widths():
 
 def test_spatial_features_are_seven_channels_of_6d():
     """What ADM's evaluator calls mixed_6/conv is the 1×1 branch of 6d: not the one of 6e."""
-    params = convert.params_from(tensors())
+    params = inception.params_from(tensors())
     run = jax.jit(lambda params, images: InceptionV3().apply({"params": params}, images).spatial)
     image = resize(jax.random.uniform(jax.random.key(0), (1, 32, 32, 3), maxval=255.0))
 
@@ -65,7 +65,7 @@ def test_spatial_features_are_seven_channels_of_6d():
 def test_every_key_of_the_file_is_accounted_for():
     assert len(tensors()) == 94 * 5 + 2
     counters = {f"{key.removesuffix('weight')}num_batches_tracked": np.int64(0) for key in tensors() if ".bn.w" in key}
-    params = convert.params_from(tensors() | counters)
+    params = inception.params_from(tensors() | counters)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     in_file = sum(
         t.size for k, t in tensors().items() if k != "fc.bias" and not k.endswith((".bn.weight", "_mean", "_var"))
@@ -78,7 +78,7 @@ def test_folding_is_the_batch_norm():
     random = np.random.default_rng(0)
     layer = {"a.conv.weight": random.normal(size=(3, 2, 1, 1))}
     layer |= {f"a.bn.{part}": random.uniform(0.5, 2, 3) for part in ("weight", "bias", "running_mean", "running_var")}
-    folded, x = convert.fold_batch_norm(layer), random.normal(size=2)
+    folded, x = inception.fold_batch_norm(layer), random.normal(size=2)
     y = (layer["a.conv.weight"][:, :, 0, 0] @ x - layer["a.bn.running_mean"]) / np.sqrt(
         layer["a.bn.running_var"] + 1e-3
     )
@@ -88,10 +88,10 @@ def test_folding_is_the_batch_norm():
 
 def test_wrong_files_are_named(tmp_path):
     with pytest.raises(RearError, match=r"no checkpoint file .*inception\.pth"):
-        convert.load(str(tmp_path / "inception.pth"))
+        inception.load(str(tmp_path / "inception.pth"))
     save_file({"features.0.weight": np.zeros((64, 3, 3, 3), np.float32)}, tmp_path / "vgg16.safetensors")
     with pytest.raises(RearError, match=r"vgg16\.safetensors does not fit this network: 189 missing"):
-        convert.load(str(tmp_path / "vgg16.safetensors"))
+        inception.load(str(tmp_path / "vgg16.safetensors"))
     name = "Mixed_6d.branch1x1.bn.running_var"
     wrong = {"AuxLogits.fc.weight": np.ones(1), "Mixed_9z.bn.weight": np.ones(1), "fc.weight": np.ones((1000, 2048))}
     cases = [
@@ -106,7 +106,7 @@ def test_wrong_files_are_named(tmp_path):
     for change, message in cases:
         changed = {key: value for key, value in (tensors() | change).items() if value is not None}
         with pytest.raises(RearError, match=message) as caught:
-            convert.params_from(changed)
+            inception.params_from(changed)
         assert "\n" not in str(caught.value)
 
 

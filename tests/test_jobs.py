@@ -9,7 +9,7 @@ from PIL import Image
 
 from rear_jax.errors import RearError
 from rear_jax.jobs import tokenize
-from rear_jax.training.writer import read_metrics
+from rear_jax.runtime.writer import read_metrics
 from tests import toy
 
 

@@ -1,4 +1,4 @@
-"""LlamaGen's transformer: cached decoding, causality, captions, dropout, sizes, and what `models.build` refuses."""
+"""LlamaGen's transformer: cached decoding, causality, captions, dropout, sizes, and what `generators.build` refuses."""
 
 import dataclasses
 import functools
@@ -7,18 +7,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from rear_jax import config as configs
-from rear_jax import decode, guidance, models
-from rear_jax.convert import layout, llamagen
+from rear_jax import generators, guidance
+from rear_jax.artifacts import published
 from rear_jax.errors import RearError
-from rear_jax.models.llamagen import Captions, LlamaGenTransformer, rotation_table
-from rear_jax.models.rotary import Rotation, rotate
+from rear_jax.generators.interface import Captions
+from rear_jax.generators.llamagen import FAMILY
+from rear_jax.generators.llamagen.network import LlamaGenTransformer, rotation_table
+from rear_jax.generators.rotary import Rotation, rotate
+from rear_jax.sampling.generate import Sampler, generate
+from rear_jax.training.objectives import build_generator
+from rear_jax.weights import layout
 from tests import toy
 
 SIZES = {"codebook_size": 12, "num_classes": 5, "num_codes": 9, "width": 16, "depth": 2, "heads": 2, "mlp_width": 32}
-CLASS = LlamaGenTransformer(**SIZES)
-TEXT = LlamaGenTransformer(**SIZES, condition="text", caption_length=4, caption_dim=6)
+STILL = {"dropout": 0.0, "token_dropout": 0.0}
+CLASS = LlamaGenTransformer(**SIZES, **STILL)
+TEXT = LlamaGenTransformer(**SIZES, **STILL, condition="text", caption_length=4, caption_dim=6)
 KEYS = jax.random.split(jax.random.key(7), 4)
 MASK = jnp.arange(4) >= jnp.array([2, 0, 3])[:, None]  # captions of 2, 4 and 1 features
 CONDITIONS = {
@@ -26,16 +33,12 @@ CONDITIONS = {
     "text": Captions(jax.random.normal(jax.random.key(2), (3, 4, 6)), MASK),
 }
 ROWS = jnp.array([0, 2, 2, 1])
-generate = jax.jit(decode.generate, static_argnums=(0, 5), static_argnames=("segments", "return_logits"))
-
-
-def shapes_of(model):
-    return jax.eval_shape(model.init, jax.random.key(0), *models.example_inputs(model))["params"]
+sample = jax.jit(generate, static_argnums=(0, 5), static_argnames=("segments", "return_logits"))
 
 
 def random_params(model):
     """Nothing at zero or one, so that every parameter counts."""
-    leaves, tree = jax.tree.flatten(shapes_of(model))
+    leaves, tree = jax.tree.flatten(generators.shapes(model))
     keys = jax.random.split(jax.random.key(1), len(leaves))
     values = [0.3 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
     return jax.tree.unflatten(tree, values)
@@ -73,11 +76,11 @@ def unconditional(condition):
 @pytest.mark.parametrize(("scale", "interval", "segments"), [(0.5, -1, 1), (3.0, -1, 1), (3.0, 0, 2), (3.0, 4, 4)])
 @pytest.mark.parametrize("model", [CLASS, TEXT], ids=lambda m: m.condition)
 def test_cached_decoding_is_the_full_forward(model, scale, interval, segments):
-    sampler = decode.Sampler("constant", scale, guidance_interval=interval)
+    sampler = Sampler("constant", scale, guidance_interval=interval)
     conditions, full = CONDITIONS[model.condition], LOGITS[model.condition]
     params = PARAMS[model.condition]
-    codes, logits = generate(
-        models.decoder_of(model), params, conditions, ROWS, KEYS, sampler, segments=segments, return_logits=True
+    codes, logits = sample(
+        generators.cached(model), params, conditions, ROWS, KEYS, sampler, segments=segments, return_logits=True
     )
     c = full(codes, jax.tree.map(lambda leaf: leaf[ROWS], conditions))
     u = full(codes, unconditional(model.condition))
@@ -91,12 +94,12 @@ def test_cached_decoding_is_the_full_forward(model, scale, interval, segments):
 
 @pytest.mark.parametrize("model", [CLASS, TEXT], ids=lambda m: m.condition)
 def test_a_sequence_does_not_depend_on_its_batch(model):
-    sampler = decode.Sampler("constant", 2.0, top_k=5)
+    sampler = Sampler("constant", 2.0, top_k=5)
     conditions, params = CONDITIONS[model.condition], PARAMS[model.condition]
-    together = generate(models.decoder_of(model), params, conditions, ROWS, KEYS, sampler)
+    together = sample(generators.cached(model), params, conditions, ROWS, KEYS, sampler)
     for i in range(4):
         own = jax.tree.map(lambda leaf, i=i: leaf[ROWS[i]][None], conditions)
-        alone = generate(models.decoder_of(model), params, own, jnp.array([0]), KEYS[i : i + 1], sampler)
+        alone = sample(generators.cached(model), params, own, jnp.array([0]), KEYS[i : i + 1], sampler)
         np.testing.assert_array_equal(alone[0], together[i])
 
 
@@ -104,8 +107,8 @@ def test_a_sequence_does_not_depend_on_its_batch(model):
 def test_bfloat16_decoding_is_near_the_full_forward(model):
     half = dataclasses.replace(model, dtype=jnp.bfloat16)
     conditions, params = CONDITIONS[model.condition], PARAMS[model.condition]
-    sampler = decode.Sampler("constant", 1.0)
-    codes, logits = generate(models.decoder_of(half), params, conditions, ROWS, KEYS, sampler, return_logits=True)
+    sampler = Sampler("constant", 1.0)
+    codes, logits = sample(generators.cached(half), params, conditions, ROWS, KEYS, sampler, return_logits=True)
     assert logits.dtype == jnp.float32
     of_rows = jax.tree.map(lambda leaf: leaf[ROWS], conditions)
     np.testing.assert_allclose(logits, LOGITS[model.condition](codes, of_rows), atol=0.15)
@@ -148,8 +151,8 @@ def test_features_on_padding_do_not_matter():
     assert (
         jnp.abs(text_logits(codes, captions) - text_logits(codes, Captions(captions.features, MASK | True))) > 0
     ).any()
-    decoder, sampler = models.decoder_of(TEXT), decode.Sampler("constant", 3.0)
-    drawn = [generate(decoder, PARAMS["text"], c, ROWS, KEYS, sampler, return_logits=True) for c in (captions, changed)]
+    cached, sampler = generators.cached(TEXT), Sampler("constant", 3.0)
+    drawn = [sample(cached, PARAMS["text"], c, ROWS, KEYS, sampler, return_logits=True) for c in (captions, changed)]
     np.testing.assert_array_equal(drawn[0][0], drawn[1][0])
     np.testing.assert_array_equal(drawn[0][1], drawn[1][1])
 
@@ -210,14 +213,14 @@ def test_dropout_acts_in_training_only():
 @pytest.mark.parametrize("model", [CLASS, TEXT], ids=lambda m: m.condition)
 def test_converter_round_trip_and_what_files_carry_beside(model):
     params = jax.tree.map(np.asarray, PARAMS[model.condition])
-    tensors = layout.to_torch(params, llamagen.torch_name) | {"freqs_cis": np.zeros(3), "causal_mask": np.zeros(3)}
+    tensors = layout.to_torch(params, FAMILY.layout.torch_name) | {"freqs_cis": np.zeros(3), "causal_mask": np.zeros(3)}
     assert all(value.shape[-1] for value in tensors.values())
-    back = layout.from_torch(tensors, shapes_of(model), llamagen.torch_name, ignore=llamagen.IGNORE)
+    back = layout.from_torch(tensors, generators.shapes(model), FAMILY.layout.torch_name, ignore=FAMILY.layout.ignore)
     jax.tree.map(np.testing.assert_array_equal, back, params)
     sizes = {"width": 16, "depth": 2, "mlp_width": 32, "condition": model.condition}
     if model.condition == "text":
         sizes |= {"caption_length": 4, "caption_dim": 6}
-    assert llamagen.sizes(tensors) == sizes  # no heads: 16 is the width of no published model
+    assert FAMILY.layout.sizes(tensors) == sizes  # no heads: 16 is the width of no published model
 
 
 @pytest.mark.parametrize(("width", "heads"), [(768, 12), (1280, 20), (3200, 32)])
@@ -227,25 +230,25 @@ def test_heads_follow_from_published_widths(width, heads):
         "layers.0.feed_forward.w1.weight": np.zeros((1, 1)),
         "cls_embedding.embedding_table.weight": np.zeros((1, 1)),
     }
-    assert llamagen.sizes(tensors)["heads"] == heads
+    assert FAMILY.layout.sizes(tensors)["heads"] == heads
 
 
-def test_sizes_of_another_file():
-    with pytest.raises(RearError, match=r"other.pt has no tensor 'tok_embeddings.weight'"):
-        llamagen.sizes({"lm_head.weight": np.zeros(1)}, source="other.pt")
+def test_a_file_without_its_embeddings(tmp_path):
+    save_file({"cls_embedding.uncond_embedding": np.zeros((1, 1), np.float32)}, tmp_path / "other.safetensors")
+    config = toy.llamagen_config()
+    with pytest.raises(RearError, match=r"other.safetensors has no tensor 'tok_embeddings.weight': .* whole llamagen"):
+        published.read_params(tmp_path / "other.safetensors", config, FAMILY, generators.shapes(TEXT))
 
 
-def test_build_and_decoder():
-    config = toy.llamagen_config(token_dropout=0.25)
-    model = models.build(config, num_codes=16, embedding_dim=4)
+def test_build_and_cached():
+    model = toy.generator(toy.llamagen_config(token_dropout=0.25))
     assert model == LlamaGenTransformer(
         codebook_size=16, num_classes=10, num_codes=16, width=16, depth=2, heads=2, mlp_width=32, dropout=0.1,
         token_dropout=0.25, dtype=jnp.dtype("float32"),
     )  # fmt: skip
-    assert models.decoder_of(model).prefix_length == 1
-    assert models.decoder_of(TEXT).prefix_length == 4
-    rar = models.build(toy.config(), num_codes=16, embedding_dim=4)
-    assert models.decoder_of(rar).prefix_length == 2
+    assert generators.cached(model).prefix_length == 1
+    assert generators.cached(TEXT).prefix_length == 4
+    assert generators.cached(toy.generator(toy.config())).prefix_length == 2
 
 
 @pytest.mark.parametrize(
@@ -256,38 +259,42 @@ def test_build_and_decoder():
         ({"heads": 3}, 16, "not divisible by config.model.heads = 3"),
         ({"condition": "image"}, 16, "'image': use one of class, text"),
         ({"widht": 16}, 16, "mend widht"),
-        ({"name": "llama"}, 16, "use one of rar, llamagen"),
+        ({"name": "llama"}, 16, "use one of alitok, llamagen, rar"),
         ({"name": "rar"}, 16, "mend caption_dim, caption_length, condition, token_dropout"),
     ],
 )
 def test_build_refuses(changes, num_codes, message):
     with pytest.raises(RearError, match=message):
-        models.build(toy.llamagen_config(**changes), num_codes=num_codes, embedding_dim=4)
+        build_generator(toy.llamagen_config(**changes), toy.only_sizes(num_codes, grid=(4, num_codes // 4)))
 
 
 def test_build_names_missing_keys():
     config = toy.llamagen_config()
     del config.model["token_dropout"]
     with pytest.raises(RearError, match=r"takes exactly the keys attention, caption_dim, .*: mend token_dropout"):
-        models.build(config, num_codes=16, embedding_dim=4)
+        toy.generator(config)
 
 
 @pytest.mark.parametrize("section", [configs.titok, configs.alitok])
 def test_codes_without_a_grid_are_refused_even_if_they_are_a_square_number(section):
     config = toy.llamagen_config()
-    config.tokenizer = section()
+    config.tokenizer, config.data.image_size = section(), 128
+    assert toy.tokenizer(config).codes_per_image in (64, 81)
     with pytest.raises(RearError, match=rf"needs a grid of codes, which .* = '{config.tokenizer.name}' has not"):
-        models.build(config, num_codes=64, embedding_dim=12)
+        toy.generator(config)
 
 
-@pytest.mark.parametrize("method", ["rear", "rar"])
-def test_methods_that_need_a_rar_transformer_are_refused(method):
+@pytest.mark.parametrize(
+    ("method", "needed"), [("rear", r"projections of hidden states \(taps\)"), ("rar", "codes in random orders")]
+)
+def test_methods_that_need_a_rar_transformer_are_refused(method, needed):
     config = toy.llamagen_config()
     config.method.name = method
-    with pytest.raises(RearError, match="use 'ar'"):
-        models.build(config, num_codes=16, embedding_dim=4)
+    message = f"'{method}' needs {needed}, which .* = 'llamagen' has not: use another method, or another model"
+    with pytest.raises(RearError, match=message):
+        toy.generator(config)
 
 
 def test_a_grid_that_is_not_square_is_refused_by_the_network_too():
     with pytest.raises(RearError, match="square"):
-        shapes_of(dataclasses.replace(CLASS, num_codes=10))
+        generators.shapes(dataclasses.replace(CLASS, num_codes=10))

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rear_jax import jobs, models, noise
-from rear_jax.convert import llamagen, safetensors_file
-from rear_jax.convert.torch_files import read_tensors
+from rear_jax import generators, jobs, noise
 from rear_jax.errors import RearError
-from rear_jax.training import next_code
-from rear_jax.training.state import adamw, decay_mask, new_state
+from rear_jax.generators.llamagen import FAMILY
+from rear_jax.runtime.sharding import decay_mask
+from rear_jax.training import objectives
+from rear_jax.training.state import adamw, new_state
+from rear_jax.weights import safetensors_file
+from rear_jax.weights.torch_files import read_tensors
 from tests import toy
 
 
@@ -55,13 +57,13 @@ def test_one_step_by_hand():
     config = toy.llamagen_config(dropout=0.0, token_dropout=0.0)
     config.method.label_drop = 1.0
     config.train.optimizer.warmup_steps = 0
-    model = models.build(config, num_codes=16, embedding_dim=4)
-    params = jax.jit(model.init)(jax.random.key(0), *models.example_inputs(model))["params"]
+    model = toy.generator(config)
+    params = jax.jit(model.init)(jax.random.key(0), *FAMILY.example_inputs(model))["params"]
     params["lm_head"]["kernel"] = 0.1 * jax.random.normal(jax.random.key(1), params["lm_head"]["kernel"].shape)
-    optimizer = adamw(config.train.optimizer, config.train.loop.steps)
+    optimizer = adamw(config.train.optimizer, config.train.loop.steps, FAMILY.parameters)
     state = new_state(params, optimizer)
     batch = {"codes": jax.random.randint(jax.random.key(2), (4, 16), 0, 16), "label": jnp.arange(4)}
-    step = jax.jit(next_code.train_step(model, config, optimizer))
+    step = jax.jit(objectives.train_step(model, config, optimizer))
     new, metrics = step(state, batch, jax.random.key(3), {"codebook": jnp.zeros((16, 4))})
     logits = model.apply({"params": params}, batch["codes"], jnp.full(4, 10)).logits
     log_probabilities = jnp.take_along_axis(jax.nn.log_softmax(logits), batch["codes"][:, :, None], axis=2)
@@ -75,9 +77,7 @@ def test_one_step_by_hand():
 
 def test_weight_decay_is_on_matrices_and_embeddings_alone():
     """As in the authors' optimiser: everything with two axes or more."""
-    model = models.build(toy.llamagen_config(), num_codes=16, embedding_dim=4)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *models.example_inputs(model))["params"]
-    mask = decay_mask(shapes)
+    mask = decay_mask(generators.shapes(toy.generator(toy.llamagen_config())), FAMILY.parameters)
     stacked = mask.pop("blocks")
     assert {name: m["scale"] for name, m in stacked.items() if "norm" in name} == dict.fromkeys(
         ("attention_norm", "mlp_norm"), False
@@ -93,10 +93,10 @@ def test_weight_decay_is_on_matrices_and_embeddings_alone():
 
 def published_file(config, path):
     """Writes a generator with random parameters under the authors' key names."""
-    model = models.build(config, num_codes=16, embedding_dim=4)
-    params = jax.jit(model.init)(jax.random.key(0), *models.example_inputs(model))["params"]
+    model = toy.generator(config)
+    params = jax.jit(model.init)(jax.random.key(0), *FAMILY.example_inputs(model))["params"]
     params["lm_head"]["kernel"] = jax.random.normal(jax.random.key(1), params["lm_head"]["kernel"].shape)
-    safetensors_file.save(path, params, llamagen.torch_name)
+    safetensors_file.save(path, params, FAMILY.layout.torch_name)
     return str(path)
 
 

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from rear_jax import artifacts, evaluation
 from rear_jax import config as configs
-from rear_jax.convert import lpips as convert
-from rear_jax.convert.layout import to_torch
 from rear_jax.errors import RearError
-from rear_jax.metrics.lpips import LPIPS
-from rear_jax.metrics.perceptual import perceptual_distance
-from rear_jax.training import perceptual
+from rear_jax.evaluation import reference
+from rear_jax.jobs import evaluate
+from rear_jax.metrics import lpips, perceptual
+from rear_jax.metrics.features import Network
+from rear_jax.metrics.lpips import LPIPS, perceptual_distance
+from rear_jax.runtime.identity import fingerprint
+from rear_jax.weights.layout import to_torch
 from tests import toy
 from tests.golden_checks.lpips_vgg16 import weights
 from tests.test_scores import colours
@@ -32,7 +33,7 @@ def tensors() -> dict[str, np.ndarray]:
 
 @functools.cache
 def params():
-    return convert.params_from(tensors())
+    return lpips.params_from(tensors())
 
 
 @functools.cache
@@ -111,31 +112,31 @@ def test_small_images_are_refused():
 
 
 def test_published_files_give_the_parameters(files, tmp_path):
-    jax.tree.map(np.testing.assert_array_equal, convert.load(**files), params())
+    jax.tree.map(np.testing.assert_array_equal, lpips.load(**files), params())
     whole = {"scaling_layer.shift": np.zeros(3, np.float32)}  # as the state dict of a whole lpips.LPIPS has them
     whole |= {k.replace("lin", "lins."): v for k, v in tensors().items() if k.startswith("lin")}
     save_file(whole, tmp_path / "whole.safetensors")
-    again = convert.load(files["vgg16"], str(tmp_path / "whole.safetensors"))
+    again = lpips.load(files["vgg16"], str(tmp_path / "whole.safetensors"))
     jax.tree.map(np.testing.assert_array_equal, again, params())
-    back = to_torch(again, convert.torch_name)
+    back = to_torch(again, lpips.torch_name)
     assert all(np.array_equal(back[key], value) for key, value in tensors().items())
 
 
 def test_wrong_files_are_named(files, tmp_path):
     with pytest.raises(RearError, match=r"no checkpoint file .*vgg\.pth"):
-        convert.load(files["vgg16"], str(tmp_path / "vgg.pth"))
+        lpips.load(files["vgg16"], str(tmp_path / "vgg.pth"))
     with pytest.raises(RearError, match=r"vgg16\.safetensors has no tensor lin0\.model\.1\.weight: give the heads"):
-        convert.load(files["vgg16"], files["vgg16"])
+        lpips.load(files["vgg16"], files["vgg16"])
     with pytest.raises(RearError, match=r"heads\.safetensors .*26 missing: features\.0\.bias"):
-        convert.load(files["heads"], files["heads"])
+        lpips.load(files["heads"], files["heads"])
     heads = {k: v for k, v in tensors().items() if k.startswith("lin")}
     for bad in (-1e-3, np.nan):
         broken = heads | {"lin3.model.1.weight": np.full((1, 512, 1, 1), bad, np.float32)}
         save_file(broken, tmp_path / "bad.safetensors")
         with pytest.raises(RearError, match=r"bad\.safetensors: lin3\.model\.1\.weight has negative weights"):
-            convert.load(files["vgg16"], str(tmp_path / "bad.safetensors"))
+            lpips.load(files["vgg16"], str(tmp_path / "bad.safetensors"))
     with pytest.raises(RearError, match=r"of another shape: features\.0\.weight"):
-        convert.params_from(tensors() | {"features.0.weight": np.zeros((64, 1, 3, 3), np.float32)})
+        lpips.params_from(tensors() | {"features.0.weight": np.zeros((64, 1, 3, 3), np.float32)})
 
 
 class TestPerceptualNetwork:
@@ -157,7 +158,7 @@ class TestPerceptualNetwork:
 
     def test_refusals_name_the_setting(self, files):
         settings = configs.default().lpips
-        with pytest.raises(RearError, match=r"config\.x = 'vgg' is no perceptual network: use lite0, lite2 or lpips"):
+        with pytest.raises(RearError, match=r"config\.x = 'vgg' is no perceptual network: use one of lite0, lite2, lp"):
             perceptual.load("vgg", settings, option="config.x")
         with pytest.raises(RearError, match=r"config\.x = 'lpips' needs .* give config\.lpips\.vgg16"):
             perceptual.load("lpips", settings, option="config.x")
@@ -183,10 +184,10 @@ def test_a_tokenizer_learns_through_lpips(files, tmp_path):
 def test_reconstructions_are_scored(files, trained, tmp_path, monkeypatch):
     """The job's LPIPS is the mean over pairs of 8-bit images, and its recipe names the weights."""
     seen = []
-    describe = evaluation.describe
-    monkeypatch.setattr(evaluation, "load_network", lambda settings: evaluation.Network(colours(), "weights"))
+    describe = reference.describe
+    monkeypatch.setattr(evaluate, "load_network", lambda settings: Network(colours(), "weights"))
     monkeypatch.setattr(
-        evaluation, "describe", lambda images, *rest: describe((seen.append(x) or x for x in images), *rest)
+        reference, "describe", lambda images, *rest: describe((seen.append(x) or x for x in images), *rest)
     )
     workdir = shutil.copytree(trained, tmp_path / "copy")
     (workdir / "samples.npz").unlink()
@@ -198,4 +199,4 @@ def test_reconstructions_are_scored(files, trained, tmp_path, monkeypatch):
     assert "LPIPS" not in floor
     before, after = (jnp.asarray(images / np.float32(255)) for images in seen[-2:])
     assert decoded["LPIPS"] == pytest.approx(float(distance(params(), before, after).mean()), rel=1e-4)
-    assert artifacts.fingerprint(params(), {}) in written["recipe"]["lpips"]
+    assert fingerprint(params(), {}) in written["recipe"]["lpips"]

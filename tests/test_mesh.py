@@ -8,15 +8,20 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
-from rear_jax import models, tokenizers
+from rear_jax import generators, tokenizers
 from rear_jax.errors import RearError
-from rear_jax.tokenizers.discriminator import PatchDiscriminator
-from rear_jax.training import mesh, sharding, vq
+from rear_jax.runtime import mesh, sharding
+from rear_jax.tokenizers import discriminator
+from rear_jax.training import objectives, vq
 from rear_jax.training.state import adamw, new_state
-from tests import toy
+from tests import toy, toy_sequence
 from tests.test_configs import FILES, load
 
 SIZES = {"data": 2, "fsdp": 4, "tensor": 2}
+KEPT = sharding.whole_frozen("reference", "generator")  # as in post-training
+RAR = (KEPT, *generators.FAMILIES["rar"].parameters)
+LLAMAGEN = (KEPT, *generators.FAMILIES["llamagen"].parameters)
+VQGAN = (KEPT, *tokenizers.FAMILIES["maskgit_vqgan"].parameters)
 
 
 def on_eight_devices(marker: str) -> None:
@@ -52,37 +57,246 @@ def test_sizes_that_do_not_fit_are_refused(sizes):
 
 
 @pytest.mark.parametrize(
-    ("path", "shape", "wanted"),
+    ("rules", "path", "shape", "wanted"),
     [
-        ("params/blocks/fc1/kernel", (24, 64, 192), (None, "fsdp", "tensor")),  # layers are never divided
-        ("params/blocks/qkv/kernel", (24, 64, 192), (None, ("fsdp", "tensor"), None)),
-        ("params/blocks/qkv/kernel", (24, 12, 36), (None, None, None)),  # 12 rows do not divide by 4 * 2
-        ("opt_state/1/0/mu/blocks/fc2/kernel", (24, 192, 64), (None, "tensor", "fsdp")),
-        ("ema/blocks/fc1/bias", (24, 192), (None, "tensor")),
-        ("ema/blocks/qkv/bias", (24, 192), (None, None)),
-        ("params/lm_head/kernel", (64, 1024), ("fsdp", "tensor")),
-        ("params/code_embeddings", (1024, 64), ("tensor", "fsdp")),
-        ("params/class_embeddings", (1001, 64), (None, "fsdp")),  # 1001 rows do not divide by 2
-        ("params/tokenizer/decoder/up_0/block_0/conv1/kernel", (3, 3, 8, 16), (None, None, None, "fsdp")),
-        ("params/tokenizer/decoder/conv_out/kernel", (3, 3, 8, 3), (None, None, None, None)),
-        ("frozen/tokenizer/decoder/conv_in/kernel", (3, 3, 8, 16), (None, None, None, None)),
-        ("frozen/reference/blocks/qkv/kernel", (24, 64, 192), (None, ("fsdp", "tensor"), None)),
-        ("opt_state/1/0/count", (), ()),
+        (RAR, "params/blocks/fc1/kernel", (24, 64, 192), (None, "fsdp", "tensor")),  # layers are never divided
+        (RAR, "params/blocks/qkv/kernel", (24, 64, 192), (None, ("fsdp", "tensor"), None)),
+        (RAR, "params/blocks/qkv/kernel", (24, 12, 36), (None, None, None)),  # 12 rows do not divide by 4 * 2
+        (RAR, "opt_state/1/0/mu/blocks/fc2/kernel", (24, 192, 64), (None, "tensor", "fsdp")),
+        (RAR, "ema/blocks/fc1/bias", (24, 192), (None, "tensor")),
+        (RAR, "ema/blocks/qkv/bias", (24, 192), (None, None)),
+        (RAR, "params/lm_head/kernel", (64, 1024), ("fsdp", "tensor")),
+        (LLAMAGEN, "params/code_embeddings", (1024, 64), ("tensor", "fsdp")),
+        (LLAMAGEN, "params/class_embeddings", (1001, 64), (None, "fsdp")),  # 1001 rows do not divide by 2
+        (VQGAN, "params/tokenizer/decoder/up_0/block_0/conv1/kernel", (3, 3, 8, 16), (None, None, None, "fsdp")),
+        (VQGAN, "params/tokenizer/decoder/conv_out/kernel", (3, 3, 8, 3), (None, None, None, None)),
+        (VQGAN, "frozen/tokenizer/decoder/conv_in/kernel", (3, 3, 8, 16), (None, None, None, None)),
+        (RAR, "frozen/reference/blocks/qkv/kernel", (24, 64, 192), (None, ("fsdp", "tensor"), None)),
+        (RAR, "opt_state/1/0/count", (), ()),
     ],
 )
-def test_known_rules(path, shape, wanted):
-    assert sharding.spec(path, shape, SIZES) == PartitionSpec(*wanted)
+def test_known_rules(rules, path, shape, wanted):
+    assert sharding.spec(path, shape, SIZES, rules) == PartitionSpec(*wanted)
 
 
-@pytest.mark.parametrize(("path", "shape"), [("params/blocks/router/kernel", (2, 8, 8)), ("params/up/kernel", (8,))])
-def test_a_parameter_without_a_rule_is_named(path, shape):
-    with pytest.raises(RearError, match=f"no sharding rule fits {path}"):
-        sharding.spec(path, shape, SIZES)
+def test_a_parameter_without_a_rule_is_named():
+    path = "params/blocks/router/kernel"
+    message = rf"no rule of sharding and weight decay fits {path}: add one to the `parameters` of its family"
+    with pytest.raises(RearError, match=message):
+        sharding.spec(path, (2, 8, 8), SIZES, LLAMAGEN)
+    with pytest.raises(RearError, match=message):
+        sharding.decay_mask({"params": {"blocks": {"router": {"kernel": jnp.zeros((2, 8, 8))}}}}, LLAMAGEN)
+
+
+def test_a_parameter_of_fewer_dimensions_than_its_rule_is_named():
+    with pytest.raises(RearError, match=r"rule of params/up/kernel \[8\] names 2 dimensions: mend its family"):
+        sharding.spec("params/up/kernel", (8,), SIZES, LLAMAGEN)
+
+
+NO_DECAY = (
+    "bias",
+    "scale",
+    "embeddings",
+    "cls_token",
+    "pos_embed",
+    "target_aware_pos_embed",
+    "timesteps_embeddings",
+    "null_caption",
+    "codebook",
+    "pixel_codebook",
+    "latent_tokens",
+    "class_embedding",
+    "mask_token",
+    "positional_embedding",
+    "latent_token_positional_embedding",
+)
+
+
+def generator(name: str, method: str = "ar", **model):
+    """Parameters' shapes of a generator of the toy tokenizer's codes whose widths the mesh divides, and its rules."""
+    config = toy.config(method__name=method)
+    config.unlock()
+    family = generators.FAMILIES[name]
+    config.model = family.section()
+    config.model.update({"width": 64, "depth": 2, "heads": 2, "mlp_width": 96} | model)
+    network = objectives.build_generator(config, tokenizers.build(config.tokenizer, config.data.image_size))
+    return generators.shapes(network), family.parameters
+
+
+def tokenizer(name: str, **changes):
+    """Parameters' shapes of a tokenizer whose widths the mesh divides, and its rules."""
+    family = tokenizers.FAMILIES[name]
+    section = family.section()
+    section.update({"codebook_size": 16, **changes})
+    return tokenizers.shapes(tokenizers.build(section, 16)), family.parameters
+
+
+GRID = {"channel_mult": (1, 2), "num_res_blocks": 1}
+CONVOLUTION, VECTOR = (None, None, None, "fsdp"), (None,)
+VIT = {  # of TiTok and AliTok
+    "encoder/patch_embed/kernel": CONVOLUTION,
+    "encoder/positional_embedding": (None, "fsdp"),
+    "encoder/latent_tokens": (None, "fsdp"),
+    "encoder/transformer/blocks/in_proj/kernel": (None, None, "fsdp"),
+    "encoder/transformer/blocks/in_proj/bias": (None, None),
+    "encoder/transformer/blocks/ln_1/scale": (None, None),
+    "codebook": (None, None),
+}
+NETWORKS = {  # case -> (makes shapes and rules, how a few of its parameters are divided over SIZES)
+    "generator rar": (
+        lambda: generator("rar", "rear"),
+        {
+            "cls_token": (None, None, "fsdp"),
+            "pos_embed": (None, None, "fsdp"),
+            "embeddings": ("tensor", "fsdp"),
+            "blocks/adaln/kernel": (None, "fsdp", "tensor"),
+            "blocks/adaln/bias": (None, "tensor"),
+            "blocks/proj/kernel": (None, "tensor", "fsdp"),
+            "blocks/proj/bias": (None, None),
+            "blocks/q_norm/scale": (None, None),
+            "head_adaln/kernel": ("fsdp", "tensor"),
+            "lm_head/bias": ("tensor",),
+            "shallow_projector/layer0/kernel": ("fsdp", None),
+            "deep_projector/layer2/bias": (None,),
+        },
+    ),
+    "generator llamagen of classes": (
+        lambda: generator("llamagen"),
+        {
+            "code_embeddings": ("tensor", "fsdp"),
+            "class_embeddings": (None, "fsdp"),  # 11 rows
+            "blocks/qkv/kernel": (None, ("fsdp", "tensor"), None),
+            "blocks/gate/kernel": (None, "fsdp", "tensor"),
+            "blocks/up/kernel": (None, "fsdp", "tensor"),
+            "blocks/down/kernel": (None, "tensor", "fsdp"),
+            "blocks/attention_norm/scale": (None, None),
+            "norm/scale": (None,),
+            "lm_head/kernel": ("fsdp", "tensor"),
+        },
+    ),
+    "generator llamagen of captions": (
+        lambda: generator("llamagen", condition="text", caption_length=3, caption_dim=8),
+        {
+            "null_caption": (None, "fsdp"),
+            "caption_fc1/kernel": ("fsdp", "tensor"),
+            "caption_fc2/kernel": ("tensor", "fsdp"),
+        },
+    ),
+    "generator alitok": (
+        lambda: generator("alitok", "rear", prefix_tokens=7),
+        {
+            "embeddings": ("tensor", "fsdp"),
+            "blocks/qkv/kernel": (None, ("fsdp", "tensor"), None),
+            "blocks/k_norm/scale": (None, None),
+            "blocks/mlp_norm/scale": (None, None),
+            "lm_head/bias": ("tensor",),
+            "shallow_projector/layer1/kernel": ("fsdp", None),
+        },
+    ),
+    "generator alitok in any order": (
+        lambda: generator("alitok", "rar", prefix_tokens=7, target_positions=True),
+        {"target_aware_pos_embed": (None, "fsdp"), "blocks/gate/kernel": (None, "fsdp", "tensor")},
+    ),
+    "tokenizer maskgit_vqgan": (
+        lambda: tokenizer("maskgit_vqgan", **GRID, hidden_channels=32),
+        {
+            "encoder/conv_in/kernel": CONVOLUTION,
+            "encoder/down_1/block_0/nin_shortcut/kernel": CONVOLUTION,
+            "encoder/norm_out/scale": VECTOR,
+            "decoder/conv_in/bias": VECTOR,
+            "decoder/conv_out/kernel": (None, None, None, None),  # 3 channels
+            "codebook": (None, None),
+        },
+    ),
+    "tokenizer vqgan_plus": (
+        lambda: tokenizer("vqgan_plus", **GRID, hidden_channels=32),
+        {
+            "encoder/down_0/down_conv/kernel": CONVOLUTION,
+            "decoder/up_0/upsample_conv/kernel": CONVOLUTION,
+            "decoder/up_1/block_0/norm1/bias": VECTOR,
+            "codebook": (None, None),
+        },
+    ),
+    "tokenizer llamagen_vq": (
+        lambda: tokenizer("llamagen_vq", **GRID, channels=32),
+        {
+            "encoder/conv_blocks_0/downsample/kernel": CONVOLUTION,
+            "decoder/post_quant_conv/kernel": CONVOLUTION,
+            "decoder/mid_1/q/kernel": CONVOLUTION,
+            "decoder/mid_1/norm/scale": VECTOR,
+            "decoder/conv_blocks_0/attn_0/proj_out/bias": VECTOR,
+            "codebook": (None, None),
+        },
+    ),
+    "tokenizer titok of codes": (
+        lambda: tokenizer("titok", **toy_sequence.TITOK),
+        VIT
+        | {
+            "decoder/trunk/mask_token": (None, None, "fsdp"),
+            "decoder/trunk/class_embedding": (None, "fsdp"),
+            "decoder/trunk/decoder_embed/kernel": (None, "fsdp"),
+            "pixel_decoder/up_1/upsample_conv/kernel": CONVOLUTION,
+            "pixel_decoder/up_2/block_0/norm1/scale": VECTOR,
+            "pixel_codebook": (None, None),
+        },
+    ),
+    "tokenizer titok of pixels": (
+        lambda: tokenizer("titok", **toy_sequence.TITOK, predicts="pixels", legacy_reshape=False),
+        VIT | {"decoder/ffn_0/kernel": CONVOLUTION, "decoder/conv_out/kernel": (None, None, None, None)},
+    ),
+    "tokenizer alitok": (
+        lambda: tokenizer("alitok", **toy_sequence.ALITOK),
+        VIT
+        | {
+            "decoder/class_embedding": (None, "fsdp"),
+            "decoder/latent_token_positional_embedding": (None, "fsdp"),
+            "decoder/transformer/blocks/out_proj/kernel": (None, None, "fsdp"),
+        },
+    ),
+    "discriminator": (
+        lambda: (
+            {"discriminator": discriminator.shapes(discriminator.PatchDiscriminator(8, 2), 16)},
+            discriminator.PARAMETERS,
+        ),
+        {
+            "discriminator/Conv_0/kernel": CONVOLUTION,
+            "discriminator/Conv_0/bias": VECTOR,
+            "discriminator/GroupNorm_0/scale": VECTOR,
+            "discriminator/Conv_3/kernel": (None, None, None, None),  # 1 channel
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "families"), [("generator", generators.FAMILIES), ("tokenizer", tokenizers.FAMILIES)])
+def test_every_family_is_among_these_networks(kind, families):
+    assert {case.split(" ")[1] for case in NETWORKS if case.startswith(kind)} == set(families)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_parameter_has_a_rule(name):
+    """Weight decay spares the arrays whose own name says so; beside the known divisions all of them have one."""
+    (shapes, rules), wanted = NETWORKS[name][0](), NETWORKS[name][1]
+    decays = jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in NO_DECAY, shapes)
+    assert sharding.decay_mask(shapes, rules) == decays
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        place = jax.tree_util.keystr(path, simple=True, separator="/")
+        found[place] = sharding.spec(place, leaf.shape, SIZES, rules)
+        # in a training state, with other networks beside it, the same holds
+        for state in (f"params/{place}", f"params/tokenizer/{place}", f"opt_state/1/0/nu/{place}", f"ema/{place}"):
+            assert sharding.spec(state, leaf.shape, SIZES, (KEPT, *rules)) == found[place]
+    assert {place: tuple(found[place]) for place in wanted} == wanted
 
 
 def networks_of(config) -> tuple:
     """What decides the names of a config's parameters."""
     return config.model.name, config.model.get("condition"), config.method.projector, config.tokenizer.name
+
+
+def drawn(model):
+    """Parameters of a generator, to be traced."""
+    return model.init(jax.random.key(0), *generators.family_of(model).example_inputs(model))["params"]
 
 
 CONFIGS = {networks_of(config): config for config in (load(file) for file in FILES)}
@@ -94,32 +308,33 @@ def test_rules_cover_every_network(names):
     config = CONFIGS[names]
     config.model.update(width=64, heads=2)
     tokenizer = tokenizers.build(config.tokenizer, config.data.image_size)
-    model = models.build(config, num_codes=tokenizer.codes_per_image, embedding_dim=tokenizer.embedding_dim)
+    model = objectives.build_generator(config, tokenizer)
+    rules = generators.family_of(model).parameters
 
     def generator():
-        params = model.init(jax.random.key(0), *models.example_inputs(model))["params"]
-        return new_state(params, adamw(config.train.optimizer, 10), ema=True)
+        return new_state(drawn(model), adamw(config.train.optimizer, 10, rules), ema=True)
 
-    networks = vq.Networks(tokenizer, None, PatchDiscriminator())
-    for made in (generator, lambda: vq.init_state(networks, config, vq.make_optimizer(config), {})):
+    learning = vq.learning(config, vq.Networks(tokenizer, None, discriminator.PatchDiscriminator()), {}, {})
+    for made, table in ((generator, rules), (lambda: learning.init({}), learning.rules)):
         shapes, devices = jax.eval_shape(made), AbstractMesh((1, 4, 1), mesh.AXES)
         whole = sharding.bytes_per_device(shapes, NamedSharding(devices, PartitionSpec()))
-        assert sharding.bytes_per_device(shapes, sharding.shardings(shapes, devices)) < whole / 3
+        assert sharding.bytes_per_device(shapes, sharding.shardings(shapes, devices, table)) < whole / 3
 
 
 def test_a_model_of_three_billion_parameters_is_divided():
     """LlamaGen-3B with both moments of Adam, 37.2 GB: all but norms, and classes whose number is odd."""
     config = load(toy.ROOT / "configs" / "llamagen_3b_384.py")
-    model = models.build(config, num_codes=576, embedding_dim=8)
+    model = objectives.build_generator(config, tokenizers.build(config.tokenizer, config.data.image_size))
+    assert (model.num_codes, model.codebook_size) == (576, 16384)
+    rules = generators.family_of(model).parameters
 
     def generator():
-        params = model.init(jax.random.key(0), *models.example_inputs(model))["params"]
-        return new_state(params, adamw(config.train.optimizer, 10))
+        return new_state(drawn(model), adamw(config.train.optimizer, 10, rules))
 
     shapes = jax.eval_shape(generator)
     for shape, part in {(8, 1, 1): 1, (1, 8, 1): 8, (1, 1, 8): 8, (2, 2, 2): 4, (1, 8, 8): 64}.items():
         devices = AbstractMesh(shape, mesh.AXES)
-        size = sharding.bytes_per_device(shapes, sharding.shardings(shapes, devices))
+        size = sharding.bytes_per_device(shapes, sharding.shardings(shapes, devices, rules))
         assert size == pytest.approx(3.0967e9 * 12 / part, rel=0.015)
 
 

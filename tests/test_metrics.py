@@ -10,9 +10,8 @@ import pytest
 import scipy.linalg
 from jax.test_util import check_grads
 
-from rear_jax.convert import efficientnet as convert
 from rear_jax.errors import RearError
-from rear_jax.metrics import perceptual
+from rear_jax.metrics import efficientnet, lpips
 from rear_jax.metrics.efficientnet import EfficientNetLite
 from rear_jax.metrics.features import FeatureExtractor, efficientnet_extractor, extract
 from rear_jax.metrics.precision_recall import kth_smallest, precision_recall
@@ -177,7 +176,7 @@ class TestProbe:
             fit_probe(np.full_like(features, np.nan), labels)
 
 
-perceptual_distance = jax.jit(perceptual.perceptual_distance)
+perceptual_distance = jax.jit(lpips.perceptual_distance)
 
 
 class TestPerceptualDistance:
@@ -209,10 +208,10 @@ class TestPerceptualDistance:
         for tap in gradient(a, self.taps(1)):
             assert np.isfinite(tap).all()
             np.testing.assert_array_equal(tap[0, 0, 0], 0)
-        np.testing.assert_array_equal(perceptual.normalise_channels(a[0])[0, 0, 0], 0)
+        np.testing.assert_array_equal(lpips.normalise_channels(a[0])[0, 0, 0], 0)
 
     def test_through_the_network_at_identical_and_black_images(self):
-        network, params = EfficientNetLite("lite0"), convert.load("lite0")
+        network, params = EfficientNetLite("lite0"), efficientnet.load("lite0")
         image = jnp.zeros((1, 16, 16, 3)).at[0, 4:9, 3:12, 1].set(0.8)
 
         @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles in half the time
@@ -247,7 +246,7 @@ class TestFeatures:
             extract(extractor, [images[:4], images[:5]])
 
     def test_efficientnet_reads_bytes_and_floats_alike_and_each_image_by_itself(self):
-        extractor = efficientnet_extractor(convert.load("lite0"), "lite0", 32)
+        extractor = efficientnet_extractor(efficientnet.load("lite0"), "lite0", 32)
         assert (extractor.name, extractor.dim) == ("EffNetLite0@32", 1280)
         images = np.random.default_rng(0).integers(256, size=(3, 24, 20, 3), dtype=np.uint8)
         features = extract(extractor, [images[:2], images[2:]])

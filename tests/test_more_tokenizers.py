@@ -13,22 +13,21 @@ from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 from rear_jax import config as configs
-from rear_jax import jobs, models, tokenizers
-from rear_jax.convert import llamagen_vq, maskgit_vqgan, vqgan_plus
-from rear_jax.convert.layout import from_torch, to_torch
-from rear_jax.convert.torch_files import read_tensors
+from rear_jax import generators, jobs, tokenizers
+from rear_jax.artifacts import published
 from rear_jax.errors import RearError
+from rear_jax.runtime.identity import flatten
 from rear_jax.tokenizers import quantizer
 from rear_jax.tokenizers.discriminator import PatchDiscriminator
-from rear_jax.training import next_code, vq
+from rear_jax.training import objectives, vq
 from rear_jax.training.state import adamw, new_state
+from rear_jax.weights.layout import from_torch, to_torch
+from rear_jax.weights.torch_files import read_tensors
 from tests import toy
 from tests.golden_checks import _tokenizers
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
-CONVERTERS = {"maskgit_vqgan": maskgit_vqgan, "vqgan_plus": vqgan_plus, "llamagen_vq": llamagen_vq}
 NEW = ("vqgan_plus", "llamagen_vq")
-CALLED = {"maskgit_vqgan": "MaskGIT-VQGAN", "vqgan_plus": "VQGAN+", "llamagen_vq": "LlamaGen VQ"}  # in messages
 SECTIONS = {
     "maskgit_vqgan": configs.maskgit_vqgan,
     "vqgan_plus": configs.vqgan_plus,
@@ -77,12 +76,6 @@ def shrunk(section: ConfigDict, **changes) -> ConfigDict:
     return section
 
 
-def shapes_of(tokenizer):
-    size = tokenizer.image_size
-    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    return jax.eval_shape(tokenizer.init, jax.random.key(0), images)["params"]
-
-
 def drawn(shapes):
     """Weights drawn without running (hence compiling) `init`."""
     rng = np.random.default_rng(0)
@@ -91,7 +84,7 @@ def drawn(shapes):
 
 def tiny(name: str, **changes):
     tokenizer = tokenizers.build(shrunk(SECTIONS[name](), **changes), 8)
-    return tokenizer, drawn(shapes_of(tokenizer))
+    return tokenizer, drawn(tokenizers.shapes(tokenizer))
 
 
 @pytest.mark.parametrize("name", NEW)
@@ -106,7 +99,7 @@ def test_every_recipe_builds_the_published_network(name):
     config = get_config(toy.ROOT / "configs" / f"tokenizer_{name}.py")
     assert config.jobs == ("tokenizer",)
     tokenizer = tokenizers.build(config.tokenizer, config.data.image_size)
-    shapes = shapes_of(tokenizer)
+    shapes = tokenizers.shapes(tokenizer)
     assert set(shapes) == {"encoder", "decoder", "codebook"}
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6 == pytest.approx(millions, abs=0.05)
     assert tokenizer.grid == (side, side)
@@ -213,12 +206,12 @@ def test_the_gradient_flows_straight_through(name):
 def test_there_is_a_recipe_for_every_tokenizer():
     assert [file.stem.removeprefix("tokenizer_") for file in TOKENIZER_CONFIGS] == sorted(PUBLISHED)
     recipes = [get_config(file) for file in TOKENIZER_CONFIGS]
-    assert {recipe.tokenizer.name for recipe in recipes} == set(SECTIONS) == set(tokenizers.TOKENIZERS) - SEQUENCES
+    assert {recipe.tokenizer.name for recipe in recipes} == set(SECTIONS) == set(tokenizers.FAMILIES) - SEQUENCES
     assert all(recipe.tokenizer_training.discriminator_weight > 0 for recipe in recipes)
 
 
 def test_the_recipes_of_llamagen_differ_in_one_setting():
-    vq16, vq8 = (configs.flatten(get_config(file).to_dict()) for file in TOKENIZER_CONFIGS[:2])
+    vq16, vq8 = (flatten(get_config(file).to_dict()) for file in TOKENIZER_CONFIGS[:2])
     assert {key for key in vq16 if vq16[key] != vq8[key]} == {"tokenizer.channel_mult"}
 
 
@@ -236,7 +229,7 @@ def test_one_real_training_step_of_every_recipe(name):
     settings.optimizer.warmup_steps = 0
     tokenizer = tokenizers.build(config.tokenizer, 8)
     networks = vq.Networks(tokenizer, None, PatchDiscriminator(4, 1))
-    optimizer = vq.make_optimizer(config)
+    optimizer = vq.make_optimizer(config, vq.learning(config, networks, {}, {}).rules)
     params = drawn(jax.eval_shape(lambda: vq.init_state(networks, config, optimizer, {})).params)
     usage = quantizer.init_codebook_state(params["tokenizer"]["codebook"], method=settings.codebook_update)
     state = new_state(params, optimizer, extra=usage)
@@ -258,15 +251,15 @@ def test_one_real_training_step_of_every_recipe(name):
 def test_one_rear_step_on_embeddings_of_any_width(name):
     tokenizer, params = tiny(name)
     config = toy.config(tokenizer=shrunk(SECTIONS[name]()), data__image_size=8, train__optimizer__warmup_steps=0)
-    model = models.build(config, num_codes=tokenizer.codes_per_image, embedding_dim=tokenizer.embedding_dim)
-    optimizer = adamw(config.train.optimizer, config.train.loop.steps)
+    model = objectives.build_generator(config, tokenizer)
+    optimizer = adamw(config.train.optimizer, config.train.loop.steps, generators.family_of(model).parameters)
     codebook = tokenizer.apply({"params": params}, jnp.arange(12), method=tokenizer.embed)
     assert codebook.shape == (12, DIMENSIONS[name])
     codes = jax.random.randint(jax.random.key(1), (4, tokenizer.codes_per_image), 0, 12)
     batch = {"codes": codes, "label": jnp.arange(4)}
     shapes = jax.eval_shape(model.init, jax.random.key(0), codes, batch["label"])["params"]
     state = new_state(drawn(shapes), optimizer)
-    step = quick(next_code.train_step(model, config, optimizer))
+    step = quick(objectives.train_step(model, config, optimizer))
     after, metrics = step(state, batch, jax.random.key(2), {"codebook": codebook})
     assert metrics["loss"] == pytest.approx(
         float(metrics["cross_entropy"] + metrics["shallow"] + metrics["deep"]), rel=1e-5
@@ -291,34 +284,47 @@ def test_a_signature_is_in_files_of_its_own_network_only(name):
 
 
 def matches(name: str, key: str) -> bool:
-    return re.fullmatch(CONVERTERS[name].SIGNATURE, key) is not None
+    return re.fullmatch(tokenizers.FAMILIES[name].layout.signature, key) is not None
 
 
 @pytest.mark.parametrize("name", SECTIONS)
 def test_a_file_goes_out_and_comes_back(name, tmp_path):
     tokenizer, params = tiny(name, channel_mult=(1, 2, 2))
-    convert = CONVERTERS[name]
-    tensors = to_torch(params, convert.torch_name)
-    useless = {f"{prefix}": np.zeros(3, np.float32) for prefix in convert.IGNORE}
+    layout = tokenizers.FAMILIES[name].layout
+    tensors = to_torch(params, layout.torch_name)
+    useless = {f"{prefix}": np.zeros(3, np.float32) for prefix in layout.ignore}
     save_file(tensors | useless, tmp_path / "file.safetensors")
     read = read_tensors(tmp_path / "file.safetensors")
     section = SECTIONS[name]()
-    section.update(convert.sizes(read))
+    section.update(layout.sizes(read))
     assert section == shrunk(SECTIONS[name](), channel_mult=(1, 2, 2))
-    again = from_torch(read, shapes_of(tokenizer), convert.torch_name, ignore=convert.IGNORE)
+    again = from_torch(read, tokenizers.shapes(tokenizer), layout.torch_name, ignore=layout.ignore)
     jax.tree.map(np.testing.assert_array_equal, again, params)
 
 
 @pytest.mark.parametrize("name", SECTIONS)
-def test_sizes_name_what_a_foreign_file_lacks(name):
-    convert, own = CONVERTERS[name], golden_tensors(name)
+def test_sizes_name_what_a_foreign_file_lacks(name, tmp_path):
+    family, own, path = tokenizers.FAMILIES[name], golden_tensors(name), tmp_path / "x.safetensors"
+    section = SECTIONS[name]()
+    section.update(family.layout.sizes(own))
+    config, shapes = toy.config(tokenizer=section), tokenizers.shapes(tokenizers.build(section, 16))
+
+    def refused(tensors, message):
+        save_file(tensors, path)
+        with pytest.raises(RearError, match=message) as caught:
+            published.read_params(path, config, family, shapes)
+        assert "\n" not in str(caught.value)
+
+    (known_by,) = {key for key in own if matches(name, key)}
+    whole = rf"it is not a whole {name} checkpoint\. Give such a file, or the config of the network that this one holds"
     for other in set(SECTIONS) - {name}:
-        with pytest.raises(RearError, match=rf"x\.bin has no tensor 'encoder\..*' ?: it is not a {CALLED[name]}") as e:
-            convert.sizes(golden_tensors(other), source="x.bin")
-        assert "\n" not in str(e.value)
+        foreign = golden_tensors(other)
+        with pytest.raises(KeyError, match=r"encoder\."):
+            family.layout.sizes(foreign)
+        refused(foreign, rf"with config\.tokenizer\.name '{other}' \(config: '{name}'\).*: use that network's config")
+    refused({known_by: own[known_by]}, rf"x\.safetensors has no tensor 'encoder\..*': {whole}")
     without_codebook = {key: tensor for key, tensor in own.items() if not key.startswith("quantize.")}
-    with pytest.raises(RearError, match=r"no tensor 'quantize\.embedding\.weight'"):
-        convert.sizes(without_codebook)
+    refused(without_codebook, rf"has no tensor 'quantize\.embedding\.weight': {whole}")
 
 
 @pytest.mark.parametrize(
@@ -331,10 +337,10 @@ def test_sizes_name_what_a_foreign_file_lacks(name):
     ],
 )
 def test_a_missing_tensor_is_named(name, key):
-    convert, tensors = CONVERTERS[name], golden_tensors(name)
+    layout, tensors = tokenizers.FAMILIES[name].layout, golden_tensors(name)
     section = SECTIONS[name]()
-    section.update(convert.sizes(tensors))
-    shapes = shapes_of(tokenizers.build(section, 16))
+    section.update(layout.sizes(tensors))
+    shapes = tokenizers.shapes(tokenizers.build(section, 16))
     del tensors[key]
     with pytest.raises(RearError, match=rf"1 missing: {re.escape(key)}\."):
-        from_torch(tensors, shapes, convert.torch_name, ignore=convert.IGNORE)
+        from_torch(tensors, shapes, layout.torch_name, ignore=layout.ignore)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rear_jax import orders
-from rear_jax.models.rar import RARTransformer
+from rear_jax.generators.rar.network import RARTransformer
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from rear_jax import models
-from rear_jax.models.alitok import AliTokTransformer
-from rear_jax.models.llamagen import LlamaGenTransformer
-from rear_jax.models.partition import BATCH_AXES, HEAD_AXES, constrain
-from rear_jax.models.rar import HeadsLinear, Linear, RARTransformer
+from rear_jax import generators
+from rear_jax.generators.alitok.network import AliTokTransformer
+from rear_jax.generators.layers import HeadsLinear, Linear
+from rear_jax.generators.llamagen.network import LlamaGenTransformer
+from rear_jax.generators.rar.network import RARTransformer
 from rear_jax.plan import chips, hlo, programs, roofline
-from rear_jax.training import mesh as placement
-from rear_jax.training import sharding
-from rear_jax.training.checkpoints import abstract
+from rear_jax.runtime import sharding
+from rear_jax.runtime.checkpoints import abstract
+from rear_jax.runtime.mesh import AXES, make_mesh, split
+from rear_jax.runtime.sharding import BATCH_AXES, HEAD_AXES, constrain
 from tests import toy
 from tests.test_configs import load
 
@@ -28,18 +29,13 @@ MODELS = {
 }
 
 
-def shapes_of(model):
-    """Of the model's parameters."""
-    return jax.eval_shape(model.init, jax.random.key(0), *models.example_inputs(model))["params"]
-
-
 def collectives(model, rows: int, *, gradients: bool, **sizes: int) -> list[hlo.Collective]:
     """Those of a batch's logits or gradients on eight devices that are not here."""
-    mesh = placement.make_mesh({"data": 1, "fsdp": 1, "tensor": 1} | sizes, chips.topology("h100:8").devices)
-    shapes = shapes_of(model)
-    places = sharding.shardings(shapes, mesh)
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1} | sizes, chips.topology("h100:8").devices)
+    shapes = generators.shapes(model)
+    places = sharding.shardings(shapes, mesh, generators.family_of(model).parameters)
     codes = jax.ShapeDtypeStruct((rows, model.num_codes), jnp.int32)
-    batch = abstract((codes, jax.ShapeDtypeStruct((rows,), jnp.int32)), placement.split(mesh))
+    batch = abstract((codes, jax.ShapeDtypeStruct((rows,), jnp.int32)), split(mesh))
 
     def forward(params, batch):
         return model.apply({"params": params}, *batch)
@@ -62,7 +58,7 @@ def test_fsdp_gathers_parameters_whatever_the_batch(name):
     """Forward and backward gather them, and gradients are added up: at most three times their size, and little else."""
     model = MODELS[name]
     small, large = (whole_bytes(collectives(model, rows, gradients=True, fsdp=8)) for rows in (16, 64))
-    parameters = sum(4 * leaf.size for leaf in jax.tree.leaves(shapes_of(model)))
+    parameters = sum(4 * leaf.size for leaf in jax.tree.leaves(generators.shapes(model)))
     assert 2 * parameters < small < 3.2 * parameters  # most of the RAR family's position tables are not read
     embedded = 2 * 64 * (model.num_codes + 2) * model.width * 4 / 8  # looked up by features, there and back
     assert large - small < 1.2 * embedded
@@ -107,9 +103,9 @@ def test_what_the_mesh_does_not_divide_is_left_to_the_compiler():
 
     assert constraint((8, 4), BATCH_AXES, ()) == []
     for sizes, wanted in {(1, 1, 1): [], (2, 2, 2): [PartitionSpec(BATCH_AXES, None)]}.items():
-        with jax.sharding.use_abstract_mesh(AbstractMesh(sizes, placement.AXES, axis_types=(AxisType.Auto,) * 3)):
+        with jax.sharding.use_abstract_mesh(AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3)):
             assert constraint((8, 4), BATCH_AXES, ()) == wanted
-    with jax.sharding.use_abstract_mesh(AbstractMesh((2, 2, 2), placement.AXES, axis_types=(AxisType.Auto,) * 3)):
+    with jax.sharding.use_abstract_mesh(AbstractMesh((2, 2, 2), AXES, axis_types=(AxisType.Auto,) * 3)):
         free = PartitionSpec.UNCONSTRAINED
         assert constraint((1, 3), BATCH_AXES, HEAD_AXES) == [PartitionSpec(free, free)]
 
@@ -121,9 +117,9 @@ def test_a_training_step_of_llamagen_3b_under_tensor_parallelism():
     config = load(toy.ROOT / "configs" / "llamagen_3b_384.py")
     config.model.depth, config.model.remat, config.train.loop.batch_size = 2, "none", 4
     config.mesh.update({"data": 2, "fsdp": 1, "tensor": 4})
-    mesh = placement.make_mesh(config.mesh, chips.topology("h100:8").devices)
+    mesh = make_mesh(config.mesh, chips.topology("h100:8").devices)
     program = programs.train(config, mesh)
-    whole = sum(4 * leaf.size for leaf in jax.tree.leaves(program.parts["parameters"]))
+    whole = sum(4 * leaf.size for leaf in jax.tree.leaves(program.held["parameters"]))
     held = roofline.held_bytes(program)
     assert held["parameters"] == pytest.approx(whole / 4, rel=0.03)  # all but norms and classes
     assert held["optimiser"] == pytest.approx(2 * held["parameters"], abs=64)

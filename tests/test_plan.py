@@ -13,7 +13,7 @@ import pytest
 from rear_jax.errors import RearError
 from rear_jax.jobs import plan as job
 from rear_jax.plan import chips, hlo, programs, report, roofline
-from rear_jax.training import mesh as placement
+from rear_jax.runtime.mesh import make_mesh, split
 from tests import toy
 
 MESH = {"data": -1, "fsdp": 1, "tensor": 1}
@@ -82,9 +82,7 @@ class TestRoofline:
 def test_arguments_and_temporaries_must_fit_together():
     """The compiler itself refuses a program only where the latter alone do not."""
     topology = chips.topology("h100:1")
-    x = jax.ShapeDtypeStruct(
-        (64, 64), jnp.float32, sharding=placement.split(placement.make_mesh(MESH, topology.devices))
-    )
+    x = jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=split(make_mesh(MESH, topology.devices)))
     function = jax.jit(lambda x: jnp.linalg.norm(x @ x @ x))
     compiled = function.lower(x).compile()
     program = programs.Program(function, (x,), {"parameters": x}, images=1, calls=1)
@@ -208,14 +206,14 @@ def test_a_plan_is_written_after_each_program(tmp_path, monkeypatch):
 def test_held_bytes_are_those_of_the_state():
     """Parameters and both Adam moments in float32, all but what is small divided by four."""
     config = toy.config(mesh__fsdp=4, train__ema_decay=0.9)
-    mesh = placement.make_mesh(config.mesh, chips.topology("h100:4").devices)
+    mesh = make_mesh(config.mesh, chips.topology("h100:4").devices)
     program = programs.train(config, mesh)
     held = roofline.held_bytes(program)
-    whole = sum(4 * leaf.size for leaf in jax.tree.leaves(program.parts["parameters"]))
+    whole = sum(4 * leaf.size for leaf in jax.tree.leaves(program.held["parameters"]))
     assert whole / 4 <= held["parameters"] < whole / 2
     assert held["moving average"] == held["parameters"]
     assert held["optimiser"] == pytest.approx(2 * held["parameters"], abs=64)
-    assert held["batch"] == config.train.loop.batch_size // 4 * (program.parts["batch"]["codes"].shape[1] + 1) * 4
+    assert held["batch"] == config.train.loop.batch_size // 4 * (program.held["batch"]["codes"].shape[1] + 1) * 4
 
 
 def test_the_job_without_the_chips_compiler(tmp_path, monkeypatch):
@@ -232,8 +230,8 @@ def test_the_job_without_the_chips_compiler(tmp_path, monkeypatch):
     assert found["fits"]
     assert 0 < found["model_flops"] < found["flops"] <= 4 / 3 * found["model_flops"]  # layers are computed again
     assert found["bound"] == max(found["bounds"].values()) > 0
-    mesh = placement.make_mesh(config.mesh, chips.topology("h100:4").devices)
-    paths = jax.tree_util.tree_leaves_with_path(programs.train(config, mesh).parts["parameters"])
+    mesh = make_mesh(config.mesh, chips.topology("h100:4").devices)
+    paths = jax.tree_util.tree_leaves_with_path(programs.train(config, mesh).held["parameters"])
     kernels = sum(4 * leaf.size for path, leaf in paths if path[-1].key == "kernel")
     summed = sum(one["times"] * one["size"] for one in found["collectives"] if one["kind"] == "all-reduce")
     assert kernels <= summed <= 2 * found["held"]["parameters"]  # the gradients of all devices

@@ -10,9 +10,14 @@ import numpy as np
 import optax
 import pytest
 
-from rear_jax import decode, jobs, losses, models, tokenizers
+from rear_jax import generators, jobs, losses, tokenizers
+from rear_jax.data.images import open_source
 from rear_jax.errors import RearError
-from rear_jax.training.posttraining import ar_grpo, decoder, parts, rewards, ste
+from rear_jax.runtime.checkpoints import Checkpoints
+from rear_jax.sampling.generate import generate, sampler_of
+from rear_jax.training import posttraining
+from rear_jax.training.posttraining import ar_grpo, rewards, ste
+from rear_jax.training.posttraining.teacher_forcing import Networks, bare_generator
 from rear_jax.training.state import new_state
 from tests import toy
 from tests.test_configs import load
@@ -39,13 +44,13 @@ def setting():
     """Networks with random parameters, frozen parameters and a batch."""
     made = config()
     tokenizer = tokenizers.build(made.tokenizer, 32)
-    generator = models.build(made, num_codes=tokenizer.codes_per_image, embedding_dim=tokenizer.embedding_dim)
+    generator = bare_generator(made, tokenizer)
     images = jax.random.randint(KEY, (4, 32, 32, 3), 0, 256).astype(jnp.uint8)
-    params = generator.init(KEY, *models.example_inputs(generator))["params"]
+    params = generator.init(KEY, *generators.family_of(generator).example_inputs(generator))["params"]
     params = jax.tree.map(lambda p: p + 0.2 * jax.random.normal(jax.random.key(p.size), p.shape), params)
     frozen = {"tokenizer": tokenizer.init(KEY, images / 255.0)["params"], "reference": params, "generator": params}
     batch = {"image": images, "label": jnp.arange(4), "condition": jnp.arange(4), "index": jnp.array([7, 5, 3, 1])}
-    return parts.Networks(generator, tokenizer), frozen, batch
+    return Networks(generator, tokenizer), frozen, batch
 
 
 def bright(images, labels, seen):
@@ -94,14 +99,14 @@ def test_ste_decodes_the_codes_vectors_to_the_last_digit(setting):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [ste, decoder], ids=["ste", "tokenizer"])
-def test_descent_raises_the_reward(setting, method):
+@pytest.mark.parametrize("name", ["ste", "tokenizer"])
+def test_descent_raises_the_reward(setting, name):
     networks, frozen, batch = setting
-    optimizer = optax.adam(3e-2 if method is ste else 1e-2)
+    method, optimizer = posttraining.METHODS[name], optax.adam(3e-2 if name == "ste" else 1e-2)
     step = jax.jit(
         method.make_step(networks, config(posttrain__prior_weight=0.0, posttrain__accumulation=2), optimizer)
     )
-    learns = frozen["generator"] if method is ste else {"decoder": frozen["tokenizer"]["decoder"]}
+    learns = frozen["generator"] if name == "ste" else {"decoder": frozen["tokenizer"]["decoder"]}
     state, seen = new_state(learns, optimizer), []
     for n in range(20):
         state, metrics = step(state, batch, jax.random.key(n), frozen)
@@ -110,12 +115,12 @@ def test_descent_raises_the_reward(setting, method):
     assert metrics["suspect"] == -1
 
 
-@pytest.mark.parametrize("method", [ste, decoder], ids=["ste", "tokenizer"])
-def test_a_reward_of_ones_own_has_a_gradient(setting, brightness, method):
+@pytest.mark.parametrize("name", ["ste", "tokenizer"])
+def test_a_reward_of_ones_own_has_a_gradient(setting, brightness, name):
     networks, frozen, batch = setting
-    optimizer = optax.sgd(1.0)
+    method, optimizer = posttraining.METHODS[name], optax.sgd(1.0)
     step = jax.jit(method.make_step(networks, brightness(posttrain__prior_weight=0.0), optimizer))
-    learns = frozen["generator"] if method is ste else {"decoder": frozen["tokenizer"]["decoder"]}
+    learns = frozen["generator"] if name == "ste" else {"decoder": frozen["tokenizer"]["decoder"]}
     _, metrics = step(new_state(learns, optimizer), batch, KEY, frozen)
     assert metrics["gradient_norm"] > 0.0
 
@@ -130,13 +135,13 @@ def test_ar_grpo_scores_what_it_drew_with(setting, scale):
     samples = ar_grpo.draw_samples(networks, made, params, frozen, batch, KEY)
     assert samples.shape == (4, 2, 16)
     keys, rows = jax.random.split(KEY, 8), jnp.repeat(jnp.arange(4), 2)
-    codes, logits = decode.generate(
-        models.decoder_of(networks.generator),
+    codes, logits = generate(
+        generators.cached(networks.generator),
         params,
         batch["condition"],
         rows,
         keys,
-        decode.sampler_of(made.sample),
+        sampler_of(made.sample),
         return_logits=True,
     )
     np.testing.assert_array_equal(codes.reshape(4, 2, 16), samples)
@@ -189,8 +194,8 @@ def test_rewards_by_hand(setting):
 def test_a_reward_that_is_not_finite_names_its_image(setting, trained, tmp_path, monkeypatch):
     batch = setting[2]
     reward = jnp.zeros((4, 2)).at[2, 1].set(jnp.nan)
-    assert parts.first_not_finite(reward, batch) == 3
-    assert parts.first_not_finite(jnp.zeros((4, 2)), batch) == -1
+    assert rewards.first_not_finite(reward, batch) == 3
+    assert rewards.first_not_finite(jnp.zeros((4, 2)), batch) == -1
 
     def broken(images, labels, seen):
         return jnp.where(labels == 1, jnp.nan, 0.0)
@@ -200,8 +205,6 @@ def test_a_reward_that_is_not_finite_names_its_image(setting, trained, tmp_path,
     with pytest.raises(RearError, match=r"reward.* not finite at step \d, first for image (\d+) of the training") as e:
         toy.run(tmp_path, "posttrain", **{**MSE_ONLY, "posttrain__reward__l1": 1.0, "posttrain__loop__batch_size": 32})
     index = int(str(e.value).split("for image ")[1].split()[0])
-    from rear_jax.data.images import open_source
-
     assert open_source("fashion_mnist", "", "test")[index][1] == 1
 
 
@@ -292,10 +295,8 @@ def captioned(tmp_path, **changes):
 def test_captions_condition_post_training(trained, tmp_path):
     made = captioned(tmp_path)
     tokenizer = tokenizers.build(made.tokenizer, 32)
-    generator = models.build(made, num_codes=tokenizer.codes_per_image, embedding_dim=tokenizer.embedding_dim)
-    from rear_jax.training.checkpoints import Checkpoints
-
-    params = generator.init(KEY, *models.example_inputs(generator))["params"]
+    generator = bare_generator(made, tokenizer)
+    params = generator.init(KEY, *generators.family_of(generator).example_inputs(generator))["params"]
     store = Checkpoints(tmp_path / "start", keep=1)
     store.save(0, new_state(params, optax.sgd(1.0)), made.to_dict())
     store.close()
@@ -324,4 +325,5 @@ def test_the_readmes_ar_grpo_command_is_one():
     made = load(toy.ROOT / re.search(r"--config=(\S+)", command)[1])
     for name, value in re.findall(r"--config\.(posttrain\S+)=(\S+)", command):
         made.update_from_flattened_dict({name: value if name == "posttrain.method" else float(value)})
-    ar_grpo.check(made)
+    generator = bare_generator(made, tokenizers.build(made.tokenizer, made.data.image_size))
+    assert posttraining.checked_method(made, generator) is ar_grpo.METHOD

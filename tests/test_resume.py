@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rear_jax.data.codes import open_codes
-from rear_jax.training.writer import read_metrics
+from rear_jax.runtime.writer import read_metrics
 from tests import toy
 
 STEPS = 60

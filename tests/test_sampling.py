@@ -13,11 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rear_jax import decode, models, resize
-from rear_jax.data.sampled_set import SampledSet
+from rear_jax import generators, tokenizers
 from rear_jax.errors import RearError
 from rear_jax.jobs import sample
-from rear_jax.training.loop import Interrupted
+from rear_jax.runtime import identity
+from rear_jax.runtime.stopping import Interrupted
+from rear_jax.sampling import resize
+from rear_jax.sampling.generate import Sampler, generate, segment_bounds
+from rear_jax.sampling.sampled_set import SampledSet
 from tests import toy
 
 TORCH = [  # interpolate(mode="bicubic") of a 6×6 image to 4×4, PyTorch 2.13
@@ -56,11 +59,11 @@ def test_an_interrupted_set_goes_on_whatever_the_batch_size(trained, unsampled, 
         signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(SampledSet, "add", add_and_interrupt)
-    now = sample.artifacts.environment()
-    monkeypatch.setattr(sample.artifacts, "environment", lambda: {"jax": "0.1"})
+    now = identity.environment()
+    monkeypatch.setattr(sample, "environment", lambda: {"jax": "0.1"})
     with pytest.raises(Interrupted, match="8 of 24 images are drawn; resume with the same command"):
         toy.run(unsampled, "sample")
-    monkeypatch.setattr(sample.artifacts, "environment", lambda: now)
+    monkeypatch.setattr(sample, "environment", lambda: now)
     assert not (unsampled / "samples.npz").exists()
     monkeypatch.setattr(SampledSet, "add", lambda self, i, x: (drawn.extend(i), add(self, i, x)))
     toy.run(unsampled, "sample", sample__batch_size=5)
@@ -151,7 +154,7 @@ def test_the_recipe_and_what_stands_beside_it(sampled, monkeypatch):
     assert environment["jaxlib"] == importlib.metadata.version("jaxlib")
     assert environment["platform"].startswith("cpu")
     stamp = (sampled / "samples.npz").stat().st_mtime_ns
-    monkeypatch.setattr(sample.artifacts, "environment", lambda: {"jax": "9"})
+    monkeypatch.setattr(sample, "environment", lambda: {"jax": "9"})
     toy.run(sampled, "sample")  # other versions leave a set as it is
     assert (sampled / "samples.npz").stat().st_mtime_ns == stamp
     toy.run(sampled, "sample", model__dtype="bfloat16")
@@ -167,24 +170,24 @@ def test_bicubic_is_pytorchs():
 
 
 def test_stretches_of_the_decoder():
-    assert decode.segment_bounds(16, 4) == [(1, 4), (4, 8), (8, 12), (12, 16)]
-    assert decode.segment_bounds(16, 4, cut=6) == [(1, 4), (4, 6), (6, 8), (8, 12), (12, 16)]
-    assert decode.segment_bounds(16, 4, cut=8) == decode.segment_bounds(16, 4, cut=16) == decode.segment_bounds(16, 4)
+    assert segment_bounds(16, 4) == [(1, 4), (4, 8), (8, 12), (12, 16)]
+    assert segment_bounds(16, 4, cut=6) == [(1, 4), (4, 6), (6, 8), (8, 12), (12, 16)]
+    assert segment_bounds(16, 4, cut=8) == segment_bounds(16, 4, cut=16) == segment_bounds(16, 4)
 
 
 @pytest.mark.parametrize("interval", [pytest.param(0, marks=pytest.mark.slow), 5])
 def test_after_its_interval_guidance_costs_nothing(interval):
     """The unconditional half is asked for the codes that are guided, and for no other; the logits say so too."""
     config = toy.llamagen_config()
-    model = models.build(config, num_codes=16, embedding_dim=4)
-    params = model.init(jax.random.key(0), *models.example_inputs(model))["params"]
+    model = generators.build(config, tokenizers.build(config.tokenizer, config.data.image_size))
+    params = model.init(jax.random.key(0), *generators.family_of(model).example_inputs(model))["params"]
     params = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(jax.random.key(p.size), p.shape), params)
-    decoder, keys = models.decoder_of(model), jax.random.split(jax.random.key(1), 3)
+    cached, keys = generators.cached(model), jax.random.split(jax.random.key(1), 3)
     labels, rows = np.array([0, 4]), np.array([0, 1, 1])
-    sampler = decode.Sampler("constant", 3.0, guidance_interval=interval)
+    sampler = Sampler("constant", 3.0, guidance_interval=interval)
 
     def run(params):
-        return decode.generate(decoder, params, labels, rows, keys, sampler, return_logits=True)
+        return generate(cached, params, labels, rows, keys, sampler, return_logits=True)
 
     codes, logits = jax.jit(run)(params)
     guided = 16 if interval < 0 else min(16, interval + 2)

@@ -116,17 +116,17 @@ SETTINGS = scores.Settings(neighbours=3, kid_subsets=4, kid_subset_size=10)
 
 
 def colours(name: str = "Inception", factor: float = 1.0) -> FeatureExtractor:
-    """A stand-in for a network: means of an image's quarters as its features."""
+    """A stand-in for a network, by default for that of FID: means of an image's quarters as its features."""
+    fid = name == "Inception"
 
     @jax.jit
     def apply(images):
         count, size = len(images), images.shape[1]
         quarters = images.reshape(count, 2, size // 2, 2, size // 2, 3).mean(axis=(2, 4)).reshape(count, -1) / 255.0
         wide = {"spatial": factor * quarters[:, :8], "logits": factor * quarters[:, :5]}
-        return {"pooled": factor * quarters} | (wide if name == "Inception" else {})
+        return {"pooled": factor * quarters} | (wide if fid else {})
 
-    spatial_dim = 8 if name == "Inception" else 0
-    return FeatureExtractor(name, "mean colours of the quarters", 12, apply, spatial_dim)
+    return FeatureExtractor(name, "mean colours of the quarters", 12, apply, spatial_dim=8 if fid else 0, fid=fid)
 
 
 def pictures(seed: int, count: int = 40, size: int = 8) -> np.ndarray:

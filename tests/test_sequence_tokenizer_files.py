@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from rear_jax import artifacts, jobs
-from rear_jax.convert import alitok_tokenizer, published, titok
-from rear_jax.convert.layout import from_torch, to_torch
-from rear_jax.convert.torch_files import read_tensors
+from rear_jax import artifacts, jobs, tokenizers
+from rear_jax.artifacts import published
 from rear_jax.errors import RearError
+from rear_jax.tokenizers import titok
+from rear_jax.weights.layout import from_torch, to_torch
+from rear_jax.weights.torch_files import read_tensors
 from tests import toy
 from tests.toy_sequence import section, tiny
 
@@ -19,18 +20,22 @@ from tests.toy_sequence import section, tiny
 @pytest.mark.parametrize("kind", ["codes", "pixels", "alitok"])
 def test_a_file_goes_out_and_comes_back(kind, tmp_path):
     tokenizer, params = tiny(kind)
-    convert = alitok_tokenizer if kind == "alitok" else titok
-    save_file(to_torch(params, convert.torch_name), tmp_path / "file.safetensors")
-    read = read_tensors(tmp_path / "file.safetensors")
-    assert published.detect(read, "file").layout is convert
-    found = convert.sizes(read)
+    layout, file = tokenizers.family_of(tokenizer).layout, tmp_path / "file.safetensors"
+    save_file(to_torch(params, layout.torch_name), file)
+    read = read_tensors(file)
+    assert published.detect(read, "file") is tokenizers.family_of(tokenizer)
+    found = layout.sizes(read)
     wanted = {key: value for key, value in section(kind).items() if key in found}
     assert found == wanted
-    again = from_torch(read, artifacts.tokenizer_shapes(tokenizer), convert.torch_name, ignore=convert.IGNORE)
+    again = from_torch(read, tokenizers.shapes(tokenizer), layout.torch_name, ignore=layout.ignore)
     jax.tree.map(np.testing.assert_array_equal, again, params)
+    config = toy.config(tokenizer=section(kind), data__image_size=16)
     for key in ("quantize.embedding.weight", "latent_tokens"):
-        with pytest.raises(RearError, match=f"x has no tensor '{key}'"):
-            convert.sizes({k: v for k, v in read.items() if k != key}, source="x")
+        save_file({k: v for k, v in read.items() if k != key}, file)
+        with pytest.raises(
+            RearError, match=rf"file\.safetensors has no tensor '{key}': .*not a whole {config.tokenizer.name}"
+        ):
+            artifacts.read_tokenizer(file, config, tokenizer)
 
 
 @pytest.mark.parametrize(("kind", "legacy"), [("codes", True), ("pixels", False)])
@@ -40,7 +45,7 @@ def test_a_file_is_held_against_the_reshape_that_goes_with_its_decoder(kind, leg
     config = toy.config(tokenizer=section(kind, legacy_reshape=not legacy), data__image_size=16)
     save_file(to_torch(params, titok.torch_name), tmp_path / "file.safetensors")
     with pytest.raises(RearError, match=rf"legacy_reshape {legacy} \(config: {not legacy}\)"):
-        artifacts.read_tokenizer(tmp_path / "file.safetensors", config, artifacts.tokenizer_shapes(tokenizer))
+        artifacts.read_tokenizer(tmp_path / "file.safetensors", config, tokenizer)
 
 
 @pytest.mark.parametrize(("width", "heads"), [(512, 8), (768, 12), (1024, 16), (640, None)])
@@ -68,9 +73,8 @@ def hub_folder(folder, params, **settings):
 def test_a_hub_folder_is_read_like_a_file(tmp_path):
     tokenizer, params = tiny("codes", encoder_heads=8, decoder_heads=8)
     config = toy.config(tokenizer=section("codes", encoder_heads=8, decoder_heads=8), data__image_size=16)
-    shapes = artifacts.tokenizer_shapes(tokenizer)
     folder = hub_folder(tmp_path / "hub", params)
-    jax.tree.map(np.testing.assert_array_equal, artifacts.read_tokenizer(folder, config, shapes), params)
+    jax.tree.map(np.testing.assert_array_equal, artifacts.read_tokenizer(folder, config, tokenizer), params)
     config.convert.source = str(folder)
     jobs.JOBS["convert"](config, tmp_path)
     assert (tmp_path / "converted").is_dir()
@@ -78,7 +82,7 @@ def test_a_hub_folder_is_read_like_a_file(tmp_path):
     assert published.weights_file(folder) == folder / "pytorch_model.bin"
     (folder / "pytorch_model.bin").unlink()
     with pytest.raises(RearError, match=r"has a config\.json but neither of model\.safetensors"):
-        artifacts.read_tokenizer(folder, config, shapes)
+        artifacts.read_tokenizer(folder, config, tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +100,7 @@ def test_what_a_hub_config_says_beyond_the_weights_is_held_against_the_config(se
     config = toy.config(tokenizer=section("codes", encoder_heads=8, decoder_heads=8), data__image_size=16)
     folder = hub_folder(tmp_path / "hub", params, **settings)
     with pytest.raises(RearError, match=message):
-        artifacts.read_tokenizer(folder, config, artifacts.tokenizer_shapes(tokenizer))
+        artifacts.read_tokenizer(folder, config, tokenizer)
 
 
 def small_sizes(monkeypatch):
@@ -131,7 +135,7 @@ def test_a_hub_folder_goes_out_and_comes_back(kind, tmp_path, monkeypatch):
         },
         "dataset": {"preprocessing": {"crop_size": 16}},
     }
-    back = artifacts.read_tokenizer(tmp_path / "hub", config, artifacts.tokenizer_shapes(tokenizer))
+    back = artifacts.read_tokenizer(tmp_path / "hub", config, tokenizer)
     jax.tree.map(np.testing.assert_array_equal, back, params)
     with pytest.raises(RearError, match=r"hub' exists already: name a new folder"):
         jobs.JOBS["convert"](config, tmp_path / "again")
@@ -149,8 +153,8 @@ def test_a_hub_folder_goes_out_and_comes_back(kind, tmp_path, monkeypatch):
 def test_what_cannot_be_exported(kind, changes, export, message, tmp_path):
     config = toy.config(tokenizer=section(kind, **changes), data__image_size=16)
     config.convert.source, config.convert.export = str(tmp_path / "file.safetensors"), str(tmp_path / export)
-    convert = alitok_tokenizer if kind == "alitok" else titok
-    save_file(to_torch(tiny(kind)[1], convert.torch_name), config.convert.source)
+    tokenizer, params = tiny(kind)
+    save_file(to_torch(params, tokenizers.family_of(tokenizer).layout.torch_name), config.convert.source)
     with pytest.raises(RearError, match=message):
         jobs.JOBS["convert"](config, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["file.safetensors"]

@@ -10,12 +10,11 @@ import pytest
 
 from rear_jax import artifacts, jobs, tokenizers
 from rear_jax import config as configs
-from rear_jax.convert import published
 from rear_jax.errors import RearError
+from rear_jax.runtime.checkpoints import Checkpoints
+from rear_jax.runtime.sharding import decay_mask
 from rear_jax.tokenizers.discriminator import PatchDiscriminator
 from rear_jax.training import vq
-from rear_jax.training.checkpoints import Checkpoints
-from rear_jax.training.state import decay_mask
 from tests import toy
 from tests.toy_sequence import KINDS, section, tiny
 
@@ -49,10 +48,10 @@ def test_recipes_have_the_published_sizes(name):
     millions, codes, codebook = PUBLISHED[name]
     config = recipe(name)
     tokenizer = tokenizers.build(config.tokenizer, config.data.image_size)
-    shapes = artifacts.tokenizer_shapes(tokenizer)
+    shapes = tokenizers.shapes(tokenizer)
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6
     assert count == pytest.approx(millions, abs=0.05)
-    assert published.lookup("tokenizer", config.tokenizer)[1] == pytest.approx(count, abs=0.05)
+    assert tokenizers.family_of(tokenizer).published_size(config.tokenizer)[1] == pytest.approx(count, abs=0.05)
     assert tokenizer.grid == (1, codes) == (1, tokenizer.codes_per_image)
     assert shapes["codebook"].shape == codebook
 
@@ -126,8 +125,9 @@ def test_a_causal_decoder_draws_each_patch_from_the_codes_up_to_its_own():
 
 
 def test_weight_decay_spares_tables_and_norms():
-    _, params = tiny("codes")
-    decayed = {path[-1].key for path, leaf in jax.tree_util.tree_leaves_with_path(decay_mask(params)) if leaf}
+    tokenizer, params = tiny("codes")
+    mask = decay_mask(params, tokenizers.family_of(tokenizer).parameters)
+    decayed = {path[-1].key for path, leaf in jax.tree_util.tree_leaves_with_path(mask) if leaf}
     assert decayed == {"kernel"}
 
 
@@ -151,7 +151,7 @@ def settings_for(kind: str, **changes):
 
 def train(config, networks, frozen, given, steps: int):
     """Parameters before and after some steps on one batch, and the metrics of each."""
-    optimizer = vq.make_optimizer(config)
+    optimizer = vq.make_optimizer(config, vq.learning(config, networks, frozen, given).rules)
     state = quick(lambda given: vq.init_state(networks, config, optimizer, given))({"tokenizer": given})
     step = quick(vq.tokenizer_step(networks, config, optimizer))
     first, history = state.params, []
@@ -169,7 +169,7 @@ def test_the_first_stage_learns_the_proxys_codes_and_leaves_the_proxy_alone():
     proxy = tokenizers.build(toy.config(tokenizer__channel_mult=(1, 1, 1)).tokenizer, 16)
     rng = np.random.default_rng(1)
     proxy_params = jax.tree.map(
-        lambda leaf: rng.normal(0.0, 0.2, leaf.shape).astype(leaf.dtype), artifacts.tokenizer_shapes(proxy)
+        lambda leaf: rng.normal(0.0, 0.2, leaf.shape).astype(leaf.dtype), tokenizers.shapes(proxy)
     )
     networks = vq.Networks(tokenizers.build(config.tokenizer, 16), None, None, proxy)
     given = {"pixel_codebook": proxy_params["codebook"], "pixel_decoder": proxy_params["decoder"]}
@@ -226,9 +226,10 @@ def test_both_stages_as_jobs(trained, tmp_path):
         tokenizer_training__trained="decoder",
         tokenizer_training__init_from=str(tmp_path / "first" / "tokenizer"),
     )
-    shapes = artifacts.tokenizer_shapes(tokenizers.build(config.tokenizer, 32))
+    tokenizer = tokenizers.build(config.tokenizer, 32)
     maskgit = artifacts.load_tokenizer(toy.config(tokenizer_from=proxy), tmp_path).params
-    first, second = (artifacts.read_tokenizer(tmp_path / s / "tokenizer", config, shapes) for s in ("first", "second"))
+    places = (tmp_path / stage / "tokenizer" for stage in ("first", "second"))
+    first, second = (artifacts.read_tokenizer(place, config, tokenizer) for place in places)
     jax.tree.map(np.testing.assert_array_equal, first["pixel_decoder"], maskgit["decoder"])
     np.testing.assert_array_equal(first["pixel_codebook"], maskgit["codebook"])
     assert {part for part, has_moved in moved(first, second).items() if not has_moved} == {"encoder", "codebook"}
@@ -242,8 +243,8 @@ def test_a_new_decoder_on_an_encoder_that_is_trained_already(tmp_path):
         config.tokenizer_training.loop.update(steps=1, checkpoint_every=1, log_every=1)
         config.tokenizer_training.perceptual_weight = 0.0
         jobs.JOBS["tokenizer"](config, tmp_path / stage)
-        shapes = artifacts.tokenizer_shapes(tokenizers.build(config.tokenizer, 32))
-        return artifacts.read_tokenizer(tmp_path / stage / "tokenizer", config, shapes)
+        tokenizer = tokenizers.build(config.tokenizer, 32)
+        return artifacts.read_tokenizer(tmp_path / stage / "tokenizer", config, tokenizer)
 
     first = run("first", "alitok_causal")
     source = {"tokenizer_training__init_from": str(tmp_path / "first" / "tokenizer")}
@@ -270,13 +271,13 @@ def test_a_decoder_of_pixels_on_an_encoder_that_was_trained_with_codes(tmp_path)
     place = stored(tmp_path / "first", config, params)
     config.tokenizer.predicts = "pixels"
     pixels = tokenizers.build(config.tokenizer, 32)
-    assert set(artifacts.tokenizer_shapes(pixels)) == {"encoder", "codebook", "decoder"}
-    read = artifacts.read_encoder(place, config, artifacts.tokenizer_shapes(pixels))
+    assert set(tokenizers.shapes(pixels)) == {"encoder", "codebook", "decoder"}
+    read = artifacts.read_encoder(place, config, pixels)
     assert set(read) == {"encoder", "codebook"}
     jax.tree.map(np.testing.assert_array_equal, read, {part: params[part] for part in read})
     config.tokenizer.legacy_reshape = False
     with pytest.raises(RearError, match=r"another config: tokenizer\.legacy_reshape \(was True, now False\)\. "):
-        artifacts.read_encoder(place, config, artifacts.tokenizer_shapes(pixels))
+        artifacts.read_encoder(place, config, pixels)
 
 
 def experiment(kind: str, longer: int = 0):

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rear_jax import models
+from rear_jax import generators, tokenizers
 from rear_jax.errors import RearError
-from rear_jax.models.llamagen import LlamaGenTransformer
-from rear_jax.models.stack import REMAT
+from rear_jax.generators.llamagen.network import LlamaGenTransformer
+from rear_jax.generators.stack import REMAT
 from tests import toy
 
 MODEL = LlamaGenTransformer(
@@ -65,5 +65,7 @@ def test_each_policy_keeps_less(compiled):
 
 
 def test_an_unknown_policy_names_the_known_ones():
+    config = toy.config(model__remat="half")
+    tokenizer = tokenizers.build(config.tokenizer, config.data.image_size)
     with pytest.raises(RearError, match=r"config\.model\.remat = 'half': use one of none, dots, full\."):
-        models.build(toy.config(model__remat="half"), num_codes=16, embedding_dim=4)
+        generators.build(config, tokenizer)

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from rear_jax import report
 from rear_jax.errors import RearError
+from rear_jax.evaluation import report
 from rear_jax.jobs import evaluate, sweep
 from tests import toy
 

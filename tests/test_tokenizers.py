@@ -9,13 +9,15 @@ import ml_collections
 import numpy as np
 import pytest
 from flax import linen as nn
+from safetensors.numpy import save_file
 
 from rear_jax import tokenizers
-from rear_jax.convert.maskgit_vqgan import sizes
+from rear_jax.artifacts import published
 from rear_jax.errors import RearError
 from rear_jax.tokenizers.blocks import GroupNorm
 from rear_jax.tokenizers.discriminator import PatchDiscriminator
-from rear_jax.tokenizers.maskgit_vqgan import MaskGitVQGAN
+from rear_jax.tokenizers.maskgit_vqgan import FAMILY, MaskGitVQGAN, sizes
+from tests import toy
 from tests.golden_checks import maskgit_vqgan
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -150,7 +152,7 @@ def test_image_size_must_be_halvable_by_every_level() -> None:
 def test_build_names_what_is_wrong_with_a_config() -> None:
     config = tiny_config()
     config.name = "maskgit"
-    with pytest.raises(RearError, match=r"'maskgit' is unknown: use one of .*maskgit_vqgan"):
+    with pytest.raises(RearError, match=r"config\.tokenizer\.name = 'maskgit': use one of .*maskgit_vqgan"):
         tokenizers.build(config, 8)
     config = tiny_config()
     config.hiden_channels = 8
@@ -159,9 +161,19 @@ def test_build_names_what_is_wrong_with_a_config() -> None:
         tokenizers.build(config, 8)
 
 
-def test_a_file_of_another_network_is_refused() -> None:
-    with pytest.raises(RearError, match=r"x\.bin .*encoder\.conv_in\.weight.* not a MaskGIT-VQGAN"):
-        sizes({"lm_head.weight": np.zeros((2, 2))}, source="x.bin")
+def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
+    foreign = {"lm_head.weight": np.zeros((2, 2), np.float32)}
+    with pytest.raises(KeyError, match=r"encoder\.conv_in\.weight"):
+        sizes(foreign)
+    path, config = tmp_path / "x.safetensors", toy.config(tokenizer=tiny_config())
+    save_file(foreign, path)
+    with pytest.raises(RearError, match=r"x\.safetensors is no checkpoint .*maskgit_vqgan.* first keys are lm_head"):
+        published.read_params(path, config, FAMILY, {})
+    save_file(foreign | {"encoder.down.0.block.0.conv1.weight": np.zeros((8, 8, 3, 3), np.float32)}, path)
+    with pytest.raises(
+        RearError, match=r"x\.safetensors .*encoder\.conv_in\.weight.* not a whole maskgit_vqgan .*Give"
+    ):
+        published.read_params(path, config, FAMILY, {})
 
 
 @pytest.mark.parametrize(("num_layers", "side"), [(2, 6), (3, 2)])

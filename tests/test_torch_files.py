@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from rear_jax.convert import layout, torch_writer
-from rear_jax.convert.torch_files import read_tensors
 from rear_jax.errors import RearError
+from rear_jax.weights import layout, torch_writer
+from rear_jax.weights.torch_files import read_tensors
 
 DATA = Path(__file__).parent / "data"
 BASE = np.arange(24, dtype=np.float32).reshape(4, 6) / 8

@@ -14,15 +14,18 @@ from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict
 
 from rear_jax import config as configs
+from rear_jax import generators, tokenizers
 from rear_jax.errors import RearError
+from rear_jax.runtime import identity
+from rear_jax.runtime.checkpoints import Checkpoints, abstract
+from rear_jax.runtime.input_wait import InputWait
+from rear_jax.runtime.mesh import make_mesh, replicated
+from rear_jax.runtime.writer import MetricWriter, read_metrics
 from rear_jax.training import loop, state
-from rear_jax.training.checkpoints import Checkpoints, abstract
-from rear_jax.training.input_wait import InputWait
-from rear_jax.training.mesh import make_mesh, replicated
-from rear_jax.training.writer import MetricWriter, read_metrics
 from tests import toy
 
-PARAMS = {"layer": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "pos_embed": jnp.ones(3), "codebook": jnp.ones(3)}
+PARAMS = {"fc1": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "pos_embed": jnp.ones(3), "codebook": jnp.ones(3)}
+RULES = (*generators.FAMILIES["rar"].parameters, *tokenizers.FAMILIES["maskgit_vqgan"].parameters)
 
 
 def settings(**changes) -> ConfigDict:
@@ -37,16 +40,16 @@ def test_learning_rate_known_points():
 
 
 def test_weight_decay_spares_biases_tables_and_codebooks():
-    optimizer = state.adamw(settings(warmup_steps=0, weight_decay=0.5), 100)
+    optimizer = state.adamw(settings(warmup_steps=0, weight_decay=0.5), 100, RULES)
     zero = jax.tree.map(jnp.zeros_like, PARAMS)
     after = state.apply_gradients(state.new_state(PARAMS, optimizer), zero, optimizer)
-    np.testing.assert_allclose(after.params["layer"]["kernel"], 0.5)
-    for kept in (after.params["layer"]["bias"], after.params["pos_embed"], after.params["codebook"]):
+    np.testing.assert_allclose(after.params["fc1"]["kernel"], 0.5)
+    for kept in (after.params["fc1"]["bias"], after.params["pos_embed"], after.params["codebook"]):
         np.testing.assert_array_equal(kept, 1.0)
 
 
 def test_clipping_bounds_the_first_moment():
-    optimizer = state.adamw(settings(clip_norm=1.0), 100)
+    optimizer = state.adamw(settings(clip_norm=1.0), 100, RULES)
     gradients = jax.tree.map(lambda p: 1e3 * p, PARAMS)
     after = state.apply_gradients(state.new_state(PARAMS, optimizer), gradients, optimizer)
     moments = jax.tree.leaves(jax.tree.map(jnp.square, after.opt_state[1][0].mu))
@@ -54,7 +57,7 @@ def test_clipping_bounds_the_first_moment():
 
 
 def test_moving_average():
-    optimizer = state.adamw(settings(warmup_steps=0), 100)
+    optimizer = state.adamw(settings(warmup_steps=0), 100, RULES)
     before = state.new_state(PARAMS, optimizer, ema=True)
     after = state.apply_gradients(before, PARAMS, optimizer, ema_decay=0.75)
     want = jax.tree.map(lambda a, p: 0.75 * a + 0.25 * p, before.ema, after.params)
@@ -88,23 +91,28 @@ def run_loop(workdir, step_fn, steps=6, seconds=0.0, draw=None, **changes):
             time.sleep(seconds)
             yield {"x": np.full((1,), n, np.float32)}
 
+    learning = loop.Learning(
+        job="job",
+        step=step_fn,
+        init=lambda given: state.TrainState(jnp.int32(0), {"sum": jnp.float32(0)}, ()),
+        given=None,
+        frozen={},
+        batch={"x": jax.ShapeDtypeStruct((1,), jnp.float32)},
+        rules=(),
+        settings=loop_settings,
+        seed=0,
+    )
+    run = loop.Run(
+        batches=batches,
+        mesh=make_mesh(toy.config().mesh),
+        record={"a": 1},
+        checkpoints=checkpoints,
+        workdir=workdir,
+        draw=draw,
+        counts=lambda: {"counted": 3},
+    )
     try:
-        return loop.train(
-            "job",
-            step_fn,
-            lambda given: state.TrainState(jnp.int32(0), {"sum": jnp.float32(0)}, ()),
-            None,
-            batches,
-            frozen={},
-            mesh=make_mesh(toy.config().mesh),
-            settings=loop_settings,
-            seed=0,
-            record={"a": 1},
-            checkpoints=checkpoints,
-            workdir=workdir,
-            draw=draw,
-            counts=lambda: {"counted": 3},
-        )
+        return loop.train(learning, run)
     finally:
         checkpoints.close()
 
@@ -326,9 +334,9 @@ def test_full_disk_is_one_line(tmp_path, monkeypatch):
 
 def test_changed_settings_are_named_with_both_values():
     saved = json.loads(json.dumps(toy.config().to_dict()))
-    configs.refuse_changes(saved, toy.config(model__dtype="bfloat16"), ("model.",), "here")
+    identity.refuse_changes(saved, toy.config(model__dtype="bfloat16"), ("model.",), "here")
     with pytest.raises(RearError, match=r"model.depth \(was 2, now 5\)"):
-        configs.refuse_changes(saved, toy.config(model__depth=5), ("model.",), "here")
+        identity.refuse_changes(saved, toy.config(model__depth=5), ("model.",), "here")
 
 
 def test_metrics_of_a_lost_stretch_are_forgotten(tmp_path):

@@ -10,10 +10,11 @@ import optax
 import pytest
 from PIL import Image
 
-from rear_jax import grpo, losses, models, tokenizers
+from rear_jax import generators, grpo, losses, tokenizers
 from rear_jax.errors import RearError
-from rear_jax.training.posttraining import parts as posttraining
 from rear_jax.training.posttraining import va_pi
+from rear_jax.training.posttraining.rewards import score
+from rear_jax.training.posttraining.teacher_forcing import Networks, bare_generator
 from rear_jax.training.state import new_state
 from tests import toy
 
@@ -30,13 +31,13 @@ def parts():
     """Networks with random parameters, a batch, and what the step keeps frozen."""
     made = config()
     tokenizer = tokenizers.build(made.tokenizer, 32)
-    generator = models.build(made, num_codes=tokenizer.codes_per_image, embedding_dim=tokenizer.embedding_dim)
+    generator = bare_generator(made, tokenizer)
     images = jax.random.randint(KEY, (4, 32, 32, 3), 0, 256).astype(jnp.uint8)
-    params = generator.init(KEY, *models.example_inputs(generator))["params"]
+    params = generator.init(KEY, *generators.family_of(generator).example_inputs(generator))["params"]
     params = jax.tree.map(lambda p: p + 0.2 * jax.random.normal(jax.random.key(p.size), p.shape), params)
     frozen = {"tokenizer": tokenizer.init(KEY, images / 255.0)["params"], "reference": params}
     batch = {"image": images, "label": jnp.arange(4), "condition": jnp.arange(4), "index": jnp.array([7, 5, 3, 1])}
-    return posttraining.Networks(generator, tokenizer), params, frozen, batch
+    return Networks(generator, tokenizer), params, frozen, batch
 
 
 def run_step(parts, **changes):
@@ -66,7 +67,7 @@ def test_one_forward_pass_gives_loss_and_gradient_of_g(parts):
     """
     networks, params, frozen, batch = parts
     made = config(model__dtype="float64")
-    generator = models.build(made, num_codes=16, embedding_dim=networks.tokenizer.embedding_dim)
+    generator = bare_generator(made, networks.tokenizer)
     networks, params = networks._replace(generator=generator), jax.tree.map(lambda p: p.astype(jnp.float64), params)
     state, metrics = run_step((networks, params, frozen, batch))
     mine = jax.tree.map(lambda before, after: before - after, params, state.params)
@@ -77,7 +78,7 @@ def test_one_forward_pass_gives_loss_and_gradient_of_g(parts):
     group = made.posttrain.group
     logits = networks.generator.apply({"params": params}, codes, batch["label"]).logits
     samples = grpo.draw_groups(sample_key, logits, group)
-    rewards, _ = posttraining.score(networks, made.posttrain, frozen, samples, batch)
+    rewards, _ = score(networks, made.posttrain, frozen, samples, batch)
     advantages = grpo.group_advantages(rewards)
 
     def repeated(params):
@@ -99,8 +100,8 @@ def test_rewards_are_those_of_decoded_images_whatever_is_decoded_together(parts)
     networks, _, frozen, batch = parts
     images = batch["image"].astype(jnp.float32) / 255.0
     samples = jax.random.randint(KEY, (4, 3, 16), 0, 16)
-    one, _ = posttraining.score(networks, config().posttrain, frozen, samples, batch)
-    many, _ = posttraining.score(networks, config(posttrain__images_at_once=3).posttrain, frozen, samples, batch)
+    one, _ = score(networks, config().posttrain, frozen, samples, batch)
+    many, _ = score(networks, config(posttrain__images_at_once=3).posttrain, frozen, samples, batch)
     np.testing.assert_allclose(one, many, rtol=1e-5)
     decoded = networks.tokenizer.apply({"params": frozen["tokenizer"]}, samples[2], method="decode")
     want = -np.mean((2 * np.clip(decoded, 0, 1) - 2 * np.asarray(images[2])) ** 2, axis=(1, 2, 3))

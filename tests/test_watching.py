@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from rear_jax import evaluation
 from rear_jax.errors import RearError
-from rear_jax.metrics.features import FeatureExtractor
-from rear_jax.watching import Watch
+from rear_jax.evaluation import watching
+from rear_jax.evaluation.watching import Watch
+from rear_jax.metrics.features import FeatureExtractor, Network
 from tests import toy
 from tests.test_evaluation import statistics
 from tests.test_scores import colours, pictures
@@ -27,7 +27,7 @@ from tests.test_scores import colours, pictures
 )
 def test_refusals_before_the_first_step(tmp_path, monkeypatch, changes, message):
     blind = FeatureExtractor(**vars(colours()) | {"apply": None})  # no image gets as far as to the network
-    monkeypatch.setattr(evaluation, "load_network", lambda settings: evaluation.Network(blind, "weights"))
+    monkeypatch.setattr(watching, "load_network", lambda settings: Network(blind, "weights"))
     monkeypatch.setattr("jax.device_count", lambda: 3)
     np.savez(tmp_path / "adm.npz", arr_0=pictures(1, size=32), **statistics())
     given = {"evaluate__network": "inception", "evaluate__reference": str(tmp_path / "adm.npz")}

@@ -4,13 +4,15 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from rear_jax import jobs
+from rear_jax import jobs, tokenizers
 from rear_jax.config import llamagen
+from rear_jax.training.objectives import build_generator
 
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # to compile
 ROOT = pathlib.Path(__file__).parents[1]
@@ -39,6 +41,21 @@ def llamagen_config(**model):
     made.model.update({"width": 16, "depth": 2, "heads": 2, "mlp_width": 32, "dtype": "float32"} | model)
     made.method.name = "ar"
     return made
+
+
+def tokenizer(made):
+    """The tokenizer of a config, without parameters."""
+    return tokenizers.build(made.tokenizer, made.data.image_size)
+
+
+def generator(made):
+    """The generator of a config with what its method needs, without parameters."""
+    return build_generator(made, tokenizer(made))
+
+
+def only_sizes(num_codes: int, *, grid: tuple[int, int]) -> types.SimpleNamespace:
+    """All that a generator asks of a tokenizer, for numbers of codes that no toy tokenizer gives."""
+    return types.SimpleNamespace(codebook_size=16, codes_per_image=num_codes, embedding_dim=4, grid=grid)
 
 
 def run(workdir: pathlib.Path, *names: str, **changes) -> None:

@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 
-from rear_jax import artifacts, tokenizers
 from rear_jax import config as configs
+from rear_jax import tokenizers
 
 SIZES = {"encoder_width": 16, "encoder_depth": 2, "encoder_heads": 2} | {
     "decoder_width": 24,
@@ -43,4 +43,4 @@ def tiny(kind: str, image_size: int = 16, **changes):
     tokenizer = tokenizers.build(section(kind, **changes), image_size)
     rng = np.random.default_rng(0)
     draw = lambda leaf: rng.normal(0.0, 0.4, leaf.shape).astype(leaf.dtype)  # noqa: E731
-    return tokenizer, jax.tree.map(draw, artifacts.tokenizer_shapes(tokenizer))
+    return tokenizer, jax.tree.map(draw, tokenizers.shapes(tokenizer))

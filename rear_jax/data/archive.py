@@ -37,8 +37,7 @@ class ImageArchive:
           path: the file.
           remedy: what a person can do about a file that is missing or damaged.
 
-        Raises:
-          RearError: the file is missing or damaged, or its images are not uint8 [n, H, W, 3].
+        Raises RearError: the file is missing or damaged, or its images are not uint8 [n, H, W, 3].
         """
         self.path, self._remedy = path, remedy
         if not path.is_file():
@@ -59,8 +58,7 @@ class ImageArchive:
     def batches(self, size: int) -> Iterator[np.ndarray]:
         """All images in order, uint8 [b, H, W, 3] with b = size but for the last.
 
-        Raises:
-          RearError: while iterating, the file turns out to be damaged.
+        Raises RearError: while iterating, the file turns out to be damaged.
         """
         if not self.shape:
             raise RearError(f"{self.path} has no images {IMAGES!r}: {self._remedy}.")
@@ -78,8 +76,7 @@ class ImageArchive:
     def read(self, name: str) -> np.ndarray:
         """One of the other, smaller arrays, whole.
 
-        Raises:
-          RearError: there is none of that name, or it is damaged.
+        Raises RearError: there is none of that name, or it is damaged.
         """
         try:
             with np.load(self.path) as file:

@@ -8,10 +8,13 @@ processes' shares laid end to end are the batch that one process would have.
 import dataclasses
 import functools
 import sys
+from collections.abc import Callable
 from typing import SupportsIndex
 
 import grain
+import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from rear_jax.data.codes import Codes
 from rear_jax.data.crops import AUGMENTATIONS, RANDOM_VIEWS
@@ -50,8 +53,7 @@ def image_batches(
       An iterator (close it by `close()`) of {'image': uint8 [B/P, S, S, 3], 'label': int32 [B/P], 'index': int32
       [B/P]}, the last counting the images of the source.
 
-    Raises:
-      RearError: `augment` is unknown or B does not divide; while iterating, an image cannot be read.
+    Raises RearError: `augment` is unknown or B does not divide; while iterating, an image cannot be read.
     """
     view = RANDOM_VIEWS[_known(augment, tuple(RANDOM_VIEWS))]
 
@@ -66,6 +68,22 @@ def image_batches(
     sequence = numbers.seed(seed).shuffle().repeat().random_map(random_view)
     share = _Share(batch_size, start_step, process_index, process_count)
     return _iterate(grain.MapDataset.source(_ImageRows(sequence, share)).batch(share.rows), num_threads)
+
+
+def training_stream(
+    source: ImageSource, config: ConfigDict, settings: ConfigDict, augment: str
+) -> Callable[[int], grain.DatasetIterator[Batch]]:
+    """start step -> this process's share of the `image_batches` of a training job; `settings` are of its loop."""
+    return lambda start: image_batches(
+        source,
+        image_size=config.data.image_size,
+        augment=augment,
+        batch_size=settings.batch_size,
+        seed=config.seed,
+        start_step=start,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
 
 
 def ordered_batches(
@@ -93,8 +111,7 @@ def ordered_batches(
       An iterator of {'image': uint8 [b A, S, S, 3], 'label': int32 [b A], 'augmentation': int32 [b A]}, the views of
       one image side by side.
 
-    Raises:
-      RearError: `augmentation` is unknown; while iterating, an image cannot be read.
+    Raises RearError: `augmentation` is unknown; while iterating, an image cannot be read.
     """
     count, views = AUGMENTATIONS[_known(augmentation, tuple(AUGMENTATIONS))]
 
@@ -130,12 +147,24 @@ def code_batches(
     Returns:
       An iterator (close it by `close()`) of {'codes': int32 [B/P, N], 'label': int32 [B/P]}, read two batches ahead.
 
-    Raises:
-      RearError: B does not divide among the processes; while iterating, a record is damaged.
+    Raises RearError: B does not divide among the processes; while iterating, a record is damaged.
     """
     batches = _CodeBatches(codes, seed, _Share(batch_size, start_step, process_index, process_count))
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
     return iter(grain.MapDataset.source(batches).to_iter_dataset(options))
+
+
+def image_shapes(batch_size: int, image_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch of `image_batches` over all processes."""
+    numbers = jax.ShapeDtypeStruct((batch_size,), np.int32)
+    images = jax.ShapeDtypeStruct((batch_size, image_size, image_size, 3), np.uint8)
+    return {"image": images, "label": numbers, "index": numbers}
+
+
+def code_shapes(batch_size: int, num_codes: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch of `code_batches` over all processes."""
+    codes = jax.ShapeDtypeStruct((batch_size, num_codes), np.int32)
+    return {"codes": codes, "label": jax.ShapeDtypeStruct((batch_size,), np.int32)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from rear_jax.errors import RearError
-from rear_jax.models.llamagen import Captions
+from rear_jax.generators.interface import Captions
 
 
 class CaptionFile:
@@ -24,8 +24,7 @@ class CaptionFile:
           length: positions that the generator has for a caption.
           dim: width of the features that it takes.
 
-        Raises:
-          RearError: the file is missing, no such file, or has arrays of other shapes; a caption is empty.
+        Raises RearError: the file is missing, no such file, or has arrays of other shapes; a caption is empty.
         """
         self.path, self._length = path, length
         self._features, mask = _load(path, option)
@@ -48,8 +47,7 @@ class CaptionFile:
           features [m, length, dim] float32 (zero on padding) and mask [m, length] bool, each caption in its own order
           at the right end.
 
-        Raises:
-          RearError: features are not finite.
+        Raises RearError: features are not finite.
         """
         mask, features = self._mask[numbers], self._features[numbers].astype(np.float32)
         order = np.argsort(mask, axis=1, kind="stable")  # padding first, each part in its order

@@ -19,11 +19,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from rear_jax.atomic import atomic_file
 from rear_jax.errors import RearError
+from rear_jax.runtime.atomic import atomic_file
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +55,7 @@ class CodesHeader:
       split: which split of it.
       num_shards: S.
 
-    Raises:
-      RearError: a number is out of its range.
+    Raises RearError: a number is out of its range.
     """
 
     num_images: int
@@ -104,8 +104,8 @@ def write_codes(
     encode_range: Callable[[int, int], tuple[np.ndarray, np.ndarray, np.ndarray]],
     *,
     progress: Callable[[int, int], None],
-    process_index: int = 0,
-    process_count: int = 1,
+    process_index: int | None = None,
+    process_count: int | None = None,
 ) -> None:
     """Writes a folder of codes, or what is still missing from it.
 
@@ -118,12 +118,12 @@ def write_codes(
       encode_range: (start, stop) -> codes [m, N], labels [m] and view indices [m] of the images [start, stop), where
         m = (stop - start) A and the views of one image are neighbours. Called once per shard.
       progress: called after each shard with the images done so far and in all, of this process's share.
-      process_index: this process.
-      process_count: how many there are.
+      process_index, process_count: this process and how many there are; by default as jax has them.
 
-    Raises:
-      RearError: the folder was begun with another plan, or `encode_range` returned something out of range.
+    Raises RearError: the folder was begun with another plan, or `encode_range` returned something out of range.
     """
+    process_index = jax.process_index() if process_index is None else process_index
+    process_count = process_count or jax.process_count()
     directory = _local(directory)
     directory.mkdir(parents=True, exist_ok=True)
     _claim(directory, header, process_index)
@@ -141,7 +141,8 @@ def write_codes(
         done += stop - start
         progress(done, total)
     if all(_is_complete(header.shard_path(directory, s), size) for s, size in enumerate(header.shard_sizes)):
-        _finish(directory)
+        with contextlib.suppress(FileNotFoundError):  # finished before, or by another process
+            os.replace(directory / UNFINISHED_HEADER, directory / HEADER)
 
 
 def write_shard(path: Path, header: CodesHeader, codes: np.ndarray, labels: np.ndarray, views: np.ndarray) -> None:
@@ -154,8 +155,7 @@ def write_shard(path: Path, header: CodesHeader, codes: np.ndarray, labels: np.n
       labels: integers [m].
       views: integers [m], index of the augmentation's view: 0 to A - 1, again and again.
 
-    Raises:
-      RearError: shapes disagree, a code or label is outside its range, or the views are out of order.
+    Raises RearError: shapes disagree, a code or label is outside its range, or the views are out of order.
     """
     rows = len(codes)
     if codes.shape != (rows, header.codes_per_image) or labels.shape != (rows,) or views.shape != (rows,):
@@ -211,8 +211,7 @@ class Codes:
         Returns:
           {'codes': int32 [m, N], 'label': int32 [m], 'augmentation': int32 [m]}.
 
-        Raises:
-          RearError: more records are damaged than may be; names the shard and the record in it.
+        Raises RearError: more records are damaged than may be; names the shard and the record in it.
         """
         records = self._fetch(indices) if self._records is None else self._records[indices]
         records = records.astype(np.int32)
@@ -309,8 +308,7 @@ def open_codes(directory: os.PathLike[str], *, in_memory: bool = False, max_corr
         reads then cost next to nothing, and a slow or remote disk is only read in sequence.
       max_corrupt_share: in [0, 1), of the records may be damaged: others stand in for them. 0 = none may.
 
-    Raises:
-      RearError: the folder is not complete, a shard is missing or damaged, or the share is no such number.
+    Raises RearError: the folder is not complete, a shard is missing or damaged, or the share is no such number.
     """
     directory = _local(directory)
     if not 0 <= max_corrupt_share < 1:
@@ -328,8 +326,7 @@ def check_codes(
 ) -> None:
     """Makes sure that codes fit the tokenizer and the generator that are to use them.
 
-    Raises:
-      RearError: one of the four differs; names both values.
+    Raises RearError: one of the four differs; names both values.
     """
     pairs = {
         "fingerprint": (header.fingerprint, fingerprint),
@@ -352,25 +349,20 @@ def _local(directory: os.PathLike[str]) -> Path:
 
 def _claim(directory: Path, header: CodesHeader, process_index: int) -> None:
     """Records the plan in the folder, or makes sure that it is the one already there."""
-    shards_found = any(directory.glob("codes-*.array_record"))
     for path in (directory / HEADER, directory / UNFINISHED_HEADER):
         if path.is_file():
-            _same_plan(directory, _read_header(path), header)
+            stored = dataclasses.asdict(_read_header(path))
+            for name, value in dataclasses.asdict(header).items():
+                if stored[name] != value:
+                    raise RearError(
+                        f"{directory} was begun with {name} {stored[name]!r}, not {value!r}; "
+                        "name another folder or delete this one"
+                    )
             return
-    if shards_found:
+    if any(directory.glob("codes-*.array_record")):
         raise RearError(f"{directory} holds shards without a header; name another folder or delete them")
     with atomic_file(directory / UNFINISHED_HEADER, writer=process_index) as temporary:
         temporary.write_text(json.dumps(_as_json(header), indent=2) + "\n")
-
-
-def _same_plan(directory: Path, stored: CodesHeader, wanted: CodesHeader) -> None:
-    stored_fields = dataclasses.asdict(stored)
-    for name, value in dataclasses.asdict(wanted).items():
-        if stored_fields[name] != value:
-            raise RearError(
-                f"{directory} was begun with {name} {stored_fields[name]!r}, not {value!r}; "
-                "name another folder or delete this one"
-            )
 
 
 def _as_json(header: CodesHeader) -> dict[str, Any]:
@@ -388,11 +380,6 @@ def _read_header(path: Path) -> CodesHeader:
     if _as_json(header) != content:
         raise RearError(f"{path} is not of format version {FORMAT_VERSION} or was altered; tokenize again")
     return header
-
-
-def _finish(directory: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):  # finished before, or by another process
-        os.replace(directory / UNFINISHED_HEADER, directory / HEADER)
 
 
 def _is_complete(path: Path, num_records: int) -> bool:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rear_jax.atomic import atomic_file
 from rear_jax.errors import RearError
+from rear_jax.runtime.atomic import atomic_file
 
 CLASS_NAMES = (
     "T-shirt/top",
@@ -39,8 +39,7 @@ FILE_PREFIX = {"train": "train", "test": "t10k"}  # how the published files call
 def load_embedded(split: str) -> tuple[np.ndarray, np.ndarray]:
     """The embedded subset: images uint8 [n, 28, 28] (0 = background) and labels uint8 [n], balanced over classes.
 
-    Raises:
-      RearError: `split` is neither 'train' nor 'test'.
+    Raises RearError: `split` is neither 'train' nor 'test'.
     """
     _check_split(split)
     with np.load(EMBEDDED) as arrays:
@@ -50,8 +49,7 @@ def load_embedded(split: str) -> tuple[np.ndarray, np.ndarray]:
 def load_full(directory: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """The published files of one split, 60 000 or 10 000 images, in the form of `load_embedded`.
 
-    Raises:
-      RearError: `split` is unknown, or a file is missing or damaged.
+    Raises RearError: `split` is unknown, or a file is missing or damaged.
     """
     _check_split(split)
     prefix = FILE_PREFIX[split]

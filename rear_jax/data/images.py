@@ -128,6 +128,25 @@ class TfdsSource:
         return _decode(io.BytesIO(record["image"]), where), label
 
 
+class Spread:
+    """At most `count` images of a source, evenly spread, so that a set sorted by class stays balanced."""
+
+    def __init__(self, source: ImageSource, count: int):
+        self._source, self._indices = source, spread(len(source), count)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: SupportsIndex) -> tuple[np.ndarray, int]:
+        return self._source[int(self._indices[int(index)])]
+
+
+def spread(total: int, wanted: int) -> np.ndarray:
+    """At most `wanted` indices of `total`, evenly spread."""
+    count = min(total, wanted)
+    return np.arange(count) * total // count
+
+
 def require_classes(source: ImageSource, num_classes: int) -> None:
     """Raises RearError where a source has labels that `config.data.num_classes` leaves no room for."""
     if source.num_classes > num_classes:
@@ -139,8 +158,7 @@ def require_classes(source: ImageSource, num_classes: int) -> None:
 def fingerprint(source: ImageSource) -> str:
     """Tells sources apart by their size, their classes, and label and pixels of a few evenly spread images.
 
-    Raises:
-      RearError: one of those images cannot be read.
+    Raises RearError: one of those images cannot be read.
     """
     digest = hashlib.sha256(json.dumps([len(source), source.num_classes, source.class_names]).encode())
     for index in np.unique(np.linspace(0, len(source) - 1, FINGERPRINT_IMAGES).astype(int)).tolist():
@@ -150,15 +168,9 @@ def fingerprint(source: ImageSource) -> str:
 
 
 def open_source(name: str, path: str, split: str) -> ImageSource:
-    """Opens one split of an image source.
+    """Opens one split of an image source, a key of `SOURCES`; the list above says what `path` is. `~` is expanded.
 
-    Args:
-      name: a key of `SOURCES`.
-      path: where the images are, in the form that the list above gives; `~` is expanded.
-      split: which part of them.
-
-    Raises:
-      RearError: the name is unknown, or nothing usable is at `path`.
+    Raises RearError: the name is unknown, or nothing usable is at `path`.
     """
     if name not in SOURCES:
         raise RearError(f"unknown image source {name!r}; the known ones are: {', '.join(SOURCES)}")

@@ -79,16 +79,14 @@ class ImportedCodes(Protocol):
     def read(self, start: int, stop: int) -> Rows:
         """The images [start, stop) in all their views, those of one image side by side: m = (stop - start) A rows.
 
-        Raises:
-          RearError: one of them is damaged or does not fit; named by its line or file.
+        Raises RearError: one of them is damaged or does not fit; named by its line or file.
         """
 
 
 def open_import(path: Path, limits: Limits) -> ImportedCodes:
     """Opens a published set of codes.
 
-    Raises:
-      RearError: there is nothing at `path`, or it is in none of the three formats.
+    Raises RearError: there is nothing at `path`, or it is in none of the three formats.
     """
     if not path.exists():
         raise RearError(f"{path} does not exist: mend config.import_codes.source.")

@@ -1,5 +1,6 @@
 """Jobs: one file each, a `run(config, workdir)` that reads top to bottom."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,7 +8,6 @@ import jax
 from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict
 
-from rear_jax import distributed
 from rear_jax.errors import RearError
 from rear_jax.jobs import (
     convert,
@@ -22,8 +22,9 @@ from rear_jax.jobs import (
     tokenizer,
     train,
 )
+from rear_jax.runtime import distributed
 
-JOBS = {
+JOBS: dict[str, study.Job] = {
     "tokenizer": tokenizer.run,
     "tokenize": tokenize.run,
     "import": import_codes.run,
@@ -32,18 +33,17 @@ JOBS = {
     "sample": sample.run,
     "evaluate": evaluate.run,
     "sweep": sweep.run,
-    "study": study.run,
     "convert": convert.run,
     "plan": plan.run,
 }
+JOBS["study"] = functools.partial(study.run, jobs=dict(JOBS))  # which runs the others
 SHARED = ("tokenizer", "tokenize", "train", "posttrain", "sample")  # by all processes; the others are for one
 
 
 def run_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> None:
     """Runs jobs in turn; no process begins with one before all have ended the one before it.
 
-    Raises:
-      RearError: a name is unknown, or a job is not for several processes; besides, whatever the jobs raise.
+    Raises RearError: a name is unknown, or a job is not for several processes; besides, whatever the jobs raise.
     """
     for name in names:
         if name not in JOBS:

@@ -10,14 +10,21 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rear_jax import artifacts, models, tokenizers
-from rear_jax.convert import parity, published, rar, safetensors_file, titok, torch_writer
-from rear_jax.convert.torch_files import read_tensors
+from rear_jax import artifacts, generators, tokenizers
+from rear_jax.artifacts import published
 from rear_jax.data.batches import ordered_batches
 from rear_jax.data.codes import check_codes, open_codes
 from rear_jax.data.images import open_source
 from rear_jax.errors import RearError
-from rear_jax.training.checkpoints import Checkpoints
+from rear_jax.evaluation import parity
+from rear_jax.generators import GeneratorFamily
+from rear_jax.runtime.atomic import write_json
+from rear_jax.runtime.checkpoints import Checkpoints
+from rear_jax.tokenizers import TokenizerFamily
+from rear_jax.training import objectives
+from rear_jax.weights import safetensors_file, torch_writer
+from rear_jax.weights.family import Family
+from rear_jax.weights.torch_files import read_tensors
 
 log = logging.getLogger(__name__)
 
@@ -35,20 +42,15 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if not settings.source:
         raise RearError("config.convert.source is empty: name a published checkpoint, or a folder of checkpoints.")
     source = Path(settings.source)
-    section = _section(source)
-    export = _exporter(section, config) if settings.export else None
-    if section == "tokenizer":
-        module = tokenizers.build(config.tokenizer, config.data.image_size)
-        params = artifacts.read_tokenizer(source, config, artifacts.tokenizer_shapes(module))
-    else:
-        module = _generator(config)
-        params = artifacts.read_generator(source, config, artifacts.generator_shapes(module), None)
+    family, module, read = _described(source, config)
+    export = _exporter(family, config) if settings.export else None
+    params = read()
     if settings.verify:
-        _report(section, module, params, config, workdir)
+        _report(family, module, params, config, workdir)
         return
     published_source = published.weights_file(source) is not None
     if published_source:
-        _save(section, params, config, workdir / "converted")
+        _save(family, params, config, workdir / "converted")
     if export:
         export(params)
         log.info("convert: wrote %s with the authors' key names", settings.export)
@@ -56,43 +58,61 @@ def run(config: ConfigDict, workdir: Path) -> None:
         raise RearError(f"{source} is converted already: name a file to export to, --config.convert.export=FILE.")
 
 
-def _exporter(section: str, config: ConfigDict) -> Callable[[Any], None]:
+def _described(source: Path, config: ConfigDict) -> tuple[Family, Any, Callable[[], Any]]:
+    """Family and module of the config's network of the kind that `source` holds, and what reads its parameters.
+
+    Raises RearError: `source` holds neither a generator nor a tokenizer; or the config's network cannot be built.
+    """
+    file = published.weights_file(source)
+    if file is None and source.is_dir():
+        holds = Checkpoints(source, keep=1).record()["holds"]
+    else:
+        holds = published.detect(read_tensors(file or source), str(source)).KIND
+    tokenizer = tokenizers.build(config.tokenizer, config.data.image_size)
+    if holds == TokenizerFamily.KIND:
+        return tokenizers.family_of(tokenizer), tokenizer, lambda: artifacts.read_tokenizer(source, config, tokenizer)
+    if holds == GeneratorFamily.KIND:
+        network = objectives.build_generator(config, tokenizer)
+        return generators.family_of(network), network, lambda: artifacts.read_generator(source, config, network, None)
+    raise RearError(f"{source} holds a {holds}: only a generator or a tokenizer can be converted.")
+
+
+def _exporter(family: Family, config: ConfigDict) -> Callable[[Any], None]:
     """What writes parameters as `config.convert.export` asks.
 
-    Raises:
-      RearError: that name has another ending, or the network has no such form.
+    Raises RearError: that name has another ending, or the network has no such form.
     """
-    target, settings = Path(config.convert.export), config[section]
-    found = published.format_of(section, settings.name)
-    if found.layout is titok:
-        titok.require_published_form(settings)
+    target, settings, layout = Path(config.convert.export), config[family.SECTION], family.layout
+    if layout.hub:
+        layout.hub.check(settings)
     if target.suffix == ".safetensors":
-        return functools.partial(safetensors_file.save, target, torch_name=found.layout.torch_name)
+        return functools.partial(safetensors_file.save, target, torch_name=layout.torch_name)
     if target.suffix == ".bin":
-        return functools.partial(torch_writer.save, target, torch_name=found.layout.torch_name, under=found.under)
-    if target.suffix or found.layout is not titok:
+        return functools.partial(torch_writer.save, target, torch_name=layout.torch_name, under=layout.under)
+    if target.suffix or not layout.hub:
         raise RearError(
             f"config.convert.export = {config.convert.export!r}: the name must end in .safetensors or .bin (without an "
             "ending it is a hub's folder, which only a TiTok has)."
         )
     if target.exists():
         raise RearError(f"config.convert.export = {config.convert.export!r} exists already: name a new folder.")
-    return functools.partial(_save_hub_folder, target, titok.hub_config(settings, config.data.image_size))
+    hub_config = layout.hub.config(settings, config.data.image_size)
+    return functools.partial(_save_hub_folder, target, family, hub_config)
 
 
-def _save_hub_folder(folder: Path, hub_config: dict, params: Any) -> None:
-    """Writes a TiTok as model hubs hand it out; the file that makes it a hub's folder comes last."""
+def _save_hub_folder(folder: Path, family: Family, hub_config: dict, params: Any) -> None:
+    """Writes a network as model hubs hand it out; the file that makes it a hub's folder comes last."""
     folder.mkdir(parents=True)
-    safetensors_file.save(folder / published.HUB_WEIGHTS[0], params, titok.torch_name)
-    artifacts.write_json(folder / published.HUB_CONFIG, hub_config)
+    safetensors_file.save(folder / published.HUB_WEIGHTS[0], params, family.layout.torch_name)
+    write_json(folder / published.HUB_CONFIG, hub_config)
 
 
-def _report(section: str, module: Any, params: Any, config: ConfigDict, workdir: Path) -> None:
+def _report(family: Family, module: Any, params: Any, config: ConfigDict, workdir: Path) -> None:
     """Prints what the network is and does; data that is not there is named in place of its rows."""
-    name, millions = published.lookup(section, config[section])
-    rows = parity.size_rows(params, millions, leave_out=rar.PROJECTOR)
+    name, millions = family.published_size(config[family.SECTION])
+    rows = parity.size_rows(params, millions, leave_out=family.layout.optional)
     try:
-        if section == "tokenizer":
+        if family.KIND == TokenizerFamily.KIND:
             rows += parity.tokenizer_rows(module, params, _images(config))
         else:
             rows += parity.generator_rows(module, params, _codes(config, workdir, module))
@@ -113,7 +133,7 @@ def _images(config: ConfigDict) -> Iterator[np.ndarray]:
 
 def _codes(config: ConfigDict, workdir: Path, module: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Batches of evenly spread records of the codes folder."""
-    if models.takes_captions(module):
+    if generators.takes_captions(module):
         raise RearError("code files have no captions, which this generator needs.")
     codes = open_codes(artifacts.codes_folder(config, workdir))
     header = codes.header
@@ -130,28 +150,13 @@ def _codes(config: ConfigDict, workdir: Path, module: Any) -> Iterator[tuple[np.
         yield batch["codes"], batch["label"]
 
 
-def _section(source: Path) -> str:
-    """The section of the config that describes what `source` holds, 'model' or 'tokenizer'."""
-    file = published.weights_file(source)
-    if file is None and source.is_dir():
-        holds = Checkpoints(source, keep=1).record()["holds"]
-        return next(section for section, kind in published.KINDS.items() if kind == holds)
-    return published.detect(read_tensors(file or source), str(source)).section
-
-
-def _generator(config: ConfigDict) -> Any:
-    """The generator of the config; the tokenizer it was made for is asked for its sizes alone."""
-    tokenizer = tokenizers.build(config.tokenizer, config.data.image_size)
-    return models.build(config, num_codes=tokenizer.codes_per_image, embedding_dim=tokenizer.embedding_dim)
-
-
-def _save(section: str, params: Any, config: ConfigDict, folder: Path) -> None:
+def _save(family: Family, params: Any, config: ConfigDict, folder: Path) -> None:
     """Writes a folder of checkpoints with one step, 0; refuses one that holds anything already."""
     checkpoints = Checkpoints(folder, keep=1)
     if checkpoints.latest_step() is not None:
         raise RearError(f"{folder} holds a converted checkpoint already: delete it, or use another --workdir.")
-    held = {"tokenizer": params} if section == "tokenizer" else params
-    record = config.to_dict() | {"holds": published.KINDS[section], "converted_from": config.convert.source}
+    held = {"tokenizer": params} if family.KIND == TokenizerFamily.KIND else params
+    record = config.to_dict() | {"holds": family.KIND, "converted_from": config.convert.source}
     checkpoints.save(0, {"params": jax.device_put(held)}, record)  # numpy arrays would be copied once more
     checkpoints.close()
     log.info("convert: %s is now %s", config.convert.source, folder)

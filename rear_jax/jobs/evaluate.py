@@ -10,15 +10,21 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from rear_jax import artifacts, eight_bit, evaluation, report
+from rear_jax import artifacts, tokenizers
 from rear_jax.errors import RearError
-from rear_jax.evaluation import Network, RealImages, Reconstructions, ReferencePlan, Samples
+from rear_jax.evaluation import reference, report
+from rear_jax.evaluation.reconstructions import Reconstructions
+from rear_jax.evaluation.reference import RealImages, ReferencePlan
+from rear_jax.evaluation.samples import Samples, not_comparable, open_samples
 from rear_jax.metrics import scores
-from rear_jax.metrics.efficientnet import SCALES
+from rear_jax.metrics.features import Network, load_network
+from rear_jax.metrics.perceptual import PerceptualNetwork, lpips_vgg16
 from rear_jax.metrics.probe import fit_probe
 from rear_jax.metrics.scores import Described
 from rear_jax.metrics.statistics import frechet_distance
-from rear_jax.training import perceptual
+from rear_jax.runtime.atomic import write_json
+from rear_jax.runtime.identity import fingerprint, is_done
+from rear_jax.training import posttraining
 
 log = logging.getLogger(__name__)
 
@@ -27,15 +33,15 @@ LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "scikit-learn", "pillow")
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
-    """What is scored, and what scores it; without samples, or without the tokenizer's part, these are None."""
+class Compared:
+    """What is scored, and what scores it; without samples, or without the tokenizer, these are None."""
 
     network: Network
     plan: ReferencePlan
     samples: Samples | None
     held_out: RealImages | None
     tokenizer: artifacts.Tokenizer | None
-    lpips: perceptual.PerceptualNetwork | None
+    lpips: PerceptualNetwork | None
 
 
 def run(config: ConfigDict, workdir: Path, place: Path | None = None) -> None:
@@ -46,46 +52,45 @@ def run(config: ConfigDict, workdir: Path, place: Path | None = None) -> None:
     originals, as a set (rFID) and one by one (PSNR, SSIM, and LPIPS with the files of `config.lpips`). Without
     `samples.npz` the latter is all that there is to do; without `config.evaluate.tokenizer` it is left out.
 
-    Args:
-      config: the experiment.
-      workdir: where the tokenizer and the kept references are.
-      place: where the samples are and the scores go, if not there as well.
+    The tokenizer and the kept references are in `workdir`; the samples are in `place`, and the scores go there, if it
+    is not the same folder.
     """
     place = place or workdir
-    parts = gather(config, workdir, place)
-    recipe = make_recipe(config, parts)
-    if artifacts.is_done(place / "scores.json", {"recipe": recipe}):
+    given = gather(config, workdir, place)
+    recipe = make_recipe(config, given)
+    if is_done(place / "scores.json", {"recipe": recipe}):
         log.info("evaluate: done already, see %s", place / "report.md")
         return
-    result = {"scores": score_all(config, workdir, parts), "recipe": recipe}
-    artifacts.write_json(place / "scores.json", result)
+    result = {"scores": score_all(config, workdir, given), "recipe": recipe}
+    write_json(place / "scores.json", result)
     report.write(place, result)
     log.info("evaluate: wrote %s; the recipe of its scores: %s", place / "report.md", json.dumps(recipe))
 
 
-def gather(config: ConfigDict, workdir: Path, place: Path) -> Parts:
+def gather(config: ConfigDict, workdir: Path, place: Path) -> Compared:
     """Opens what the evaluation needs, and says in one line what it is going to be of."""
     settings = config.evaluate
     present = (place / "samples.npz").exists()
     if not (present or settings.tokenizer):
         raise RearError(f"{place / 'samples.npz'} does not exist: run --job=sample first.")
-    samples = evaluation.open_samples(place) if present else None
+    samples = open_samples(place) if present else None
     what = {SAMPLES: present, "the tokenizer on held-out images": settings.tokenizer}
     log.info("evaluate: scoring %s", " and ".join(name for name, wanted in what.items() if wanted))
-    network = evaluation.load_network(settings)
-    plan = evaluation.plan_reference(config, network)
+    network = load_network(settings)
+    plan = reference.plan_reference(config, network)
     if samples:
-        evaluation.require_scores(plan, network.extractor, settings, samples.images.shape)
+        reference.require_scores(plan, network.extractor, settings, samples.images.shape)
     held_out = tokenizer = lpips = None
     if settings.tokenizer:
-        tokenizer = artifacts.load_tokenizer(config, workdir, stage=config.sample.stage)
+        _, decoder_posttrained = posttraining.sampled_stage(config)
+        tokenizer = artifacts.load_tokenizer(config, workdir, decoder_posttrained=decoder_posttrained)
         count = len(samples.images) if samples else settings.num_reference
         held_out = RealImages(config.data, config.data.eval_split, count)
         if _fits(plan, held_out):
-            evaluation.require_scores(plan, network.extractor, settings, held_out.shape)
+            reference.require_scores(plan, network.extractor, settings, held_out.shape)
         if any(config.lpips.values()):
-            lpips = perceptual.lpips_vgg16(config.lpips, wanted_by="the LPIPS score")
-    return Parts(network, plan, samples, held_out, tokenizer, lpips)
+            lpips = lpips_vgg16(config.lpips, wanted_by="the LPIPS score")
+    return Compared(network, plan, samples, held_out, tokenizer, lpips)
 
 
 def _fits(plan: ReferencePlan, held_out: RealImages) -> bool:
@@ -93,69 +98,69 @@ def _fits(plan: ReferencePlan, held_out: RealImages) -> bool:
     return plan.size in (0, held_out.size)
 
 
-def make_recipe(config: ConfigDict, parts: Parts) -> dict:
+def make_recipe(config: ConfigDict, given: Compared) -> dict:
     """Everything the scores depend on."""
-    settings, network, plan = config.evaluate, parts.network, parts.plan
-    reasons = evaluation.not_comparable(network, plan, parts.samples, config.data.num_classes)
+    settings, network, plan = config.evaluate, given.network, given.plan
+    reasons = not_comparable(network, plan, given.samples, config.data.num_classes)
     recipe = {
-        **evaluation.recipe_of(settings, network, plan),
+        **reference.recipe_of(settings, network, plan),
         "comparable_with_published_FID": not reasons,
         "not_comparable_because": reasons,
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
-    if settings.network in SCALES:
+    if not network.extractor.fid:
         recipe["class_accuracy"] = "logistic regression on the reference's features and labels"
-    if parts.samples:
-        count, height, width, _ = parts.samples.images.shape
-        recipe["samples_file"] = f"{count} images of {height}x{width}, content {parts.samples.images.fingerprint}"
-        recipe["samples"] = parts.samples.recipe
-    if parts.held_out:
-        recipe["held_out"] = f"{parts.held_out.name}, {parts.held_out.size} pixels"
-        recipe["tokenizer"] = f"{parts.tokenizer.origin}, {parts.tokenizer.fingerprint}"
-        recipe["decoder"] = parts.tokenizer.decoder
+    if given.samples:
+        count, height, width, _ = given.samples.images.shape
+        recipe["samples_file"] = f"{count} images of {height}x{width}, content {given.samples.images.fingerprint}"
+        recipe["samples"] = given.samples.recipe
+    if given.held_out:
+        recipe["held_out"] = f"{given.held_out.name}, {given.held_out.size} pixels"
+        recipe["tokenizer"] = f"{given.tokenizer.origin}, {given.tokenizer.fingerprint}"
+        recipe["decoder"] = given.tokenizer.decoder_fingerprint
         recipe["reconstructions"] = (
-            f"8-bit images ({eight_bit.TOKENIZERS[config.tokenizer.name].__name__}); "
+            f"8-bit images ({tokenizers.family_of(given.tokenizer.module).to_8_bit.__name__}); "
             "PSNR, SSIM (11x11 Gaussian window, 1.5), LPIPS: means over images"
         )
-    if parts.lpips:
-        recipe["lpips"] = f"VGG16 with learned heads; weights {artifacts.fingerprint(parts.lpips.params, {})}"
+    if given.lpips:
+        recipe["lpips"] = f"VGG16 with learned heads; weights {fingerprint(given.lpips.params, {})}"
     return recipe
 
 
-def score_all(config: ConfigDict, workdir: Path, parts: Parts) -> dict[str, dict[str, float]]:
+def score_all(config: ConfigDict, workdir: Path, given: Compared) -> dict[str, dict[str, float]]:
     """Set of images -> its scores."""
-    settings, extractor = config.evaluate, parts.network.extractor
+    settings, extractor = config.evaluate, given.network.extractor
     folder = Path(settings.cache) if settings.cache else workdir / "references"
-    reference = evaluation.prepare_reference(parts.plan, extractor, settings, folder)
-    labelled = settings.network in SCALES and len(reference.labels)
-    probe = fit_probe(reference.features, reference.labels) if labelled else None
+    real = reference.prepare_reference(given.plan, extractor, settings, folder)
+    labelled = not extractor.fid and len(real.labels)
+    probe = fit_probe(real.features, real.labels) if labelled else None
 
     def compare(described: Described, labels: np.ndarray) -> dict[str, float]:
-        found = scores.compare(reference, described, extractor, evaluation.score_settings(settings))
+        found = scores.compare(real, described, extractor, reference.score_settings(settings))
         return found | ({"class_accuracy": probe.accuracy(described.pooled, labels)} if probe else {})
 
     found = {}
-    if parts.samples:
-        images, labels, _ = parts.samples
-        described = evaluation.describe(images.batches(settings.batch_size), len(images), extractor, SAMPLES)
+    if given.samples:
+        images, labels, _ = given.samples
+        described = reference.describe(images.batches(settings.batch_size), len(images), extractor, SAMPLES)
         found[SAMPLES] = compare(described, labels)
-    if parts.held_out:
-        found |= score_tokenizer(config, parts, compare if _fits(parts.plan, parts.held_out) else lambda *_: {})
+    if given.held_out:
+        found |= score_tokenizer(config, given, compare if _fits(given.plan, given.held_out) else lambda *_: {})
     for name, values in found.items():
         log.info("evaluate: %s: %s", name, "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
     return found
 
 
 def score_tokenizer(
-    config: ConfigDict, parts: Parts, compare: Callable[[Described, np.ndarray], dict[str, float]]
+    config: ConfigDict, given: Compared, compare: Callable[[Described, np.ndarray], dict[str, float]]
 ) -> dict[str, dict[str, float]]:
     """The scores of held-out images and of what the tokenizer makes of them; `compare` is with the reference."""
-    held_out, extractor, labels = parts.held_out, parts.network.extractor, []
+    held_out, extractor, labels = given.held_out, given.network.extractor, []
     batch_size = config.evaluate.batch_size
-    real = evaluation.describe(held_out.batches(batch_size, labels), len(held_out), extractor, HELD_OUT)
-    through = Reconstructions(parts.tokenizer, parts.lpips, eight_bit.TOKENIZERS[config.tokenizer.name])
+    real = reference.describe(held_out.batches(batch_size, labels), len(held_out), extractor, HELD_OUT)
+    through = Reconstructions(given.tokenizer, given.lpips)
     again = through.over(held_out.batches(batch_size, []))
-    decoded = evaluation.describe(again, len(held_out), extractor, DECODED)
+    decoded = reference.describe(again, len(held_out), extractor, DECODED)
     distance = frechet_distance(scores.moments(decoded.pooled), scores.moments(real.pooled))
     classes = np.concatenate(labels)
     own = {f"r{scores.distance_name(extractor)}": distance} | through.scores()

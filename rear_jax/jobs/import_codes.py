@@ -3,7 +3,6 @@
 import logging
 from pathlib import Path
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -11,7 +10,8 @@ from rear_jax import artifacts
 from rear_jax.data.codes import HEADER, CodesHeader, open_codes, write_codes
 from rear_jax.data.imports import Limits, open_import
 from rear_jax.errors import RearError
-from rear_jax.progress import ProgressBar
+from rear_jax.runtime.atomic import write_json
+from rear_jax.runtime.progress import ProgressBar
 
 log = logging.getLogger(__name__)
 
@@ -47,14 +47,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         tokenizer.fingerprint,
     )
     with ProgressBar("import", total=source.num_images, unit="image") as bar:
-        write_codes(
-            folder,
-            header,
-            source.read,
-            progress=lambda done, _: bar.update(done),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+        write_codes(folder, header, source.read, progress=lambda done, _: bar.update(done))
     if (folder / HEADER).is_file():  # else other processes are still writing
         _count_classes(folder)
 
@@ -71,7 +64,7 @@ def _tokenizer(config: ConfigDict, workdir: Path) -> artifacts.Tokenizer:
 def _count_classes(folder: Path) -> None:
     """Writes `classes.json` and logs its summary."""
     counts = open_codes(folder).class_counts()
-    artifacts.write_json(folder / CLASSES, {"records": {str(label): int(n) for label, n in enumerate(counts)}})
+    write_json(folder / CLASSES, {"records": {str(label): int(n) for label, n in enumerate(counts)}})
     empty = np.flatnonzero(counts == 0)
     smallest, largest = int(np.argmin(counts)), int(np.argmax(counts))
     log.info(

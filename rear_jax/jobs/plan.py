@@ -6,10 +6,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from rear_jax import artifacts
-from rear_jax.atomic import atomic_file
 from rear_jax.errors import RearError
 from rear_jax.plan import chips, programs, report, roofline
+from rear_jax.runtime.atomic import atomic_file, write_json
 
 log = logging.getLogger(__name__)
 
@@ -19,8 +18,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
     It needs no data and no weights.
 
-    Raises:
-      RearError: there is no such program, or the chips do not divide the batch of one that is asked for.
+    Raises RearError: there is no such program, or the chips do not divide the batch of one that is asked for.
     """
     settings, topology = config.plan, chips.topology(config.plan.topology)
     texts, numbers = [], {}
@@ -31,7 +29,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         texts.append(report.markdown(plan, planned, largest))
         numbers[name] = report.numbers(plan, largest)
         log.info("plan:\n%s", texts[-1])
-        artifacts.write_json(workdir / "plan.json", {"programs": numbers, "config": config.to_dict()})
+        write_json(workdir / "plan.json", {"programs": numbers, "config": config.to_dict()})
         with atomic_file(workdir / "plan.md") as file:
             file.write_text("\n".join(texts))
     log.info("plan: wrote %s", workdir / "plan.md")
@@ -42,8 +40,7 @@ def _planned(config: ConfigDict, chips: int) -> dict[str, tuple[ConfigDict, tupl
 
     Sampling that nobody asked for is planned at the next batch that the chips divide; any other batch must be one.
 
-    Raises:
-      RearError: see `run`.
+    Raises RearError: see `run`.
     """
     planned = {}
     for name in _names(config):
@@ -60,8 +57,7 @@ def _planned(config: ConfigDict, chips: int) -> dict[str, tuple[ConfigDict, tupl
 def _names(config: ConfigDict) -> list[str]:
     """The programs that are asked for: those of `config.plan.programs`, else those of the config's jobs and sampling.
 
-    Raises:
-      RearError: there is no such program.
+    Raises RearError: there is no such program.
     """
     known = programs.PROGRAMS
     names = list(config.plan.programs) or [name for name in known if name in (*config.jobs, "sample")]

@@ -12,14 +12,17 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rear_jax import artifacts, distributed, pictures, sampling
+from rear_jax import artifacts, generators
 from rear_jax.data.archive import ImageArchive
-from rear_jax.data.sampled_set import SampledSet
-from rear_jax.progress import ProgressBar
-from rear_jax.training import mesh as placement
-from rear_jax.training import sharding
-from rear_jax.training.loop import Interrupted
-from rear_jax.training.stopping import StopSign, any_raised
+from rear_jax.runtime import distributed, pictures, sharding
+from rear_jax.runtime.atomic import write_json
+from rear_jax.runtime.identity import environment, is_done
+from rear_jax.runtime.mesh import check_batch, make_mesh, replicated
+from rear_jax.runtime.progress import ProgressBar
+from rear_jax.runtime.stopping import Interrupted, StopSign, any_raised
+from rear_jax.sampling import draw
+from rear_jax.sampling.sampled_set import SampledSet
+from rear_jax.training import objectives, posttraining
 
 log = logging.getLogger(__name__)
 
@@ -36,33 +39,33 @@ def run(config: ConfigDict, workdir: Path, place: Path | None = None) -> None:
 
     What is drawn goes to `samples.partial` batch by batch, where the same command finds it after an interruption.
 
-    Args:
-      config: the experiment.
-      workdir: where the networks are.
-      place: where the set goes, if not there as well.
+    The networks are in `workdir`; the set goes to `place`, if not there as well.
     """
     place = place or workdir
     settings = config.sample
-    placement.check_batch(config.mesh, settings.batch_size, 1, "config.sample.batch_size")
-    tokenizer = artifacts.load_tokenizer(config, workdir, stage=config.sample.stage)
-    generator = artifacts.load_generator(config, workdir, tokenizer)
-    conditions = sampling.conditions_of(config, generator.module)
+    check_batch(config.mesh, settings.batch_size, 1, "config.sample.batch_size")
+    stage, decoder_posttrained = posttraining.sampled_stage(config)
+    tokenizer = artifacts.load_tokenizer(config, workdir, decoder_posttrained=decoder_posttrained)
+    network = objectives.build_generator(config, tokenizer.module)
+    generator = artifacts.load_generator(config, workdir, tokenizer, network, stage=stage)
+    conditions = draw.conditions_of(config, generator.module)
     recipe = make_recipe(config, tokenizer, generator, conditions)
-    if artifacts.is_done(place / "samples.json", recipe) and (place / "samples.npz").exists():
+    if is_done(place / "samples.json", recipe) and (place / "samples.npz").exists():
         log.info("sample: done already, %d images in %s", settings.num_images, place / "samples.npz")
         if distributed.is_first():
             _tidy(place, recipe, settings.png_folder)
         return
 
-    labels = sampling.balanced_labels(settings.num_images, len(jax.tree.leaves(conditions)[0]))
-    partial = _open_partial(place, recipe, (settings.num_images, *sampling.image_shape(config)))
-    mesh = placement.make_mesh(config.mesh)
+    labels = draw.balanced_labels(settings.num_images, len(jax.tree.leaves(conditions)[0]))
+    partial = _open_partial(place, recipe, (settings.num_images, *draw.image_shape(config)))
+    mesh = make_mesh(config.mesh)
+    rules = generators.family_of(network).parameters
     with jax.set_mesh(mesh):
         weights = (
-            jax.device_put(generator.params, sharding.shardings(generator.params, mesh)),
-            jax.device_put(tokenizer.params, placement.replicated(mesh)),
+            jax.device_put(generator.params, sharding.shardings(generator.params, mesh, rules)),
+            jax.device_put(tokenizer.params, replicated(mesh)),
         )
-        program = sampling.compile_sampler(config, generator.module, tokenizer.module)
+        program = draw.compile_sampler(config, generator.module, tokenizer.module)
         _draw_missing(config, functools.partial(program, *weights), conditions, labels, partial, mesh)
     if not distributed.is_first():
         return
@@ -71,7 +74,7 @@ def run(config: ConfigDict, workdir: Path, place: Path | None = None) -> None:
     if settings.png_folder:
         pictures.save_folder(place / "samples", partial.images)
     drawn = json.loads((place / "samples.partial" / "drawn_with.json").read_text())
-    artifacts.write_json(place / "samples.json", recipe | {"stage": settings.stage} | drawn)
+    write_json(place / "samples.json", recipe | {"stage": settings.stage} | drawn)
     partial.remove()
     log.info("sample: wrote %d images to %s, a sheet to %s", len(labels), place / "samples.npz", "samples.png")
 
@@ -99,12 +102,12 @@ def _draw_missing(
     """
     missing, total = np.flatnonzero(~partial.done), len(labels)
     stop, done = StopSign(mesh, ahead=0), total - len(missing)
-    ask = jax.jit(any_raised, out_shardings=placement.replicated(mesh))
+    ask = jax.jit(any_raised, out_shardings=replicated(mesh))
     if done:
         log.info("sample: going on, %d of %d images are there", done, total)
     with stop.listening(), ProgressBar("sample", total=total, start=done, unit="image") as bar:
-        for batch in sampling.plan_batches(labels, missing, config.sample.batch_size):
-            images = sampling.draw_batch(program, conditions, batch, mesh)
+        for batch in draw.plan_batches(labels, missing, config.sample.batch_size):
+            images = draw.draw_batch(program, conditions, batch, mesh)
             if distributed.is_first():
                 partial.add(batch.indices[: batch.count], images)
             done += batch.count
@@ -118,21 +121,21 @@ def make_recipe(
     config: ConfigDict, tokenizer: artifacts.Tokenizer, generator: artifacts.Generator, conditions: Any
 ) -> dict:
     """Everything the set depends on but rounding: one that is begun or done is this command's if it has this recipe."""
-    of_set = sampling.recipe_of(config, generator.module, tokenizer, conditions, config.sample.num_images)
+    of_set = draw.recipe_of(config, generator.module, tokenizer, conditions, config.sample.num_images)
     return of_set | {"generator_step": generator.step, "generator": generator.fingerprint}
 
 
 def _note_environment(folder: Path) -> None:
     """Adds the libraries and the platform of this process to those that the set in `folder` was drawn with so far."""
-    file, now = folder / "drawn_with.json", artifacts.environment()
+    file, now = folder / "drawn_with.json", environment()
     earlier = json.loads(file.read_text())["drawn_with"] if file.exists() else []
-    artifacts.write_json(file, {"drawn_with": [*(one for one in earlier if one != now), now]})
+    write_json(file, {"drawn_with": [*(one for one in earlier if one != now), now]})
 
 
 def _tidy(place: Path, recipe: dict, png_folder: bool) -> None:
     """Beside a set that is done: removes it as it was drawn, and writes the PNGs if they are wanted and not there."""
     partial, file, folder = place / "samples.partial", place / "samples.npz", place / "samples"
-    if artifacts.is_done(partial / "recipe.json", recipe):
+    if is_done(partial / "recipe.json", recipe):
         shutil.rmtree(partial)
     if png_folder and not (folder.exists() and folder.stat().st_mtime_ns >= file.stat().st_mtime_ns):
         images = ImageArchive(file, remedy="delete it and run --job=sample again")

@@ -4,30 +4,28 @@ import difflib
 import json
 import logging
 import statistics
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")  # files, whatever display there is
-
-import matplotlib.pyplot as plt
 import numpy as np
 from ml_collections import ConfigDict
 
-from rear_jax import artifacts, jobs, report
-from rear_jax.atomic import atomic_file
-from rear_jax.config import flatten, refuse_changes
+from rear_jax import artifacts
 from rear_jax.errors import RearError
+from rear_jax.evaluation import report
 from rear_jax.jobs.evaluate import SAMPLES
-from rear_jax.training.writer import read_metrics
+from rear_jax.runtime import figures, identity
+from rear_jax.runtime.atomic import atomic_file, write_json
+from rear_jax.runtime.figures import finish_panel, new_figure, save_figure
+from rear_jax.runtime.writer import read_metrics
 
 log = logging.getLogger(__name__)
 
-TRAINED_BY = ("seed", "data.", "tokenizer.", "model.", "method.", "train.", "posttrain.")  # settings
+Job = Callable[[ConfigDict, Path], None]
 COLUMNS = 4  # panels in a row of study.png
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
+def run(config: ConfigDict, workdir: Path, jobs: Mapping[str, Job]) -> None:
     """Runs `config.study.jobs` for each seed and, from what they leave, `variant_jobs` for each variant.
 
     The tokenizer and the codes are those of `workdir`, the generator that of `workdir/seed_<n>`; a variant works in
@@ -36,28 +34,27 @@ def run(config: ConfigDict, workdir: Path) -> None:
     where 'sweep' is among `variant_jobs`, and one of the last logged metrics: a row for each variant, mean ± standard
     deviation over seeds), `study.png` and `study.json`.
 
-    Raises:
-      RearError: a variant is none of this experiment, a job is unknown, or a folder was made by other settings.
+    Raises RearError: a variant is none of this experiment, a job is unknown, or a folder was made by other settings.
     """
     study = config.study
     if len(study.seeds) < 2 or not study.variants:
         raise RearError("config.study needs seeds, 2 or more, and variants.")
-    if unknown := [job for job in (*study.jobs, *study.variant_jobs) if job not in jobs.JOBS]:
-        raise RearError(f"config.study: unknown job {unknown[0]!r}: use {', '.join(jobs.JOBS)}.")
+    if unknown := [job for job in (*study.jobs, *study.variant_jobs) if job not in jobs]:
+        raise RearError(f"config.study: unknown job {unknown[0]!r}: use {', '.join(jobs)}.")
     plans = {seed: _plan(config, workdir, seed) for seed in study.seeds}
     results = {name: [] for name in study.variants}
     for seed, (base, variants) in plans.items():
         folder = workdir / f"seed_{seed}"
         _claim(folder, base)
         for job in study.jobs:
-            jobs.JOBS[job](base, folder)
+            jobs[job](base, folder)
         for name, variant in variants.items():
             log.info("study: seed %d, variant %s", seed, name)
             _claim(folder / name, variant)
             for job in study.variant_jobs:
-                jobs.JOBS[job](variant, folder / name)
+                jobs[job](variant, folder / name)
             results[name].append(_result(folder / name, study))
-    artifacts.write_json(workdir / "study.json", {"results": results, "config": config.to_dict()})
+    write_json(workdir / "study.json", {"results": results, "config": config.to_dict()})
     page = _page(results, study)
     with atomic_file(workdir / "study.md") as file:
         file.write_text(page)
@@ -81,8 +78,8 @@ def _plan(config: ConfigDict, workdir: Path, seed: int) -> tuple[ConfigDict, dic
 
 def _changed(base: ConfigDict, changes: ConfigDict, option: str) -> ConfigDict:
     """The experiment with some settings changed; raises RearError where there is no such setting or value."""
-    known = flatten(base.to_dict())
-    for key in flatten(changes.to_dict()):
+    known = identity.flatten(base.to_dict())
+    for key in identity.flatten(changes.to_dict()):
         if key not in known:
             nearest = "".join(f" Did you mean {near!r}?" for near in difflib.get_close_matches(key, known, 1))
             raise RearError(f"{option}: config has no setting {key!r}.{nearest}")
@@ -98,10 +95,10 @@ def _claim(folder: Path, config: ConfigDict) -> None:
     """Keeps the settings that what is in `folder` is made by; raises RearError where it was made by others."""
     kept = folder / "settings.json"
     if kept.exists():
-        refuse_changes(json.loads(kept.read_text()), config, TRAINED_BY, str(folder))
+        identity.refuse_changes(json.loads(kept.read_text()), config, identity.STUDY, str(folder))
         return
     folder.mkdir(parents=True, exist_ok=True)
-    artifacts.write_json(kept, config.to_dict())
+    write_json(kept, config.to_dict())
 
 
 def _result(folder: Path, study: ConfigDict) -> dict:
@@ -137,14 +134,12 @@ def _page(results: dict[str, list[dict]], study: ConfigDict) -> str:
 def table(rows: dict[str, list[dict[str, float]]]) -> str:
     """A Markdown table: a row for each variant, a column for each value, mean ± standard deviation over its runs."""
     columns = list(next(iter(rows.values()))[0])
-    lines = [f"| variant | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for name, runs in rows.items():
-        cells = []
-        for column in columns:
-            values = [run[column] for run in runs]
-            cells.append(f"{statistics.fmean(values):.4g} ± {statistics.stdev(values):.2g}")
-        lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+
+    def cell(values: list[float]) -> str:
+        return f"{statistics.fmean(values):.4g} ± {statistics.stdev(values):.2g}"
+
+    lines = [[name.replace("_", " "), *(cell([r[c] for r in runs]) for c in columns)] for name, runs in rows.items()]
+    return figures.table(["variant", *columns], lines)
 
 
 def _draw_curves(workdir: Path, study: ConfigDict) -> None:
@@ -155,21 +150,15 @@ def _draw_curves(workdir: Path, study: ConfigDict) -> None:
     }
     some = next(iter(records.values()))[0]
     names = [name for name in report.CURVES[job] if name in some[-1]]
-    rows, columns = -(-len(names) // COLUMNS), min(COLUMNS, len(names))
-    size = (3.4 * columns, 3.0 * rows)
-    figure, panels = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
-    for panel in panels.flat[len(names) :]:
+    figure, panels = new_figure(-(-len(names) // COLUMNS), min(COLUMNS, len(names)), 3.4, 3.0)
+    for panel in panels[len(names) :]:
         panel.set_axis_off()
-    for panel, metric in zip(panels.flat, names, strict=False):
+    for panel, metric in zip(panels, names, strict=False):
         for variant, runs in records.items():
             steps = [record["step"] for record in runs[0]]
             values = np.array([[record[metric] for record in run] for run in runs])  # [seeds, logged steps]
             (line,) = panel.plot(steps, values.mean(axis=0), label=variant.replace("_", " "))
             panel.fill_between(steps, values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.2)
-        panel.set_title(metric.replace("_", " "), fontsize=10)
-        panel.set_xlabel(f"{job} step", fontsize=8)
-        panel.grid(alpha=0.3)
-    panels[0][0].legend(fontsize=8)
-    with atomic_file(workdir / "study.png") as file:
-        figure.savefig(file, dpi=100, format="png")
-    plt.close(figure)
+        finish_panel(panel, metric, f"{job} step")
+    panels[0].legend(fontsize=8)
+    save_figure(workdir / "study.png", figure)

@@ -5,17 +5,14 @@ import json
 import logging
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")  # files, whatever display there is
-
-import matplotlib.pyplot as plt
 from ml_collections import ConfigDict
 
-from rear_jax import artifacts, report
-from rear_jax.atomic import atomic_file
 from rear_jax.errors import RearError
+from rear_jax.evaluation import report
 from rear_jax.jobs import evaluate, sample
+from rear_jax.runtime import figures
+from rear_jax.runtime.atomic import atomic_file, write_json
+from rear_jax.runtime.figures import finish_panel, new_figure, save_figure
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +42,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         )
         recipes.append(found["recipe"])
     recipe = report.common(recipes)
-    artifacts.write_json(workdir / "sweep.json", {"points": points, "recipe": recipe, "config": config.to_dict()})
+    write_json(workdir / "sweep.json", {"points": points, "recipe": recipe, "config": config.to_dict()})
     with atomic_file(workdir / "sweep.md") as file:
         file.write_text("\n".join([table(points), "", *report.recipe_lines(recipe), ""]))
     _draw(workdir / "sweep.png", points)
@@ -57,13 +54,9 @@ def table(points: list[dict[str, float]]) -> str:
     columns = list(points[0])
     distance = columns[2]
     best = min(points, key=lambda point: point[distance])
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for point in points:
-        cells = [f"{point[column]:.4g}" for column in columns]
-        if point is best:
-            cells[2] = f"**{cells[2]}**"
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    lines = [[f"{point[column]:.4g}" for column in columns] for point in points]
+    lines[points.index(best)][2] = f"**{best[distance]:.4g}**"
+    return figures.table(columns, lines)
 
 
 def drawn_scores(points: list[dict[str, float]]) -> list[str]:
@@ -75,15 +68,11 @@ def drawn_scores(points: list[dict[str, float]]) -> list[str]:
 def _draw(path: Path, points: list[dict[str, float]]) -> None:
     """A panel for each of `drawn_scores`, a line for each power."""
     names = drawn_scores(points)
-    figure, panels = plt.subplots(1, len(names), figsize=(4.0 * len(names), 3.2), layout="constrained", squeeze=False)
-    for panel, name in zip(panels[0], names, strict=True):
+    figure, panels = new_figure(1, len(names), 4.0, 3.2)
+    for panel, name in zip(panels, names, strict=True):
         for power in dict.fromkeys(point["guidance_power"] for point in points):
             line = sorted((p["guidance_scale"], p[name]) for p in points if p["guidance_power"] == power)
             panel.plot(*zip(*line, strict=True), marker="o", label=f"power {power:g}")
-        panel.set_title(name, fontsize=10)
-        panel.set_xlabel("guidance scale", fontsize=8)
-        panel.grid(alpha=0.3)
-    panels[0][0].legend(fontsize=8)
-    with atomic_file(path) as file:
-        figure.savefig(file, dpi=100, format="png")
-    plt.close(figure)
+        finish_panel(panel, name, "guidance scale")
+    panels[0].legend(fontsize=8)
+    save_figure(path, figure)

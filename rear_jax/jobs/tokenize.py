@@ -10,14 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rear_jax import artifacts, distributed, local_devices
+from rear_jax import artifacts
 from rear_jax.data.batches import ordered_batches
 from rear_jax.data.codes import HEADER, CodesHeader, write_codes
 from rear_jax.data.crops import AUGMENTATIONS
 from rear_jax.data.images import ImageSource, fingerprint, open_source, require_classes
 from rear_jax.errors import RearError
-from rear_jax.progress import ProgressBar
-from rear_jax.training.mesh import fetch
+from rear_jax.runtime import distributed, local_devices
+from rear_jax.runtime.mesh import fetch
+from rear_jax.runtime.progress import ProgressBar
 
 log = logging.getLogger(__name__)
 
@@ -50,14 +51,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if (folder / HEADER).exists():
         log.info("tokenize: done already, checking %s", folder)
     with ProgressBar("tokenize", total=len(source), unit="image") as bar:
-        write_codes(
-            folder,
-            header,
-            _encoder(tokenizer, source, config),
-            progress=lambda done, _: bar.update(done),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+        write_codes(folder, header, _encoder(tokenizer, source, config), progress=lambda done, _: bar.update(done))
     log.info("tokenize: %d images x %d views in %s", header.num_images, header.num_augmentations, folder)
 
 

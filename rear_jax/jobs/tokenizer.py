@@ -8,23 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rear_jax import artifacts, distributed, pictures, tokenizers
-from rear_jax.config import maskgit_vqgan, refuse_changes
+from rear_jax import artifacts, tokenizers
 from rear_jax.data import batches
 from rear_jax.data.images import fingerprint, open_source
 from rear_jax.errors import RearError
+from rear_jax.metrics import perceptual
+from rear_jax.runtime import distributed, pictures
+from rear_jax.runtime.mesh import check_batch, fetch, make_mesh
 from rear_jax.tokenizers.discriminator import PatchDiscriminator
-from rear_jax.training import loop, mesh, perceptual, vq
-from rear_jax.training.checkpoints import Checkpoints
+from rear_jax.training import loop, vq
 from rear_jax.training.state import TrainState
 
 log = logging.getLogger(__name__)
 
-IDENTITY = (
-    "tokenizer.",
-    "data.image_size",
-    *(f"tokenizer_training.{setting}" for setting in ("codebook_update", "objective", "trained")),
-)
 SHEET = 16  # images on reconstructions.png
 
 
@@ -34,51 +30,26 @@ def run(config: ConfigDict, workdir: Path) -> None:
         log.info("tokenizer: nothing to train, config.tokenizer_from is %s", config.tokenizer_from)
         return
     settings, data = config.tokenizer_training, config.data
-    mesh.check_batch(config.mesh, settings.loop.batch_size, 1, "config.tokenizer_training.loop.batch_size")
+    check_batch(config.mesh, settings.loop.batch_size, 1, "config.tokenizer_training.loop.batch_size")
     source = open_source(data.source, data.path, data.train_split)
     distributed.agree(f"the images of {source.name}", fingerprint(source))
     networks, frozen = _networks(config)
-    checkpoints = Checkpoints(
-        artifacts.tokenizer_folder(workdir), keep=settings.loop.keep_checkpoints, keep_every=settings.loop.keep_every
-    )
-    if checkpoints.latest_step() is not None:
-        refuse_changes(checkpoints.record(), config, IDENTITY, str(checkpoints.folder))
-    given = {} if checkpoints.latest_step() is not None else {"tokenizer": _first_params(config, networks, frozen)}
-    optimizer = vq.make_optimizer(config)
-    originals, devices = _held_out(config), mesh.make_mesh(config.mesh)
+    checkpoints, saved = artifacts.resumable(artifacts.tokenizer_folder(workdir), settings.loop, config, "tokenizer")
+    given = {} if saved else {"tokenizer": _first_params(config, networks, frozen)}
+    originals, devices = _held_out(config), make_mesh(config.mesh)
 
     @jax.jit
     def reconstruct(params):
         return networks.tokenizer.apply({"params": params}, originals.astype(jnp.float32) / 255.0)[0]
 
     def draw(state: TrainState) -> dict[str, np.ndarray]:
-        sheet = np.concatenate([originals, pictures.to_uint8(mesh.fetch(reconstruct(state.params["tokenizer"])))])
+        sheet = np.concatenate([originals, pictures.to_uint8(fetch(reconstruct(state.params["tokenizer"])))])
         return {"reconstructions": pictures.grid(sheet, SHEET)}
 
-    state = loop.train(
-        "tokenizer",
-        vq.tokenizer_step(networks, config, optimizer),
-        lambda given: vq.init_state(networks, config, optimizer, given),
-        given,
-        lambda start: batches.image_batches(
-            source,
-            image_size=data.image_size,
-            augment=settings.augmentation,
-            batch_size=settings.loop.batch_size,
-            seed=config.seed,
-            start_step=start,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        ),
-        frozen=frozen,
-        mesh=devices,
-        settings=settings.loop,
-        seed=config.seed,
-        record=config.to_dict() | {"holds": "tokenizer"},
-        checkpoints=checkpoints,
-        workdir=workdir,
-        draw=draw,
-    )
+    stream = batches.training_stream(source, config, settings.loop, settings.augmentation)
+    record = config.to_dict() | {"holds": "tokenizer"}
+    learning = vq.learning(config, networks, frozen, given)
+    state = loop.train(learning, loop.Run(stream, devices, record, checkpoints, workdir, draw=draw))
     checkpoints.close()
     with jax.set_mesh(devices):
         sheet = draw(state)["reconstructions"]
@@ -89,12 +60,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
 def _networks(config: ConfigDict) -> tuple[vq.Networks, dict]:
     """What the objective needs, and the parameters of it that stay frozen.
 
-    Raises:
-      RearError: the objective is unknown or needs something that the config does not give.
+    Raises RearError: the objective is unknown or needs something that the config does not give.
     """
     settings, size = config.tokenizer_training, config.data.image_size
     tokenizer = tokenizers.build(config.tokenizer, size)
-    if "encoder" in vq.frozen_parts(settings) and not settings.init_from:
+    if "encoder" in vq.frozen_entries(settings) and not settings.init_from:
         raise RearError(
             "config.tokenizer_training.trained = 'decoder' leaves the encoder as it is: name a trained one, "
             "config.tokenizer_training.init_from."
@@ -102,7 +72,7 @@ def _networks(config: ConfigDict) -> tuple[vq.Networks, dict]:
     if settings.objective == "codes":
         made = _proxy_config(config)
         proxy = tokenizers.build(made.tokenizer, size)
-        params = artifacts.read_tokenizer(Path(settings.proxy), made, artifacts.tokenizer_shapes(proxy))
+        params = artifacts.read_tokenizer(Path(settings.proxy), made, proxy)
         return vq.Networks(tokenizer, None, None, proxy), {"proxy": params}
     seen_through = perceptual.load(
         settings.perceptual_network, config.lpips, option="config.tokenizer_training.perceptual_network"
@@ -115,22 +85,15 @@ def _networks(config: ConfigDict) -> tuple[vq.Networks, dict]:
 
 def _proxy_config(config: ConfigDict) -> ConfigDict:
     """The config with, for its tokenizer, the one whose codes the objective 'codes' has predicted."""
-    tokenizer = config.tokenizer
-    if tokenizer.get("predicts") != "codes" or not config.tokenizer_training.proxy:
+    section = tokenizers.FAMILIES[config.tokenizer.name].proxy(config.tokenizer)
+    if section is None or not config.tokenizer_training.proxy:
         raise RearError(
             "config.tokenizer_training.objective = 'codes' needs a tokenizer with config.tokenizer.predicts = 'codes' "
             "and, as config.tokenizer_training.proxy, the MaskGIT-VQGAN whose codes these are."
         )
-    proxy = maskgit_vqgan()
-    proxy.codebook_size = tokenizer.proxy_codebook_size
-    proxy.z_channels = tokenizer.proxy_dim
-    proxy.hidden_channels = tokenizer.proxy_channels
-    proxy.channel_mult = tokenizer.proxy_channel_mult
-    proxy.num_res_blocks = tokenizer.proxy_res_blocks
-    proxy.dtype = tokenizer.dtype
     made = config.copy_and_resolve_references()
     with made.unlocked():
-        made.tokenizer = proxy
+        made.tokenizer = section
     return made
 
 
@@ -141,8 +104,7 @@ def _first_params(config: ConfigDict, networks: vq.Networks, frozen: dict) -> di
         read = {"all": artifacts.read_tokenizer, "codes": artifacts.read_encoder}
         if settings.init_parts not in read:
             raise RearError(f"config.tokenizer_training.init_parts = {settings.init_parts!r}: use {' or '.join(read)}.")
-        shapes = artifacts.tokenizer_shapes(networks.tokenizer)
-        given = read[settings.init_parts](Path(settings.init_from), config, shapes)
+        given = read[settings.init_parts](Path(settings.init_from), config, networks.tokenizer)
         log.info("tokenizer: starting from %s", settings.init_from)
     if networks.proxy is not None:
         proxy = frozen["proxy"]

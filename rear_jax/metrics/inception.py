@@ -3,17 +3,23 @@
 It differs in that average pools leave the padding out of the count, the last block has a max pool, and images are
 resized to 299 × 299 by TensorFlow 1's bilinear rule (Szegedy et al. 2015, arXiv:1512.00567; Heusel et al. 2017,
 arXiv:1706.08500). The network is only ever used frozen, so every convolution carries its BatchNorm folded into a kernel
-and a bias; `rear_jax.convert.inception` does the folding and loads the weights, which are the user's.
+and a bias; `load` folds them and reads the weights, which are the user's.
 
 Blocks and branches have the names of the public PyTorch port (`pt_inception-2015-12-05`).
 """
 
+import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from rear_jax.errors import RearError
+from rear_jax.weights.layout import BATCH_NORM, CONV, LINEAR, Path, TorchName, folded_conv, from_torch
+from rear_jax.weights.torch_files import read_tensors
 
 SIZE = 299  # pixels, both sides, that the network sees
 POOLED = 2048  # width of the features of FID
@@ -52,12 +58,7 @@ def resize(images: jax.Array, size: int = SIZE) -> jax.Array:
 
     Output pixel i looks at the place i · n / size of n pixels; beyond the last one that one is repeated.
 
-    Args:
-      images: [B, H, W, C] of any dtype.
-      size: the new height and width.
-
-    Returns:
-      [B, size, size, C] float32, the values unchanged where the size is right already.
+    It maps [B, H, W, C] of any dtype to [B, size, size, C] float32, unchanged where the size is right already.
     """
     return _resize_axis(_resize_axis(images.astype(jnp.float32), 2, size), 1, size)
 
@@ -284,3 +285,59 @@ class InceptionV3(nn.Module):
         one_by_one = nn.scan(layers, variable_broadcast="params", split_rngs={"params": False})
         _, (first, second) = one_by_one(self, None, images[:, None])
         return first[:, 0], second[:, 0]
+
+
+BATCH_NORM_EPSILON = 1e-3
+UNUSED = ("fc.bias",)  # the Inception Score is taken of logits without it
+COUNTER = ".bn.num_batches_tracked"  # that PyTorch writes beside each BatchNorm since version 0.4.1
+
+
+def load(path: str) -> Any:
+    """The parameters of `InceptionV3`, float32 numpy, from its published file or any state dict with the same keys.
+
+    Raises RearError: the file is missing, damaged or of another network.
+    """
+    return params_from(read_tensors(path), source=path)
+
+
+def params_from(tensors: Mapping[str, np.ndarray], *, source: str = "the state dict") -> Any:
+    """The parameters of `InceptionV3`, BatchNorm folded in.
+
+    Raises RearError: a tensor is missing, unexpected or of another shape, or not finite.
+    """
+    folded = fold_batch_norm(tensors, source=source)
+    params = from_torch(folded, parameter_shapes(), torch_name, ignore=UNUSED, source=source)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
+        raise RearError(f"{source} has weights that are NaN or infinite; fetch the file again.")
+    return params
+
+
+@functools.cache
+def parameter_shapes() -> Any:
+    """Of `InceptionV3`."""
+    images = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
+    return jax.eval_shape(InceptionV3().init, jax.random.key(0), images)["params"]
+
+
+def torch_name(path: Path) -> TorchName:
+    """Where the parameter at `path` lies in a folded state dict: the modules have the port's names."""
+    *modules, leaf = path
+    where = ".".join(modules)
+    if leaf == "bias":
+        return TorchName(f"{where}.bias")
+    return TorchName(f"{where}.weight", LINEAR if where == "fc" else CONV)
+
+
+def fold_batch_norm(tensors: Mapping[str, np.ndarray], *, source: str = "the state dict") -> dict[str, np.ndarray]:
+    """Turns each pair `X.conv`, `X.bn` into a convolution `X.conv` with bias; what is in no such pair is passed on.
+
+    Raises RearError: a BatchNorm lacks a tensor, or one of its tensors has another length.
+    """
+    folded = {key: value for key, value in tensors.items() if not key.endswith(COUNTER)}
+    for key in [key for key in folded if key.endswith(".conv.weight")]:
+        layer, count = key.removesuffix(".conv.weight"), len(tensors[key])
+        for name in (f"{layer}.bn.{part}" for part in BATCH_NORM):
+            if folded.pop(name, np.zeros(0)).shape != (count,):
+                raise RearError(f"{source} is not FID's Inception: no {name} of {count} values.")
+        folded |= folded_conv(tensors, f"{layer}.conv", f"{layer}.bn", BATCH_NORM_EPSILON)
+    return folded

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 
 from rear_jax.errors import RearError
+from rear_jax.metrics.statistics import require_features
 
 SPLITS = 10
 
@@ -22,16 +23,14 @@ def inception_score(logits: np.ndarray, splits: int = SPLITS) -> float:
     Returns:
       A number in [1, K].
 
-    Raises:
-      RearError: there are fewer images than splits, or a logit is not finite.
+    Raises RearError: there are fewer images than splits, or a logit is not finite.
 
     References:
       Salimans et al. 2016, "Improved Techniques for Training GANs", arXiv:1606.03498.
     """
-    if logits.ndim != 2 or len(logits) < splits:
+    require_features(logits)
+    if len(logits) < splits:
         raise RearError(f"An Inception Score of {splits} splits needs logits [n, K] of as many images: {logits.shape}.")
-    if not np.isfinite(logits).all():
-        raise RearError("Logits contain NaN or infinity; look for broken images.")
     bounds = [i * len(logits) // splits for i in range(splits + 1)]
     scores = [_score(logits[a:b].astype(np.float64)) for a, b in itertools.pairwise(bounds)]
     return float(np.mean(scores))

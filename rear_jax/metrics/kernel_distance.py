@@ -3,6 +3,7 @@
 import numpy as np
 
 from rear_jax.errors import RearError
+from rear_jax.metrics.statistics import require_features
 
 SUBSETS, SUBSET_SIZE = 100, 1000  # torch-fidelity's defaults
 SEED = 2020  # ... and its random numbers, so that the same features give the same number
@@ -24,21 +25,17 @@ def kernel_distance(
     Returns:
       The mean over the subsets, in float64.
 
-    Raises:
-      RearError: a set is smaller than a subset, the widths differ, or a feature is not finite.
+    Raises RearError: a set is smaller than a subset, the widths differ, or a feature is not finite.
 
     References:
       Bińkowski et al. 2018, "Demystifying MMD GANs", arXiv:1801.01401.
     """
-    if generated.ndim != 2 or real.ndim != 2 or generated.shape[1] != real.shape[1]:
-        raise RearError(f"Features {generated.shape} and {real.shape} do not compare; use one network for both.")
+    require_features(generated, real)
     if not 2 <= subset_size <= min(len(generated), len(real)):
         raise RearError(
             f"KID on subsets of {subset_size} images cannot be had from {len(generated)} and {len(real)}: "
             "evaluate more, or set config.evaluate.kid_subset_size to at least 2 and at most that, or to 0 for no KID."
         )
-    if not (np.isfinite(generated).all() and np.isfinite(real).all()):
-        raise RearError("Features contain NaN or infinity; look for broken images.")
     random, found = np.random.RandomState(SEED), []
     for _ in range(subsets):
         x, y = (

@@ -1,47 +1,95 @@
-"""A perceptual distance between images: how far apart a frozen network's feature maps are."""
+"""The frozen networks that a loss or a reward may see images through, by the name that a config gives them."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
-EPSILON = 1e-10  # as in the reference LPIPS
+from rear_jax.errors import RearError
+from rear_jax.metrics import efficientnet, lpips
+
+Features = Sequence[jax.Array]  # one map [B, h, w, C] per layer that is compared
+IMAGE = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
 
 
-def normalise_channels(x: jax.Array) -> jax.Array:
-    """Scales the feature vector x of every pixel to x / (‖x‖ + 1e-10), in float32.
+class PerceptualNetwork(NamedTuple):
+    """A network and how two images differ in it; images are [B, H, W, 3] floats in [0, 1].
 
-    A zero vector stays zero and passes no gradient (the true one is 1e10 or undefined there).
+    The functions take the parameters as their first argument, so that a compiled step need not hold them as constants.
+
+    Attributes:
+      params: frozen.
+      features: (params, images) -> what is to be compared; of a target that meets many images it is computed once.
+      compare: (params, features, features) -> distances [B] float32.
+    """
+
+    params: Any
+    features: Callable[[Any, jax.Array], Features]
+    compare: Callable[[Any, Features, Features], jax.Array]
+
+    def distance(self, params: Any, a: jax.Array, b: jax.Array) -> jax.Array:
+        """Distance of each pair of images, [B] float32, differentiable in both."""
+        return self.compare(params, self.features(params, a), self.features(params, b))
+
+
+def load(name: str, files: ConfigDict, *, option: str) -> PerceptualNetwork:
+    """Makes a perceptual network with its published weights.
 
     Args:
-      x: [B, H, W, C].
+      name: a key of NETWORKS.
+      files: `config.lpips`.
+      option: dotted name of the setting that chose `name`, for messages.
+
+    Raises RearError: the name is unknown, or its weights are not there.
     """
-    x = x.astype(jnp.float32)
-    squared = jnp.sum(x * x, axis=-1, keepdims=True)
-    present = squared > 0
-    norm = jnp.sqrt(jnp.where(present, squared, 1.0))
-    return jnp.where(present, x / (norm + EPSILON), 0.0)
+    network = outline(name, option=option)
+    return network._replace(params=NETWORKS[name][1](files, f"{option} = {name!r}"))
 
 
-def perceptual_distance(taps_a: Sequence[jax.Array], taps_b: Sequence[jax.Array]) -> jax.Array:
-    """LPIPS without learned heads: squared difference of channel-normalised feature maps.
+def outline(name: str, *, option: str) -> PerceptualNetwork:
+    """The same network with the shapes of its parameters in their place; arguments and errors as of `load`."""
+    if name not in NETWORKS:
+        raise RearError(f"{option} = {name!r} is no perceptual network: use one of {', '.join(NETWORKS)}.")
+    return NETWORKS[name][0]()
 
-    d(a, b) = mean over taps t and pixels p of ‖ â_tp − b̂_tp ‖², where â is `normalise_channels` of the feature vector;
-    every tap counts alike and every pixel of a tap. A tap's pixel lies in [0, 4], so the distance does too. With
-    learned non-negative heads in place of the plain sum over channels, and a sum over taps, it would be LPIPS.
 
-    Args:
-      taps_a: feature maps [B, H_t, W_t, C_t] of one batch of images, as a network gives for its taps.
-      taps_b: those of the other batch, of the same shapes.
+def lpips_vgg16(files: ConfigDict, *, wanted_by: str) -> PerceptualNetwork:
+    """LPIPS with the weights that `config.lpips` names; raises RearError where these are not there or not whole."""
+    return _lpips()._replace(params=_read_lpips(files, wanted_by))
 
-    Returns:
-      [B] float32, differentiable in both; 0 with zero gradient where the images are the same.
 
-    References:
-      Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", arXiv:1801.03924.
-    """
-    distances = [
-        jnp.mean(jnp.sum((normalise_channels(a) - normalise_channels(b)) ** 2, axis=-1), axis=(1, 2))
-        for a, b in zip(taps_a, taps_b, strict=True)
-    ]
-    return jnp.mean(jnp.stack(distances), axis=0)
+def _efficientnet(variant: str) -> PerceptualNetwork:
+    """An EfficientNet-Lite under `lpips.perceptual_distance`, without learned heads."""
+    network = efficientnet.EfficientNetLite(variant)
+    return PerceptualNetwork(
+        jax.eval_shape(network.init, jax.random.key(0), IMAGE)["params"],
+        features=lambda params, images: network.apply({"params": params}, images).taps,
+        compare=lambda _, a, b: lpips.perceptual_distance(a, b),
+    )
+
+
+def _lpips() -> PerceptualNetwork:
+    """LPIPS with VGG16."""
+    network = lpips.LPIPS()
+    return PerceptualNetwork(
+        jax.eval_shape(network.init, jax.random.key(0), IMAGE, IMAGE)["params"],
+        features=lambda params, images: network.apply({"params": params}, images, method="features"),
+        compare=lambda params, a, b: network.apply({"params": params}, a, b, method="distance"),
+    )
+
+
+def _read_lpips(files: ConfigDict, wanted_by: str) -> Any:
+    for key, what in {"vgg16": "torchvision's VGG16 file", "heads": "the lpips package's weights/v0.1/vgg.pth"}.items():
+        if not files[key]:
+            raise RearError(f"{wanted_by} needs the weights of LPIPS: give config.lpips.{key}, {what}.")
+    return lpips.load(files.vgg16, files.heads)
+
+
+# name -> what makes the network with the shapes of its parameters, and (config.lpips, who asks) -> the parameters
+NETWORKS: dict[str, tuple[Callable[[], PerceptualNetwork], Callable[[ConfigDict, str], Any]]] = {
+    variant: (functools.partial(_efficientnet, variant), lambda files, by, v=variant: efficientnet.load(v))
+    for variant in efficientnet.SCALES
+} | {"lpips": (_lpips, _read_lpips)}

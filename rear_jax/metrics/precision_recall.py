@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 
 from rear_jax.errors import RearError
+from rear_jax.metrics.statistics import require_features
 
 BLOCK = 512  # rows of a distance matrix held at a time
 
@@ -36,19 +37,15 @@ def precision_recall(real: np.ndarray, generated: np.ndarray, neighbours: int = 
     Returns:
       `PrecisionRecall`.
 
-    Raises:
-      RearError: a set has no more than k features, the widths differ, or a feature is not finite.
+    Raises RearError: a set has no more than k features, the widths differ, or a feature is not finite.
 
     References:
       Kynkäänniemi et al. 2019, "Improved Precision and Recall Metric for Assessing Generative Models",
       arXiv:1904.06991.
     """
-    if real.ndim != 2 or generated.ndim != 2 or real.shape[1] != generated.shape[1]:
-        raise RearError(f"Features {real.shape} and {generated.shape} do not compare; use one network for both.")
+    require_features(real, generated)
     if min(len(real), len(generated)) <= neighbours:
         raise RearError(f"Precision and recall with k={neighbours} need more than {neighbours} images on each side.")
-    if not (np.isfinite(real).all() and np.isfinite(generated).all()):
-        raise RearError("Features contain NaN or infinity; look for broken images.")
     centre = real.mean(axis=0, dtype=np.float64)
     real, generated = (jnp.asarray(_centred(features, centre)) for features in (real, generated))
     return PrecisionRecall(

@@ -10,6 +10,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from rear_jax.errors import RearError
+from rear_jax.metrics.statistics import require_features
 
 HELD_OUT = 0.2  # share of the real images that the probe is tested on instead of fitted to
 MAX_ITERATIONS = 300
@@ -30,8 +31,7 @@ class LinearProbe:
     def accuracy(self, features: np.ndarray, labels: np.ndarray) -> float:
         """Top-1 accuracy on features [n, D] of images that were generated for labels [n].
 
-        Raises:
-          RearError: shapes do not fit, a feature is not finite, or the probe was never shown one of the labels.
+        Raises RearError: shapes do not fit, a feature is not finite, or the probe was never shown one of the labels.
         """
         _check(features, labels)
         unknown = np.setdiff1d(labels, self.classifier.classes_)
@@ -53,8 +53,7 @@ def fit_probe(features: np.ndarray, labels: np.ndarray) -> LinearProbe:
     Returns:
       The probe, with its accuracy on the images held out.
 
-    Raises:
-      RearError: shapes do not fit, a feature is not finite, or fewer than two classes are left to fit.
+    Raises RearError: shapes do not fit, a feature is not finite, or fewer than two classes are left to fit.
     """
     _check(features, labels)
     order = np.random.default_rng(0).permutation(len(labels))
@@ -70,7 +69,6 @@ def fit_probe(features: np.ndarray, labels: np.ndarray) -> LinearProbe:
 
 
 def _check(features: np.ndarray, labels: np.ndarray) -> None:
-    if features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
+    require_features(features)
+    if labels.shape != features.shape[:1] or not len(labels):
         raise RearError(f"A probe takes features [n, D] and labels [n], got {features.shape} and {labels.shape}.")
-    if not np.isfinite(features).all():
-        raise RearError("Features contain NaN or infinity; look for broken images.")

@@ -106,14 +106,9 @@ class Reference:
 
 
 def describe(extractor: FeatureExtractor, batches: Iterable[np.ndarray]) -> Described:
-    """Takes the features of a set in one pass.
+    """Takes the features of a set in one pass over uint8 images [b, H, W, 3] of one size, no b larger than the first.
 
-    Args:
-      extractor: the network.
-      batches: uint8 images [b, H, W, 3] of one size, none larger than the first.
-
-    Raises:
-      RearError: there are no images, or a feature is not finite.
+    Raises RearError: there are no images, or a feature is not finite.
     """
     pooled, logits, waiting, spatial = [], [], [], None
     for features in stream(extractor, batches):
@@ -152,14 +147,9 @@ def score(
 ) -> dict[str, float]:
     """The scores of a stream of generated images: `describe` and `compare` in one.
 
-    Args:
-      reference: made with the same extractor.
-      batches: uint8 images [b, H, W, 3], none larger than the first.
-      extractor: the network.
-      settings: see there.
+    The reference must have been made with the same extractor; the batches are as in `describe`.
 
-    Raises:
-      RearError: as `describe` and `compare`; or the images are of another size than the reference's.
+    Raises RearError: as `describe` and `compare`; or the images are of another size than the reference's.
     """
     return compare(reference, describe(extractor, same_size(reference, batches)), extractor, settings)
 
@@ -167,8 +157,7 @@ def score(
 def same_size(reference: Reference, batches: Iterable[np.ndarray]) -> Iterable[np.ndarray]:
     """Passes batches on that have the reference's size.
 
-    Raises:
-      RearError: one has another.
+    Raises RearError: one has another.
     """
     for batch in batches:
         require_size(reference.name, reference.size, *batch.shape[1:3])
@@ -186,22 +175,18 @@ def require_size(name: str, size: int, height: int, width: int) -> None:
 def require_images(extractor: FeatureExtractor, settings: Settings, generated: int, compared: int) -> None:
     """Asks, before any image has been looked at, whether there are enough for every score that `compare` gives.
 
-    Args:
-      extractor: the network.
-      settings: of the scores.
-      generated: images of the set.
-      compared: images of the reference that precision, recall and KID look at; 0 where it has statistics alone.
+    The set has `generated` images. Precision, recall and KID look at `compared` images of the reference, which are 0
+    where it has statistics alone.
 
-    Raises:
-      RearError: there are too few for a score.
+    Raises RearError: there are too few for a score.
     """
-    inception, fewest = extractor.name == "Inception", min(generated, compared)
+    fewest = min(generated, compared)
     cases = {distance_name(extractor): (generated, 2, "")}
-    if inception:
+    if extractor.fid:
         cases["IS"] = (generated, SPLITS, "")
     if compared:
         cases["precision"] = (fewest, settings.neighbours + 1, " or lower config.evaluate.neighbours")
-    if inception and compared and settings.kid_subset_size:
+    if extractor.fid and compared and settings.kid_subset_size:
         cases["KID"] = (fewest, settings.kid_subset_size, " or lower config.evaluate.kid_subset_size (0 = no KID)")
     for score, (there, needed, instead) in cases.items():
         if there < needed:
@@ -218,8 +203,7 @@ def compare(
 
     What the reference does not hold (spatial statistics, features of single images) is left out.
 
-    Raises:
-      RearError: the widths do not fit, there are too few images for a score, or a feature is not finite.
+    Raises RearError: the widths do not fit, there are too few images for a score, or a feature is not finite.
     """
     scores = {distance_name(extractor): frechet_distance(moments(generated.pooled), reference.moments)}
     if generated.spatial and reference.spatial:
@@ -240,14 +224,14 @@ def compare(
 
 
 def distance_name(extractor: FeatureExtractor) -> str:
-    """'FID' of Inception; any other network's Fréchet distance bears the network's name."""
-    return "FID" if extractor.name == "Inception" else f"FD-{extractor.name}"
+    """'FID' on the features of the published one; any other network's Fréchet distance bears the network's name."""
+    return "FID" if extractor.fid else f"FD-{extractor.name}"
 
 
 def recipe_of(extractor: FeatureExtractor, settings: Settings) -> dict[str, object]:
     """The part of a score's recipe that this module decides."""
     recipe: dict[str, object] = {"features": extractor.recipe, "precision_recall_neighbours": settings.neighbours}
-    if extractor.name == "Inception":
+    if extractor.fid:
         recipe["inception_score"] = f"{SPLITS} consecutive splits, logits without bias"
         if settings.kid_subset_size:
             subsets = f"{settings.kid_subsets} subsets of {settings.kid_subset_size}"

@@ -29,8 +29,7 @@ def ssim(a: Float[Array, "B H W C"], b: Float[Array, "B H W C"]) -> Float[Array,
     Returns:
       [B] float32, at most 1.
 
-    Raises:
-      RearError: the images are smaller than the window.
+    Raises RearError: the images are smaller than the window.
 
     References:
       Wang, Bovik, Sheikh & Simoncelli 2004, doi:10.1109/TIP.2003.819861.

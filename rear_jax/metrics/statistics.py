@@ -40,16 +40,14 @@ class GaussianStatistics:
     def update(self, features: np.ndarray) -> "GaussianStatistics":
         """Adds a batch of features [n, D] of any float dtype; n may be 0.
 
-        Raises:
-          RearError: the features are not [n, D] of the same D, or contain NaN or infinity.
+        Raises RearError: the features are not [n, D] of the same D, or contain NaN or infinity.
         """
         features = np.asarray(features, np.float64)
         if features.ndim != 2 or features.shape[1] != self.mean.size:
             raise RearError(
                 f"Features {features.shape} do not fit statistics of width {self.mean.size}: use one network."
             )
-        if not np.isfinite(features).all():
-            raise RearError("Features contain NaN or infinity; look for broken images in this batch.")
+        require_features(features)
         if not len(features):
             return self
         mean = features.mean(axis=0)
@@ -59,8 +57,7 @@ class GaussianStatistics:
     def merge(self, other: "GaussianStatistics") -> "GaussianStatistics":
         """The statistics of both sets together.
 
-        Raises:
-          RearError: the feature widths differ.
+        Raises RearError: the feature widths differ.
         """
         if other.mean.size != self.mean.size:
             raise RearError(f"Cannot merge moments of widths {self.mean.size} and {other.mean.size}; use one network.")
@@ -75,12 +72,20 @@ class GaussianStatistics:
     def finish(self) -> Gaussian:
         """The mean and the covariance with divisor n − 1, as `np.cov` and the published FID code have it.
 
-        Raises:
-          RearError: fewer than two feature vectors were seen.
+        Raises RearError: fewer than two feature vectors were seen.
         """
         if self.count < 2:
             raise RearError(f"A covariance needs at least 2 images, got {self.count}; evaluate on more.")
         return Gaussian(self.mean, self.scatter / (self.count - 1))
+
+
+def require_features(*sets: np.ndarray) -> None:
+    """Raises RearError where sets of features are not [n, D] of one D, or contain NaN or infinity."""
+    if sets[0].ndim != 2 or len({features.shape[1:] for features in sets}) > 1:
+        shapes = " and ".join(str(features.shape) for features in sets)
+        raise RearError(f"Features {shapes} do not compare; use one network for both.")
+    if not all(np.isfinite(features).all() for features in sets):
+        raise RearError("Features contain NaN or infinity; look for broken images.")
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
@@ -97,8 +102,7 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     Returns:
       The squared distance, in squared feature units, at least 0.
 
-    Raises:
-      RearError: the widths differ, or a moment is not finite.
+    Raises RearError: the widths differ, or a moment is not finite.
 
     References:
       Dowson & Landau 1982, doi:10.1016/0047-259X(82)90077-X; Heusel et al. 2017, arXiv:1706.08500.

@@ -93,11 +93,7 @@ class Topology:
     exact: bool
 
     def network(self, reach: int) -> float:
-        """Bytes per second that a chip sends in a collective: at the speed of the slowest link that it crosses.
-
-        Args:
-          reach: see `hlo.Collective`.
-        """
+        """Bytes per second that a chip sends in a collective of such a `reach`: that of the slowest link it crosses."""
         return self.chip.outside if self.chip.node and reach > self.chip.node else self.chip.network
 
 
@@ -106,8 +102,7 @@ def topology(name: str) -> Topology:
 
     Where the chip's own compiler is not at hand, as many devices of the host stand in for them.
 
-    Raises:
-      RearError: there is no such chip, or it is not joined in this shape.
+    Raises RearError: there is no such chip, or it is not joined in this shape.
     """
     found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
     chip = (TPUS | GPUS).get(found[1]) if found else None

@@ -9,10 +9,7 @@ def count(jaxpr: Any) -> int:
 
     A scanned layer counts as often as it runs, which a compiled program's `cost_analysis()` does not do; causal
     attention counts whole, as is the custom (PaLM, arXiv 2204.02311, appendix B). Of branches the largest counts, and a
-    loop whose end depends on data counts once.
-
-    Args:
-      jaxpr: of `jitted.trace(...)`, or one inside it.
+    loop whose end depends on data counts once. The jaxpr is that of `jitted.trace(...)`, or one inside it.
     """
     return sum(_of(equation) for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns)
 

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from rear_jax.plan.chips import GIB
 from rear_jax.plan.hlo import Collective
 from rear_jax.plan.roofline import Plan
+from rear_jax.runtime.figures import table
 
 NAMES = {"train": "step", "posttrain": "step", "sample": "batch"}  # of one call
 
@@ -121,9 +122,3 @@ def numbers(plan: Plan, largest: tuple[int, int | None] | None) -> dict[str, Any
 def seconds(time: float) -> str:
     """A duration in the unit that suits it."""
     return f"{time:.3g} s" if time >= 1 else f"{1e3 * time:.3g} ms"
-
-
-def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """A Markdown table."""
-    lines = [header, ("---",) * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 from rear_jax.plan import flops, hlo
 from rear_jax.plan.chips import Topology
 from rear_jax.plan.programs import PROGRAMS, Program, microbatches_of, with_batch
-from rear_jax.training import mesh as placement
-from rear_jax.training import sharding
+from rear_jax.runtime import sharding
+from rear_jax.runtime.mesh import make_mesh
 
 log = logging.getLogger(__name__)
 
@@ -96,16 +96,11 @@ class Plan:
 def make(config: ConfigDict, name: str, topology: Topology, *, quick: bool = False) -> Plan:
     """Compiles the program `name` of a config for a topology.
 
-    Args:
-      config: the experiment.
-      name: of PROGRAMS.
-      topology: the chips.
-      quick: spend little effort on the speed of the program, where memory is what is asked for.
+    With `quick` little effort goes into the speed of the program, where memory is what is asked for.
 
-    Raises:
-      RearError: the config is wrong, or its mesh or batch does not fit the topology.
+    Raises RearError: the config is wrong, or its mesh or batch does not fit the topology.
     """
-    mesh = placement.make_mesh(config.mesh, topology.devices)
+    mesh = make_mesh(config.mesh, topology.devices)
     program = PROGRAMS[name](config, mesh)
     options = HOST_OPTIONS if not topology.exact else QUICK_OPTIONS if quick else None
     with jax.set_mesh(mesh):
@@ -135,7 +130,7 @@ def make(config: ConfigDict, name: str, topology: Topology, *, quick: bool = Fal
 def _notes(config: ConfigDict, topology: Topology) -> tuple[str, ...]:
     """What the numbers leave out."""
     notes = ()
-    if not topology.exact and config.model.attention == "auto":
+    if not topology.exact and config.model.get("attention") == "auto":
         notes += (
             "Attention is in its plain form: a fused kernel, where the chips have one, takes less of their memory.",
         )
@@ -148,7 +143,7 @@ def held_bytes(program: Program) -> dict[str, int]:
     """Bytes on each chip of the arrays that a program is given."""
     return {
         what: sharding.bytes_per_device(tree, jax.tree.map(lambda leaf: leaf.sharding, tree))
-        for what, tree in program.parts.items()
+        for what, tree in program.held.items()
         if jax.tree.leaves(tree)
     }
 
@@ -202,16 +197,13 @@ def _guess(tried: dict[int, Plan], fitting: int, failing: int | None) -> int:
 
 
 def _operations(config: ConfigDict, name: str, mesh: Mesh, **model: str) -> int:
-    """Counted in the program `name` with attention in its plain form, as no kernel's inside is traced.
+    """Counted in the program `name`, with other settings of `config.model`.
 
-    Args:
-      config: the experiment.
-      name: of PROGRAMS.
-      mesh: of the topology.
-      **model: settings of `config.model` that differ.
+    Attention has its plain form, as no kernel's inside is traced.
     """
     plain = config.copy_and_resolve_references()
-    plain.model.update({"attention": "plain"} | model)
+    changes = {"attention": "plain"} | model
+    plain.model.update({key: value for key, value in changes.items() if key in plain.model})
     program = PROGRAMS[name](plain, mesh)
     with jax.set_mesh(mesh):
         return flops.count(program.function.trace(*program.arguments).jaxpr)

@@ -6,19 +6,19 @@ published file holds the decoder that was trained afterwards, in which everythin
 tokens. 389.9M parameters (ViT-B encoder, ViT-L decoder, 4096 codes of width 32), 273 codes of 256×256 pixels.
 """
 
-from __future__ import annotations
-
-import functools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Float
 
-from rear_jax.tokenizers import quantizer, vit
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+from rear_jax.tokenizers import vit
+from rear_jax.tokenizers.family import PARAMETERS, TokenizerFamily
+from rear_jax.weights.family import truncate
+from rear_jax.weights.layout import Layout
 
 
 class Decoder(nn.Module):
@@ -59,7 +59,7 @@ class Decoder(nn.Module):
 
 
 class AliTok(vit.SequenceTokenizer):
-    """The tokenizer; its interface is `rear_jax.tokenizers.Tokenizer`. The decoder's images end at 0 and 1.
+    """The tokenizer; its interface is `base.CodebookTokenizer`. The decoder's images end at 0 and 1.
 
     Attributes:
       image_size: pixels along each side; a multiple of patch_size.
@@ -75,23 +75,22 @@ class AliTok(vit.SequenceTokenizer):
       l2_normalize: compare and decode vectors of length one; the published network does not.
       dtype: of the matrix products; parameters, norms, attention and distances are float32.
 
-    Raises:
-      RearError: the image size is no multiple of the patch size.
+    Raises RearError: the image size is no multiple of the patch size.
     """
 
     image_size: int
-    patch_size: int
-    prefix_tokens: int
-    encoder_width: int
-    encoder_depth: int
-    encoder_heads: int
-    decoder_width: int
-    decoder_depth: int
-    decoder_heads: int
-    buffer_tokens: int
-    causal_decoder: bool
-    codebook_size: int
-    codebook_dim: int
+    patch_size: int = 16
+    prefix_tokens: int = 17
+    encoder_width: int = 768
+    encoder_depth: int = 12
+    encoder_heads: int = 12
+    decoder_width: int = 1024
+    decoder_depth: int = 24
+    decoder_heads: int = 16
+    buffer_tokens: int = 32
+    causal_decoder: bool = False
+    codebook_size: int = 4096
+    codebook_dim: int = 32
     l2_normalize: bool = False
     dtype: Any = jnp.float32
 
@@ -108,8 +107,7 @@ class AliTok(vit.SequenceTokenizer):
             dtype=self.dtype,
             attention_dtype=jnp.float32,
         )
-        init = functools.partial(quantizer.codebook_init, l2_normalize=self.l2_normalize)
-        self.codebook = self.param("codebook", init, (self.codebook_size, self.codebook_dim))
+        self.codebook = self.make_codebook()
         self.decoder = Decoder(
             self.side,
             self.patch_size,
@@ -125,3 +123,23 @@ class AliTok(vit.SequenceTokenizer):
     def num_latent_tokens(self) -> int:
         """N: the prefix, then a code per patch."""
         return self.prefix_tokens + self.side**2
+
+
+def sizes(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The attributes of `AliTok` that a file determines: all but image_size, heads, masks, l2_normalize and dtype."""
+    patches, tokens = (len(tensors[k]) for k in ("encoder.positional_embedding", "latent_tokens"))
+    found = vit.sizes(tensors)
+    positions = len(tensors["decoder.latent_token_positional_embedding"])
+    return found | {"prefix_tokens": tokens - patches, "buffer_tokens": positions - tokens}
+
+
+FAMILY = TokenizerFamily(
+    name="alitok",
+    network=AliTok,
+    layout=Layout(r"decoder\.transformer\.0\.attn\.in_proj\.weight", vit.torch_name, sizes),
+    parameters=PARAMETERS,
+    to_8_bit=truncate,
+    extent=("encoder_width", "decoder_width", "prefix_tokens"),
+    published={(768, 1024, 17): ("AliTok", 389.9)},
+    of_decoder=("decoder_", "buffer_tokens", "causal_decoder"),
+)

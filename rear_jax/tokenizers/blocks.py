@@ -1,17 +1,13 @@
 """Convolutional networks that several tokenizers of the VQGAN family share (VQGAN, arXiv 2012.09841)."""
 
-from __future__ import annotations
-
 import functools
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+from jaxtyping import Array, Float
 
 
 class GroupNorm(nn.Module):
@@ -40,26 +36,27 @@ class GroupNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Norm, SiLU, convolution, twice, plus a skip; the convolutions have no bias.
-
-    Where the number of channels changes, the skip is a 1×1 convolution of the block's own *output*, not of its input:
-    the published weights of MaskGIT-VQGAN and VQGAN+ were trained so.
+    """Norm, SiLU, convolution, twice, plus a skip.
 
     Attributes:
       channels: of the result.
       dtype: of the computation.
+      maskgit: as the published weights of MaskGIT-VQGAN and VQGAN+ want it: the convolutions have no bias, and where
+        the number of channels changes the skip is a 1×1 convolution of the block's own *output*, not of its input.
     """
 
     channels: int
     dtype: Any = jnp.float32
+    maskgit: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W channels"]:
-        conv = functools.partial(nn.Conv, self.channels, use_bias=False, dtype=self.dtype)
+        conv = functools.partial(nn.Conv, self.channels, use_bias=not self.maskgit, dtype=self.dtype)
         h = conv((3, 3), name="conv1")(nn.silu(GroupNorm(self.dtype, name="norm1")(x)))
         h = conv((3, 3), name="conv2")(nn.silu(GroupNorm(self.dtype, name="norm2")(h)))
-        skip = x if x.shape[-1] == self.channels else conv((1, 1), name="nin_shortcut")(h)
-        return h + skip
+        if x.shape[-1] == self.channels:
+            return h + x
+        return h + conv((1, 1), name="nin_shortcut")(h if self.maskgit else x)
 
 
 class Down(nn.Module):

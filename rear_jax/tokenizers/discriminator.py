@@ -1,18 +1,20 @@
 """PatchGAN discriminator for training tokenizers (pix2pix, arXiv 1611.07004; as in VQGAN, arXiv 2012.09841)."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from rear_jax.errors import RearError
+from rear_jax.runtime.sharding import Rule, Rules
 from rear_jax.tokenizers.blocks import GroupNorm
 
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+PARAMETERS: Rules = (
+    Rule(r"(^|/)discriminator/.*kernel$", ("fsdp",), decays=True),
+    Rule(r"(^|/)discriminator/.*(scale|bias)$"),
+)
 
 
 class PatchDiscriminator(nn.Module):
@@ -37,8 +39,7 @@ class PatchDiscriminator(nn.Module):
     def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w 1"]:
         """Logits, float32, of images in [0, 1].
 
-        Raises:
-          RearError: the images are too small for so many layers.
+        Raises RearError: the images are too small for so many layers.
         """
         smallest = 3 * 2**self.num_layers
         if min(images.shape[1:3]) < smallest:
@@ -64,3 +65,9 @@ class PatchDiscriminator(nn.Module):
             kernel_init=jax.nn.initializers.normal(0.02),
             dtype=self.dtype,
         )
+
+
+def shapes(module: PatchDiscriminator, image_size: int) -> Any:
+    """Parameter shapes of a discriminator of images with so many pixels a side."""
+    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    return jax.eval_shape(module.init, jax.random.key(0), image)["params"]

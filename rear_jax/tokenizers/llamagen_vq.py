@@ -5,40 +5,21 @@ turns 256×256 pixels into 16×16 codes; VQ-8 (× (1, 2, 2, 4)) turns them into 
 there is attention at the lowest resolution. The networks work in [-1, 1]; the interface stays in [0, 1].
 """
 
-from __future__ import annotations
-
 import functools
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Float
 
-from rear_jax.tokenizers import quantizer
-from rear_jax.tokenizers.blocks import GroupNorm, double_nearest, halving_conv
-from rear_jax.tokenizers.grid import GridTokenizer
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
-
-
-class ResidualBlock(nn.Module):
-    """Norm, SiLU, convolution, twice, plus the input, through a 1×1 convolution where the number of channels changes.
-
-    Attributes:
-      channels: of the result.
-      dtype: of the computation.
-    """
-
-    channels: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W channels"]:
-        conv = functools.partial(nn.Conv, self.channels, dtype=self.dtype)
-        h = conv((3, 3), name="conv1")(nn.silu(GroupNorm(self.dtype, name="norm1")(x)))
-        h = conv((3, 3), name="conv2")(nn.silu(GroupNorm(self.dtype, name="norm2")(h)))
-        return h + (x if x.shape[-1] == self.channels else conv((1, 1), name="nin_shortcut")(x))
+from rear_jax.tokenizers import grid
+from rear_jax.tokenizers.blocks import GroupNorm, ResidualBlock, double_nearest, halving_conv
+from rear_jax.tokenizers.family import PARAMETERS, TokenizerFamily
+from rear_jax.weights.family import round_half_up
+from rear_jax.weights.layout import Layout, Path, TorchName
 
 
 class Attention(nn.Module):
@@ -76,7 +57,7 @@ class Level(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w channels"]:
         for i in range(self.num_res_blocks):
-            x = ResidualBlock(self.channels, self.dtype, name=f"res_{i}")(x)
+            x = ResidualBlock(self.channels, self.dtype, maskgit=False, name=f"res_{i}")(x)
             if self.attention:
                 x = Attention(self.dtype, name=f"attn_{i}")(x)
         if self.resample == "downsample":
@@ -88,7 +69,8 @@ class Level(nn.Module):
 
 def _middle(channels: int, dtype: Any) -> list[nn.Module]:
     """What stands between the levels of an encoder and its output, and between a decoder's input and its levels."""
-    return [ResidualBlock(channels, dtype), Attention(dtype), ResidualBlock(channels, dtype)]
+    block = functools.partial(ResidualBlock, channels, dtype, maskgit=False)
+    return [block(), Attention(dtype), block()]
 
 
 class Encoder(nn.Module):
@@ -153,8 +135,8 @@ class Decoder(nn.Module):
         return 0.5 * (self.conv_out(nn.silu(self.norm_out(x))).astype(jnp.float32) + 1.0)
 
 
-class LlamaGenVQ(GridTokenizer):
-    """The tokenizer; its interface is `rear_jax.tokenizers.Tokenizer`.
+class LlamaGenVQ(grid.GridTokenizer):
+    """The tokenizer; its interface is `base.CodebookTokenizer`.
 
     Attributes:
       image_size: pixels along each side; a multiple of 2**(levels - 1).
@@ -167,17 +149,16 @@ class LlamaGenVQ(GridTokenizer):
       l2_normalize: compare and decode vectors of length one, as published.
       dtype: of the convolutions; parameters, norms and distances are float32.
 
-    Raises:
-      RearError: the image size cannot be halved as often as the levels ask.
+    Raises RearError: the image size cannot be halved as often as the levels ask.
     """
 
     image_size: int
-    channels: int
-    channel_mult: tuple[int, ...]
-    num_res_blocks: int
-    z_channels: int
-    codebook_size: int
-    codebook_dim: int
+    channels: int = 128
+    channel_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    z_channels: int = 256
+    codebook_size: int = 16384
+    codebook_dim: int = 8
     l2_normalize: bool = True
     dtype: Any = jnp.float32
 
@@ -185,10 +166,47 @@ class LlamaGenVQ(GridTokenizer):
         sizes = (self.channels, self.channel_mult, self.num_res_blocks, self.z_channels)
         self.encoder = Encoder(*sizes, self.codebook_dim, self.dtype)
         self.decoder = Decoder(*sizes, self.dtype)
-        init = functools.partial(quantizer.codebook_init, l2_normalize=self.l2_normalize)
-        self.codebook = self.param("codebook", init, (self.codebook_size, self.codebook_dim))
+        self.codebook = self.make_codebook()
 
-    @property
-    def embedding_dim(self) -> int:
-        """D, the width of a codebook vector."""
-        return self.codebook_dim
+
+def torch_name(path: Path) -> TorchName:
+    """Where the parameter at `path` of `LlamaGenVQ` lies in the file."""
+    if "quant_conv" in path or "post_quant_conv" in path:  # parts of neither network there
+        path = path[1:]
+    if "downsample" in path or "upsample" in path:
+        path = (*path[:-1], "conv", path[-1])
+    return grid.torch_name(path)
+
+
+def sizes(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The attributes of `LlamaGenVQ` that a file determines: all but image_size, l2_normalize and dtype."""
+    channels = tensors["encoder.conv_in.weight"].shape[0]
+    levels = grid.numbered(tensors, "encoder.conv_blocks.{}.res.0.conv1.weight")
+    blocks = grid.numbered(tensors, "encoder.conv_blocks.0.res.{}.conv1.weight")
+    z_channels = tensors["encoder.conv_out.weight"].shape[0]
+    codebook_size, codebook_dim = tensors["quantize.embedding.weight"].shape
+    return {
+        "channels": channels,
+        "channel_mult": tuple(kernel.shape[0] // channels for kernel in levels),
+        "num_res_blocks": len(blocks),
+        "z_channels": z_channels,
+        "codebook_size": codebook_size,
+        "codebook_dim": codebook_dim,
+    }
+
+
+FAMILY = TokenizerFamily(
+    name="llamagen_vq",
+    network=LlamaGenVQ,
+    layout=Layout(
+        signature=r"encoder\.conv_blocks\.0\.res\.0\.conv1\.weight",
+        torch_name=torch_name,
+        sizes=sizes,
+        ignore=("quantize.codebook_used",),  # the last codes seen in training, for a usage statistic
+        under="model",
+    ),
+    parameters=PARAMETERS,
+    to_8_bit=round_half_up,
+    extent=("channel_mult",),
+    published={((1, 1, 2, 2, 4),): ("LlamaGen VQ-16", 71.9), ((1, 2, 2, 4),): ("LlamaGen VQ-8", 70.1)},
+)

@@ -6,16 +6,12 @@ objective, or as a moving average of the latents that chose each code (same pape
 must remember is a `CodebookState` that the caller carries and checkpoints.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 SMOOTHING = 1e-5  # Laplace smoothing of the moving average, in uniform shares
 

@@ -4,22 +4,26 @@ The blocks are those of CLIP's image tower as in open_clip: LayerNorm with eps 1
 values from one biased linear layer, exact GELU. Every table of positions or tokens is learned.
 """
 
-from __future__ import annotations
-
 import functools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from rear_jax.errors import RearError
 from rear_jax.tokenizers.base import CodebookTokenizer
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+from rear_jax.weights.layout import CONV, LINEAR, Path, TorchName, count_layers
 
 KERNEL_INIT = nn.initializers.truncated_normal(0.02)
+
+# of the published files
+TABLES = {"class_embedding", "positional_embedding", "latent_token_positional_embedding", "mask_token"}
+LINEARS = {"decoder_embed", "in_proj", "out_proj", "c_fc", "c_proj"}  # the other kernels are of convolutions
+OF_BLOCK = {"in_proj": "attn", "out_proj": "attn", "c_fc": "mlp", "c_proj": "mlp"}  # of a block
 
 
 class Block(nn.Module):
@@ -126,8 +130,7 @@ class Encoder(nn.Module):
 class SequenceTokenizer(CodebookTokenizer):
     """A `CodebookTokenizer` whose codes form a sequence; it has the attribute `patch_size` beside `image_size`.
 
-    Raises:
-      RearError: the image size is no multiple of the patch size.
+    Raises RearError: the image size is no multiple of the patch size.
     """
 
     def __post_init__(self) -> None:
@@ -147,11 +150,6 @@ class SequenceTokenizer(CodebookTokenizer):
     def latent_shape(self) -> tuple[int]:
         """(N,)."""
         return (self.num_latent_tokens,)
-
-    @property
-    def embedding_dim(self) -> int:
-        """D, the width of a codebook vector."""
-        return self.codebook_dim
 
 
 def layer_norm(name: str, dtype: Any) -> nn.LayerNorm:
@@ -178,3 +176,35 @@ def pixels_of_patches(x: Float[Array, "B n C"], side: int, patch_size: int) -> F
     """Images whose patches, row by row, hold their pixels row by row, colours last: C = 3·patch_size²."""
     x = x.reshape(-1, side, side, patch_size, patch_size, 3)
     return x.swapaxes(2, 3).reshape(-1, side * patch_size, side * patch_size, 3)
+
+
+def torch_name(path: Path) -> TorchName:
+    """Where a parameter of encoder, decoder or codebook lies in the file."""
+    if path == ("encoder", "latent_tokens"):
+        return TorchName("latent_tokens")
+    if path == ("codebook",):
+        return TorchName("quantize.embedding.weight")
+    root, *modules, leaf = path
+    if leaf in TABLES:
+        return TorchName(f"{root}.{leaf}")
+    if "blocks" in modules:
+        module = modules[-1]
+        prefix = f"{root}.transformer.{{i}}." + (f"{OF_BLOCK[module]}.{module}" if module in OF_BLOCK else module)
+    else:
+        prefix = f"{root}.{modules[-1].replace('ffn_', 'ffn.')}"
+    axes = None if leaf != "kernel" else LINEAR if modules[-1] in LINEARS else CONV
+    return TorchName(f"{prefix}.{'bias' if leaf == 'bias' else 'weight'}", axes)
+
+
+def sizes(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Widths, depths and codebook, as the config calls them; the number of heads does not show in a file.
+
+    Raises:
+      KeyError: a tensor is not there.
+    """
+    found = {"patch_size": tensors["encoder.patch_embed.weight"].shape[-1]}
+    for part, layer in (("encoder", "patch_embed"), ("decoder", "decoder_embed")):
+        found[f"{part}_width"] = tensors[f"{part}.{layer}.weight"].shape[0]
+        found[f"{part}_depth"] = count_layers(tensors, rf"{part}\.transformer\.(\d+)\.")
+    found["codebook_size"], found["codebook_dim"] = tensors["quantize.embedding.weight"].shape
+    return found

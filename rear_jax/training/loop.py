@@ -1,7 +1,8 @@
-"""The one training loop. A job hands it a pure step function and an endless stream of batches."""
+"""The one training loop. A job hands it what is computed (`Learning`), and where and on what it runs (`Run`)."""
 
 import collections
 import contextlib
+import dataclasses
 import json
 import logging
 import time
@@ -14,16 +15,15 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rear_jax import distributed
 from rear_jax.errors import RearError
-from rear_jax.progress import ProgressBar
-from rear_jax.training import mesh as placement
-from rear_jax.training import sharding
-from rear_jax.training.checkpoints import Checkpoints, abstract
-from rear_jax.training.input_wait import InputWait
+from rear_jax.runtime import distributed, sharding
+from rear_jax.runtime.checkpoints import Checkpoints, abstract
+from rear_jax.runtime.input_wait import InputWait
+from rear_jax.runtime.mesh import put_batch, replicated
+from rear_jax.runtime.progress import ProgressBar
+from rear_jax.runtime.stopping import Interrupted, StopSign, any_raised
+from rear_jax.runtime.writer import MetricWriter
 from rear_jax.training.state import TrainState
-from rear_jax.training.stopping import StopSign, any_raised
-from rear_jax.training.writer import MetricWriter
 
 log = logging.getLogger(__name__)
 
@@ -33,77 +33,100 @@ SUSPECT = "suspect"  # a metric that is not logged: where in the data set a valu
 AHEAD = 2  # steps that may be queued on the device: it never waits for the host, and a signal is heard soon
 
 
-class Interrupted(Exception):
-    """A signal asked the job to stop and its state is on disk."""
+@dataclasses.dataclass(frozen=True)
+class Learning:
+    """What a training job computes. The job fills it with arrays, a plan with their shapes.
+
+    Attributes:
+      job: name in metrics and messages.
+      step: (state, batch, key, frozen) -> (state, dict of scalar metrics); pure, compiled by the loop, state donated.
+      init: makes the state before the first step, from `given`.
+      given: parameters that are not to start afresh, as `init` wants them.
+      frozen: arrays that steps read and do not change.
+      batch: shapes of a batch of all processes together; 'label' leads with the number of images.
+      rules: sharding of the state and, under 'frozen/', of what is frozen.
+      settings: of the loop, see `config.loop_settings`.
+      seed: of the job's random keys.
+    """
+
+    job: str
+    step: StepFunction
+    init: Callable[[Any], TrainState]
+    given: Any
+    frozen: dict[str, Any]
+    batch: Any
+    rules: sharding.Rules
+    settings: ConfigDict
+    seed: int
+
+    def state(self, mesh: Mesh) -> TrainState:
+        """Shapes of the state, placed on the mesh by the rules."""
+        shapes = jax.eval_shape(self.init, self.given)
+        return abstract(shapes, sharding.shardings(shapes, mesh, self.rules))
+
+    def frozen_places(self, mesh: Mesh) -> Any:
+        """The sharding of every frozen array."""
+        return sharding.shardings(self.frozen, mesh, self.rules, "frozen/")
 
 
-def train(
-    job: str,
-    step_fn: StepFunction,
-    init: Callable[[Any], TrainState],
-    given: Any,
-    batches: Callable[[int], Iterator[dict[str, np.ndarray]]],
-    *,
-    frozen: dict[str, Any],
-    mesh: Mesh,
-    settings: ConfigDict,
-    seed: int,
-    record: dict,
-    checkpoints: Checkpoints,
-    workdir: Path,
-    draw: Callable[[TrainState], dict[str, np.ndarray]] | None = None,
-    watch: tuple[int, Callable[[int, TrainState], None]] | None = None,
-    counts: Callable[[], dict[str, float]] = dict,
-) -> TrainState:
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Where a training job runs, what it reads, and what it leaves.
+
+    Attributes:
+      batches: start step -> iterator of host batches, this process's share of each.
+      mesh: of the devices.
+      record: what is stored beside each checkpoint: the whole config and where the data came from.
+      checkpoints: where states go.
+      workdir: where metrics and pictures go.
+      draw: state -> named uint8 pictures, called every `picture_every` steps and at the end; None draws nothing.
+      watch: a number of steps, and what is called with step and state whenever so many more have been made.
+      counts: what is written beside the metrics of a log step; it is counted on this process, as `input_wait` is.
+    """
+
+    batches: Callable[[int], Iterator[dict[str, np.ndarray]]]
+    mesh: Mesh
+    record: dict
+    checkpoints: Checkpoints
+    workdir: Path
+    draw: Callable[[TrainState], dict[str, np.ndarray]] | None = None
+    watch: tuple[int, Callable[[int, TrainState], None]] | None = None
+    counts: Callable[[], dict[str, float]] = dict
+
+
+def train(learning: Learning, run: Run) -> TrainState:
     """Runs a training job to its last step, from its newest checkpoint if there is one.
 
     Step n draws from `fold_in(key(seed), n)` and reads batch n, so a resumed run repeats an unbroken one bit for bit.
     Metrics stay on the device between log steps. No state is saved whose metrics are not finite.
 
-    Args:
-      job: name in metrics and messages.
-      step_fn: (state, batch, key, frozen) -> (state, dict of scalar metrics); pure, compiled here, state donated.
-      init: makes the state before the first step, from `given`.
-      given: parameters that are not to start afresh, as `init` wants them.
-      batches: start step -> iterator of host batches.
-      frozen: arrays that steps read and do not change.
-      mesh: of the devices; the state is placed on it by the rules of `sharding.py`.
-      settings: loop settings, see `config.loop_settings`.
-      seed: of the job's random keys.
-      record: what is stored beside each checkpoint: the whole config and where the data came from.
-      checkpoints: where states go.
-      workdir: where metrics and pictures go.
-      draw: state -> named uint8 pictures, called every `picture_every` steps and at the end.
-      watch: a number of steps, and what is called with step and state whenever so many more have been made.
-      counts: what is written beside the metrics of a log step; it is counted on this process, as `input_wait` is.
-
     Raises:
       Interrupted: SIGTERM or SIGINT came; the state was saved first.
       RearError: a metric was NaN or infinite, a save failed, or processes or settings do not fit together.
     """
+    job, settings, mesh, checkpoints = learning.job, learning.settings, run.mesh, run.checkpoints
     _check(job, settings)
     latest = checkpoints.latest_step()
-    distributed.agree("config, tokenizer or newest checkpoint", json.dumps([job, record, latest], sort_keys=True))
+    distributed.agree("config, tokenizer or newest checkpoint", json.dumps([job, run.record, latest], sort_keys=True))
     with jax.set_mesh(mesh):
-        state = _restore_or_init(job, init, given, checkpoints, mesh, record)
-        places = sharding.shardings(state, mesh)
-        frozen = jax.device_put(frozen, sharding.shardings(frozen, mesh, "frozen/"))
+        wanted = learning.state(mesh)
+        state = _restore_or_init(learning, run, wanted)
+        frozen = jax.device_put(learning.frozen, learning.frozen_places(mesh))
         start = int(state.step)
         if start >= settings.steps:
             log.info("%s: done already, %d steps", job, start)
             return state
 
-        stream = batches(start)
-        batch = placement.put_batch(next(stream), mesh)
+        stream = run.batches(start)
+        batch = put_batch(next(stream), mesh)
         stop = StopSign(mesh, ahead=AHEAD)
-        program = step_program(step_fn, seed, mesh, places)
-        compiled = _compile(job, program, state, batch, stop.flags(), frozen)
+        compiled = _compile(job, program(learning, mesh, wanted), state, batch, stop.flags(), frozen)
         pending: list[Metrics] = []  # of the steps since the last log step
         newest: collections.deque[Metrics] = collections.deque(maxlen=AHEAD + 1)
         with (
             checkpoints.finishing(),
             contextlib.closing(stream),
-            MetricWriter(workdir, job, start_step=start) as writer,
+            MetricWriter(run.workdir, job, start_step=start) as writer,
             ProgressBar(job, total=settings.steps, start=start, unit="step") as bar,
             stop.listening(),
             InputWait() as wait,
@@ -114,7 +137,7 @@ def train(
                 pending.append(metrics)
                 newest.append(metrics)
                 with wait.fetching(metrics):
-                    batch = placement.put_batch(next(stream), mesh)  # while the step runs
+                    batch = put_batch(next(stream), mesh)  # while the step runs
                 if len(newest) > AHEAD:
                     jax.block_until_ready(newest[0])
                 stopping = stop.stops_after(answer)
@@ -124,16 +147,16 @@ def train(
                     means = _finite_means(job, step, pending, checkpoints)
                     rate = len(pending) / (time.perf_counter() - since)
                     speed = {"steps_per_second": rate, "images_per_second": rate * settings.batch_size}
-                    writer.write(step, means | speed | {"input_wait": wait.share()} | counts())
+                    writer.write(step, means | speed | {"input_wait": wait.share()} | run.counts())
                     bar.update(step, loss=means["loss"])
                     pending, since = [], time.perf_counter()
                 if save:
-                    checkpoints.save(step, state, record)
-                if draw is not None and settings.picture_every and (last or step % settings.picture_every == 0):
-                    for name, picture in draw(state).items():
+                    checkpoints.save(step, state, run.record)
+                if run.draw is not None and settings.picture_every and (last or step % settings.picture_every == 0):
+                    for name, picture in run.draw(state).items():
                         writer.picture(step, name, picture)
-                if watch is not None and step % watch[0] == 0:
-                    watch[1](step, state)
+                if run.watch is not None and step % run.watch[0] == 0:
+                    run.watch[1](step, state)
                 if stopping and step < settings.steps:
                     checkpoints.wait()
                     raise Interrupted(f"{job}: saved at step {step} of {settings.steps}; resume with the same command.")
@@ -141,21 +164,18 @@ def train(
         return state
 
 
-def step_program(step_fn: StepFunction, seed: int, mesh: Mesh, places: Any) -> Any:
+def program(learning: Learning, mesh: Mesh, wanted: TrainState) -> Any:
     """The one program of a job: (state, batch, flags of a `StopSign`, frozen) -> (state, metrics, its answer).
 
-    Args:
-      step_fn: as in `train`; its state is donated.
-      seed: of the job's random keys.
-      mesh: of the devices.
-      places: sharding of every array of the state.
+    `wanted` is `learning.state(mesh)`: what it is given, and what it gives back.
     """
 
     def keyed_step(state, batch, flags, frozen):
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        return *step_fn(state, batch, key, frozen), any_raised(flags)
+        key = jax.random.fold_in(jax.random.key(learning.seed), state.step)
+        return *learning.step(state, batch, key, frozen), any_raised(flags)
 
-    everywhere = placement.replicated(mesh)
+    places = jax.tree.map(lambda leaf: leaf.sharding, wanted)
+    everywhere = replicated(mesh)
     return jax.jit(keyed_step, donate_argnums=0, out_shardings=(places, everywhere, everywhere))
 
 
@@ -179,18 +199,16 @@ def _check(job: str, settings: ConfigDict) -> None:
         )
 
 
-def _restore_or_init(
-    job: str, init: Callable[[Any], TrainState], given: Any, checkpoints: Checkpoints, mesh: Mesh, record: dict
-) -> TrainState:
+def _restore_or_init(learning: Learning, run: Run, wanted: TrainState) -> TrainState:
     """The newest saved state, else a fresh one, on the devices that the rules say."""
-    shapes = jax.eval_shape(init, given)
-    places = sharding.shardings(shapes, mesh)
-    whole, part = (sharding.bytes_per_device(shapes, p) / 1e6 for p in (placement.replicated(mesh), places))
+    job, mesh = learning.job, run.mesh
+    places = jax.tree.map(lambda leaf: leaf.sharding, wanted)
+    whole, part = (sharding.bytes_per_device(wanted, p) / 1e6 for p in (replicated(mesh), places))
     log.info("%s: state of %.1f MB, %.1f MB of it on each device of %s", job, whole, part, dict(mesh.shape))
-    if checkpoints.latest_step() is None:
-        given = jax.device_put(given, sharding.shardings(given, mesh, "params/"))
-        return jax.jit(init, out_shardings=places)(given)
-    step, state = checkpoints.restore(abstract(shapes, places), record)
+    if run.checkpoints.latest_step() is None:
+        given = jax.device_put(learning.given, sharding.shardings(learning.given, mesh, learning.rules, "params/"))
+        return jax.jit(learning.init, out_shardings=places)(given)
+    step, state = run.checkpoints.restore(wanted, run.record)
     log.info("%s: going on from step %d", job, step)
     return state
 

@@ -8,23 +8,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-NO_DECAY = (
-    "bias",
-    "scale",
-    "embeddings",
-    "cls_token",
-    "pos_embed",
-    "target_aware_pos_embed",
-    "timesteps_embeddings",
-    "null_caption",
-    "codebook",
-    "pixel_codebook",
-    "latent_tokens",
-    "class_embedding",
-    "mask_token",
-    "positional_embedding",
-    "latent_token_positional_embedding",
-)
+from rear_jax.runtime.sharding import Rules, decay_mask
 
 
 @flax.struct.dataclass
@@ -77,8 +61,8 @@ def learning_rate(settings: ConfigDict, steps: int) -> optax.Schedule:
     )
 
 
-def adamw(settings: ConfigDict, steps: int) -> optax.GradientTransformation:
-    """AdamW with gradient clipping; no weight decay on norms, biases, embeddings and position tables."""
+def adamw(settings: ConfigDict, steps: int, rules: Rules) -> optax.GradientTransformation:
+    """AdamW with gradient clipping; weight decay applies where the rules of the network's family say so."""
     clip = optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity()
     return optax.chain(
         clip,
@@ -87,27 +71,22 @@ def adamw(settings: ConfigDict, steps: int) -> optax.GradientTransformation:
             b1=settings.b1,
             b2=settings.b2,
             weight_decay=settings.weight_decay,
-            mask=decay_mask,
+            mask=lambda params: decay_mask(params, rules),
         ),
     )
 
 
-def decay_mask(params: Any) -> Any:
-    """True where weight decay applies: everything but parameters whose own name is in `NO_DECAY`."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in NO_DECAY, params)
-
-
 def accumulated_gradients(loss_fn, params: Any, batch: Any, key: jax.Array, microbatches: int):
-    """Mean gradients over a batch that is run in equal parts.
+    """Mean gradients over a batch that is run in equal microbatches.
 
     Args:
       loss_fn: (params, batch, key) -> (scalar loss, auxiliary tree), the loss a mean over the batch.
       batch: a tree of arrays with the batch axis leading, divisible by `microbatches`.
-      key: each part draws from its own fold of it, the only part from the key itself.
-      microbatches: number of parts; 1 runs the batch whole.
+      key: each microbatch draws from its own fold of it, the only one from the key itself.
+      microbatches: how many; 1 runs the batch whole.
 
     Returns:
-      (auxiliary trees of all parts, stacked [microbatches, ...]; gradients).
+      (auxiliary trees of all microbatches, stacked [microbatches, ...]; gradients).
     """
     gradients_of = jax.grad(loss_fn, has_aux=True)
     if microbatches == 1:
@@ -115,16 +94,16 @@ def accumulated_gradients(loss_fn, params: Any, batch: Any, key: jax.Array, micr
         return jax.tree.map(lambda x: x[None], aux), gradients
 
     def one(total, inputs):
-        part, index = inputs
-        gradients, aux = gradients_of(params, part, jax.random.fold_in(key, index))
+        microbatch, index = inputs
+        gradients, aux = gradients_of(params, microbatch, jax.random.fold_in(key, index))
         return jax.tree.map(jnp.add, total, gradients), aux
 
-    # part i takes every `microbatches`-th example from i on, so that each is spread over all devices
-    parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
-    total, aux = jax.lax.scan(one, jax.tree.map(jnp.zeros_like, params), (parts, jnp.arange(microbatches)))
+    # each takes every `microbatches`-th example, so that it is spread over all devices
+    cut = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
+    total, aux = jax.lax.scan(one, jax.tree.map(jnp.zeros_like, params), (cut, jnp.arange(microbatches)))
     return aux, jax.tree.map(lambda x: x / microbatches, total)
 
 
-def merged_parts(stacked: Any) -> Any:
-    """Per-example arrays of `accumulated_gradients`' parts, [microbatches, b, ...], in the batch's order [B, ...]."""
+def merged_microbatches(stacked: Any) -> Any:
+    """Arrays of `accumulated_gradients` that lead with [microbatches, b], in the order of the batch, [B, ...]."""
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), stacked)

@@ -10,10 +10,16 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from rear_jax import losses
+from rear_jax import losses, tokenizers
+from rear_jax.data.batches import image_shapes
 from rear_jax.errors import RearError
-from rear_jax.tokenizers import quantizer
+from rear_jax.runtime.sharding import Rule, Rules, whole_frozen
+from rear_jax.tokenizers import discriminator, quantizer
+from rear_jax.training.loop import Learning
 from rear_jax.training.state import TrainState, adamw, apply_gradients, learning_rate, new_state
+
+NETWORKS = ("tokenizer", "discriminator")  # that learn, each with an optimiser of its own
+STATISTICS = Rule(r"^extra/(usage|sums)$")  # of the codebook, beside the parameters
 
 
 class Networks(NamedTuple):
@@ -21,7 +27,7 @@ class Networks(NamedTuple):
 
     Attributes:
       tokenizer: the module to train.
-      perceptual: `perceptual.PerceptualNetwork.distance`, (frozen parameters, images, images) -> [B]; None with the
+      perceptual: `PerceptualNetwork.distance`, (frozen parameters, images, images) -> [B]; None with the
         objective 'codes'.
       discriminator: a module, or None.
       proxy: the frozen tokenizer whose codes are predicted, or None with the objective 'pixels'.
@@ -33,35 +39,63 @@ class Networks(NamedTuple):
     proxy: nn.Module | None = None
 
 
-def frozen_parts(settings: ConfigDict) -> tuple[str, ...]:
+def frozen_entries(settings: ConfigDict) -> tuple[str, ...]:
     """Entries of the tokenizer's parameters that training leaves as they are.
 
-    Raises:
-      RearError: `objective` or `trained` is none that is known.
+    Raises RearError: `objective` or `trained` is none that is known.
     """
     by_objective = {"pixels": (), "codes": ("pixel_codebook", "pixel_decoder")}
     by_trained = {"all": (), "decoder": ("encoder", "codebook")}
-    parts = ()
+    entries = ()
     for setting, choices in (("objective", by_objective), ("trained", by_trained)):
         if settings[setting] not in choices:
             known = " or ".join(choices)
             raise RearError(f"config.tokenizer_training.{setting} = {settings[setting]!r}: use {known}.")
-        parts += choices[settings[setting]]
-    return parts
+        entries += choices[settings[setting]]
+    return entries
 
 
-def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+def learning(config: ConfigDict, networks: Networks, frozen: dict[str, Any], given: dict[str, Any]) -> Learning:
+    """What `--job=tokenizer` computes.
+
+    Args:
+      config: the experiment.
+      networks: what plays a part.
+      frozen: parameters of those that stay as they are: 'perceptual', or 'proxy'.
+      given: entries by network and name that do not start afresh.
+    """
+    settings = config.tokenizer_training
+    rules = (
+        whole_frozen(),
+        *tokenizers.family_of(networks.tokenizer).parameters,
+        *discriminator.PARAMETERS,
+        STATISTICS,
+    )
+    optimizer = make_optimizer(config, rules)
+    return Learning(
+        job="tokenizer",
+        step=tokenizer_step(networks, config, optimizer),
+        init=lambda given: init_state(networks, config, optimizer, given),
+        given=given,
+        frozen=frozen,
+        batch=image_shapes(settings.loop.batch_size, config.data.image_size),
+        rules=rules,
+        settings=settings.loop,
+        seed=config.seed,
+    )
+
+
+def make_optimizer(config: ConfigDict, rules: Rules) -> optax.GradientTransformation:
     """One AdamW for each of the two networks, so that neither's gradient norm clips the other."""
     settings = config.tokenizer_training
-    names = ("tokenizer", "discriminator")
-    parts = frozen_parts(settings)
+    frozen = frozen_entries(settings)
 
     def labels(params):
-        entries = {part: "frozen" if part in parts else "tokenizer" for part in params["tokenizer"]}
+        entries = {entry: "frozen" if entry in frozen else "tokenizer" for entry in params["tokenizer"]}
         return {name: name for name in params} | {"tokenizer": entries}
 
-    transforms = {name: adamw(settings.optimizer, settings.loop.steps) for name in names}
-    return optax.multi_transform(transforms | ({"frozen": optax.set_to_zero()} if parts else {}), labels)
+    transforms = {name: adamw(settings.optimizer, settings.loop.steps, rules) for name in NETWORKS}
+    return optax.multi_transform(transforms | ({"frozen": optax.set_to_zero()} if frozen else {}), labels)
 
 
 def init_state(
@@ -103,7 +137,7 @@ def tokenizer_step(networks: Networks, config: ConfigDict, optimizer: optax.Grad
             "gradient_norm": optax.tree.norm(gradients["tokenizer"]),
         }
         state = apply_gradients(state, gradients, optimizer)
-        if "codebook" in frozen_parts(settings):
+        if "codebook" in frozen_entries(settings):
             return state, metrics
         return _keep_codebook(state, quantized, key, settings), metrics
 
@@ -113,11 +147,11 @@ def tokenizer_step(networks: Networks, config: ConfigDict, optimizer: optax.Grad
 def _code_gradients(networks: Networks, config: ConfigDict):
     """(state, images, frozen) -> (gradients, quantised latents, metrics): TiTok's first stage (arXiv 2406.07550)."""
     settings = config.tokenizer_training
-    parts = frozen_parts(settings)
+    held = frozen_entries(settings)
 
     def loss_of(params, images, codes):
         def call(method, x):
-            return networks.tokenizer.apply({"params": _held(params, parts)}, x, method=method)
+            return networks.tokenizer.apply({"params": _held(params, held)}, x, method=method)
 
         quantized = call("quantize", images)
         logits = call("pixel_logits", quantized.vectors)
@@ -136,9 +170,9 @@ def _code_gradients(networks: Networks, config: ConfigDict):
     return gradients_of
 
 
-def _held(params: dict, parts: tuple[str, ...]) -> dict:
-    """The same parameters, no gradient reaching those of `parts`."""
-    return {part: jax.lax.stop_gradient(tree) if part in parts else tree for part, tree in params.items()}
+def _held(params: dict, held: tuple[str, ...]) -> dict:
+    """The same parameters; no gradient reaches the entries that are held."""
+    return {entry: jax.lax.stop_gradient(tree) if entry in held else tree for entry, tree in params.items()}
 
 
 def _codebook_terms(settings: ConfigDict, commitment: jax.Array, codebook: jax.Array) -> jax.Array:
@@ -154,11 +188,11 @@ def _codebook_weight(settings: ConfigDict) -> float:
 def _pixel_gradients(networks: Networks, config: ConfigDict):
     """(state, images, frozen) -> (gradients, quantised latents, metrics): VQGAN's objective (arXiv 2012.09841)."""
     settings = config.tokenizer_training
-    parts = frozen_parts(settings)
+    held = frozen_entries(settings)
 
     def gradients_of(state: TrainState, images: jax.Array, frozen: dict):
         def reconstruct(params):
-            reconstruction, quantized = networks.tokenizer.apply({"params": _held(params, parts)}, images)
+            reconstruction, quantized = networks.tokenizer.apply({"params": _held(params, held)}, images)
             return (reconstruction, quantized.commitment_loss, quantized.codebook_loss), quantized
 
         def distance(reconstruction):

@@ -6,15 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rear_jax import decode, guidance, losses, models
-from rear_jax.convert import layout, llamagen
-from rear_jax.models.llamagen import Captions, LlamaGenTransformer
+from rear_jax import generators, guidance, losses
+from rear_jax.generators.interface import Captions
+from rear_jax.generators.llamagen import FAMILY
+from rear_jax.generators.llamagen.network import LlamaGenTransformer
+from rear_jax.sampling.generate import Sampler, generate
+from rear_jax.weights import layout
 
 
 def model_and_params(golden):
     meta = json.loads(str(golden["meta"]))
     tensors = {k.removeprefix("param/"): golden[k].astype(np.float32) for k in golden if k.startswith("param/")}
-    found = llamagen.sizes(tensors)
+    found = FAMILY.layout.sizes(tensors)
     assert (found["width"], found["depth"]) == (meta["dim"], meta["num_layers"])
     assert found["condition"] == {"c2i": "class", "t2i": "text"}[meta["kind"]]
     if meta["kind"] == "t2i":
@@ -25,9 +28,8 @@ def model_and_params(golden):
         num_codes=meta["seq_len"],
         **found | {"heads": meta["num_heads"]},
     )
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *models.example_inputs(model))["params"]
-    params = layout.from_torch(tensors, shapes, llamagen.torch_name, ignore=llamagen.IGNORE)
-    back = layout.to_torch(params, llamagen.torch_name)
+    params = layout.from_torch(tensors, generators.shapes(model), FAMILY.layout.torch_name, ignore=FAMILY.layout.ignore)
+    back = layout.to_torch(params, FAMILY.layout.torch_name)
     assert back.keys() == tensors.keys()
     assert all(np.array_equal(back[k], tensors[k]) for k in tensors)
     return meta, model, jax.tree.map(jnp.asarray, params)
@@ -50,18 +52,18 @@ def check(golden) -> None:
     loss = losses.next_code_cross_entropy(logits, codes).mean()
     np.testing.assert_allclose(loss, golden["out/ce"], rtol=1e-5)
 
-    sampler = decode.Sampler(
+    sampler = Sampler(
         guidance="constant",
         guidance_scale=meta["guidance_scale"],
         guidance_interval=meta["guidance_interval"],
         temperature=0.0,
     )
     rows = jnp.arange(len(codes))
-    generate = jax.jit(decode.generate, static_argnums=(0, 5), static_argnames="return_logits")
+    run = jax.jit(generate, static_argnums=(0, 5), static_argnames="return_logits")
     keys = jax.random.split(jax.random.key(0), len(codes))
     conditions_on_device = jax.tree.map(jnp.asarray, conditions)
-    cached, cached_logits = generate(
-        models.decoder_of(model), params, conditions_on_device, rows, keys, sampler, return_logits=True
+    cached, cached_logits = run(
+        generators.cached(model), params, conditions_on_device, rows, keys, sampler, return_logits=True
     )
     full, full_logits = greedy_without_cache(meta, model, apply, conditions, null, len(codes))
     for tokens, guided in ((cached, cached_logits), (full, full_logits)):

@@ -1,12 +1,12 @@
 """What the checks of tokenizers share."""
 
-import types
 from typing import Any
 
 import jax
 import numpy as np
 
-from rear_jax.convert.layout import from_torch, to_torch
+from rear_jax import tokenizers
+from rear_jax.weights.layout import Layout, from_torch, to_torch
 
 
 def tensors_of(golden) -> dict[str, np.ndarray]:
@@ -14,12 +14,12 @@ def tensors_of(golden) -> dict[str, np.ndarray]:
     return {k.removeprefix("param/"): golden[k].astype(np.float32) for k in golden if k.startswith("param/")}
 
 
-def compare(tokenizer, convert: types.ModuleType, golden, *, symmetric: bool) -> Any:
+def compare(tokenizer, layout: Layout, golden, *, symmetric: bool) -> Any:
     """Latents, codes, decoded images, and the weights on their way in and out.
 
     Args:
       tokenizer: of the golden's sizes.
-      convert: module of its published format.
+      layout: of its published files.
       golden: the arrays.
       symmetric: whether the golden's images are in [-1, 1] instead of the interface's [0, 1].
 
@@ -31,8 +31,7 @@ def compare(tokenizer, convert: types.ModuleType, golden, *, symmetric: bool) ->
     """
     tensors = tensors_of(golden)
     images = (golden["in/images"] + 1) / 2 if symmetric else golden["in/images"]
-    shapes = jax.eval_shape(tokenizer.init, jax.random.key(0), images)["params"]
-    params = from_torch(tensors, shapes, convert.torch_name, ignore=convert.IGNORE)
+    params = from_torch(tensors, tokenizers.shapes(tokenizer), layout.torch_name, ignore=layout.ignore)
 
     def run(method, x):
         return jax.jit(lambda x: tokenizer.apply({"params": params}, x, method=method))(x)
@@ -42,10 +41,10 @@ def compare(tokenizer, convert: types.ModuleType, golden, *, symmetric: bool) ->
     np.testing.assert_array_equal(run(tokenizer.encode, images), golden["out/tokens"])
     np.testing.assert_allclose(2 * decoded - 1 if symmetric else decoded, golden["out/decoded"], rtol=0, atol=2e-4)
 
-    written = to_torch(params, convert.torch_name)
+    written = to_torch(params, layout.torch_name)
     spare = tensors.keys() - written.keys()
     assert written.keys() <= tensors.keys()
-    assert all(key.startswith(convert.IGNORE) for key in spare), spare
+    assert all(key.startswith(layout.ignore) for key in spare), spare
     for key, tensor in written.items():
         np.testing.assert_array_equal(tensor, tensors[key], err_msg=key)
     return params

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rear_jax import decode, guidance, losses, models
-from rear_jax.convert import alitok, layout
-from rear_jax.models.alitok import AliTokTransformer
+from rear_jax import generators, guidance, losses
+from rear_jax.generators.alitok import FAMILY
+from rear_jax.generators.alitok.network import AliTokTransformer
+from rear_jax.sampling.generate import Sampler, generate
+from rear_jax.weights import layout
 
 
 def model_and_params(golden):
@@ -19,12 +21,11 @@ def model_and_params(golden):
         num_classes=meta["num_classes"],
         num_codes=meta["prefix_tokens"] + meta["grid"] ** 2,
         prefix_tokens=meta["prefix_tokens"],
-        **alitok.sizes(tensors),
+        **FAMILY.layout.sizes(tensors),
     )
     assert (model.width, model.depth, model.heads) == (meta["hidden_size"], meta["num_layers"], meta["num_heads"])
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *models.example_inputs(model))["params"]
-    params = layout.from_torch(tensors, shapes, alitok.torch_name)
-    back = layout.to_torch(params, alitok.torch_name)
+    params = layout.from_torch(tensors, generators.shapes(model), FAMILY.layout.torch_name)
+    back = layout.to_torch(params, FAMILY.layout.torch_name)
     assert back.keys() == tensors.keys()
     assert all(np.array_equal(back[k], tensors[k]) for k in tensors)
     return meta, model, jax.tree.map(jnp.asarray, params)
@@ -39,15 +40,11 @@ def check(golden) -> None:
     loss = losses.next_code_cross_entropy(logits, codes).mean()
     np.testing.assert_allclose(loss, golden["out/ce"], rtol=1e-5)
 
-    sampler = decode.Sampler(
-        guidance_scale=meta["guidance_scale"], guidance_power=meta["guidance_power"], temperature=0.0
-    )
+    sampler = Sampler(guidance_scale=meta["guidance_scale"], guidance_power=meta["guidance_power"], temperature=0.0)
     labels = jnp.asarray(golden["in/labels"])
     keys = jax.random.split(jax.random.key(0), len(labels))
-    generate = jax.jit(decode.generate, static_argnums=(0, 5), static_argnames="return_logits")
-    cached = generate(
-        models.decoder_of(model), params, labels, jnp.arange(len(labels)), keys, sampler, return_logits=True
-    )
+    run = jax.jit(generate, static_argnums=(0, 5), static_argnames="return_logits")
+    cached = run(generators.cached(model), params, labels, jnp.arange(len(labels)), keys, sampler, return_logits=True)
     for tokens, guided in (cached, greedy_without_cache(meta, model, apply, golden["in/labels"])):
         np.testing.assert_array_equal(tokens, golden["out/greedy_tokens"])
         np.testing.assert_allclose(guided, golden["out/greedy_logits"], atol=2e-4, rtol=0)

@@ -2,15 +2,14 @@
 
 import json
 
-from rear_jax.convert import alitok_tokenizer
-from rear_jax.tokenizers.alitok import AliTok
+from rear_jax.tokenizers.alitok import FAMILY, AliTok
 from tests.golden_checks import _tokenizers
 
 
 def check(golden) -> None:
     """Raises AssertionError where this project's numbers are not the golden's."""
     meta = json.loads(str(golden["meta"]))
-    found = alitok_tokenizer.sizes(_tokenizers.tensors_of(golden))
+    found = FAMILY.layout.sizes(_tokenizers.tensors_of(golden))
     assert found == {
         "patch_size": meta["patch"],
         "prefix_tokens": meta["prefix_tokens"],
@@ -29,4 +28,4 @@ def check(golden) -> None:
         causal_decoder=False,
         **found,
     )
-    _tokenizers.compare(tokenizer, alitok_tokenizer, golden, symmetric=False)
+    _tokenizers.compare(tokenizer, FAMILY.layout, golden, symmetric=False)

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 import jax
 import numpy as np
 
-from rear_jax.convert.inception import params_from
-from rear_jax.metrics.inception import InceptionV3, resize
+from rear_jax.metrics.inception import InceptionV3, params_from, resize
 
 OUTPUTS = {"64": "first", "192": "second", "768": "middle", "2048": "pooled", "logits_unbiased": "logits"}
 

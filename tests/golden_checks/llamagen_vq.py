@@ -2,15 +2,14 @@
 
 import json
 
-from rear_jax.convert import llamagen_vq
-from rear_jax.tokenizers.llamagen_vq import LlamaGenVQ
+from rear_jax.tokenizers.llamagen_vq import FAMILY, LlamaGenVQ
 from tests.golden_checks import _tokenizers
 
 
 def check(golden) -> None:
     """Raises AssertionError where this project's numbers are not the golden's."""
     meta = json.loads(str(golden["meta"]))
-    found = llamagen_vq.sizes(_tokenizers.tensors_of(golden))
+    found = FAMILY.layout.sizes(_tokenizers.tensors_of(golden))
     assert found == {
         "channels": meta["channels"],
         "channel_mult": tuple(meta["channel_mult"]),
@@ -21,4 +20,4 @@ def check(golden) -> None:
     }
     image_size = golden["in/images"].shape[1]
     tokenizer = LlamaGenVQ(image_size=image_size, l2_normalize=meta["l2_normalised"], **found)
-    _tokenizers.compare(tokenizer, llamagen_vq, golden, symmetric=meta["image_range"] == [-1, 1])
+    _tokenizers.compare(tokenizer, FAMILY.layout, golden, symmetric=meta["image_range"] == [-1, 1])

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from rear_jax.convert.layout import to_torch
-from rear_jax.convert.lpips import params_from, torch_name
-from rear_jax.metrics.lpips import LPIPS, STAGES
+from rear_jax.metrics.lpips import LPIPS, STAGES, params_from, torch_name
+from rear_jax.weights.layout import to_torch
 
 
 def weights(seed: int) -> dict[str, np.ndarray]:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from rear_jax.convert.layout import from_torch, to_torch
-from rear_jax.convert.maskgit_vqgan import sizes, torch_name
-from rear_jax.tokenizers.maskgit_vqgan import MaskGitVQGAN
+from rear_jax import tokenizers
+from rear_jax.tokenizers.maskgit_vqgan import FAMILY, MaskGitVQGAN
+from rear_jax.weights.layout import from_torch, to_torch
 
 
 def check(golden: Mapping[str, np.ndarray]) -> None:
@@ -17,14 +17,13 @@ def check(golden: Mapping[str, np.ndarray]) -> None:
     tensors = {
         key.removeprefix("param/"): np.asarray(golden[key], np.float32) for key in golden if key.startswith("param/")
     }
-    found = sizes(tensors)
+    found = FAMILY.layout.sizes(tensors)
     assert found["channel_mult"] == tuple(meta["channel_mult"])
     assert all(found[key] == meta[key] for key in ("hidden_channels", "num_res_blocks", "z_channels", "codebook_size"))
 
     tokenizer = MaskGitVQGAN(image_size=meta["resolution"], **found)
     images = golden["in/images"]
-    shapes = jax.eval_shape(tokenizer.init, jax.random.key(0), images)["params"]
-    params = from_torch(tensors, shapes, torch_name)
+    params = from_torch(tensors, tokenizers.shapes(tokenizer), FAMILY.layout.torch_name)
     variables = {"params": params}
     latents = jax.jit(lambda x: tokenizer.apply(variables, x, method=tokenizer.latents))(images)
     codes = jax.jit(lambda x: tokenizer.apply(variables, x, method=tokenizer.encode))(images)
@@ -33,7 +32,7 @@ def check(golden: Mapping[str, np.ndarray]) -> None:
     np.testing.assert_array_equal(codes, golden["out/tokens"])
     np.testing.assert_allclose(decoded, golden["out/decoded"], rtol=0, atol=2e-4)
 
-    written = to_torch(params, torch_name)
+    written = to_torch(params, FAMILY.layout.torch_name)
     assert written.keys() == tensors.keys()
     for key, tensor in tensors.items():
         np.testing.assert_array_equal(written[key], tensor, err_msg=key)

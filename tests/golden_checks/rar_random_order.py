@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from rear_jax import losses, orders
-from rear_jax.models.rar import RARTransformer
+from rear_jax.generators.rar.network import RARTransformer
 from tests.golden_checks.rear_generator import params_from
 
 

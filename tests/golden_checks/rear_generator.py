@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rear_jax import decode, losses
-from rear_jax.convert import layout, rar
-from rear_jax.models.rar import RARTransformer
-from rear_jax.models.rar_decoder import RARDecoder
+from rear_jax import generators, losses
+from rear_jax.generators.rar import FAMILY
+from rear_jax.generators.rar.cached import CachedRAR
+from rear_jax.generators.rar.network import RARTransformer
+from rear_jax.sampling.generate import Sampler, generate
+from rear_jax.weights import layout
 
 
 def model_from(meta: dict) -> RARTransformer:
@@ -31,10 +33,8 @@ def model_from(meta: dict) -> RARTransformer:
 
 def params_from(golden, model: RARTransformer):
     tensors = {k.removeprefix("param/"): golden[k].astype(np.float32) for k in golden if k.startswith("param/")}
-    example = jnp.zeros((1, model.num_codes), jnp.int32), jnp.zeros(1, jnp.int32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *example)["params"]
-    params = layout.from_torch(tensors, shapes, rar.torch_name)
-    back = layout.to_torch(params, rar.torch_name)
+    params = layout.from_torch(tensors, generators.shapes(model), FAMILY.layout.torch_name)
+    back = layout.to_torch(params, FAMILY.layout.torch_name)
     assert back.keys() == tensors.keys()
     assert all(np.array_equal(back[k], tensors[k]) for k in tensors)
     return params
@@ -69,7 +69,7 @@ def check(golden) -> None:
     for name, value in mine.items():
         np.testing.assert_allclose(value, golden[f"out/{name}"], rtol=1e-5, err_msg=name)
 
-    gradients = layout.to_torch(gradients, rar.torch_name)
+    gradients = layout.to_torch(gradients, FAMILY.layout.torch_name)
     for key in (k for k in golden if k.startswith("out/grad/")):
         want = golden[key]
         error = np.linalg.norm(gradients[key.removeprefix("out/grad/")] - want)
@@ -77,14 +77,10 @@ def check(golden) -> None:
     for key, norm in meta["grad_norms"].items():
         np.testing.assert_allclose(np.linalg.norm(gradients[key]), norm, rtol=1e-4, atol=1e-6, err_msg=key)
 
-    sampler = decode.Sampler(
-        guidance_scale=meta["guidance_scale"], guidance_power=meta["guidance_power"], temperature=0.0
-    )
+    sampler = Sampler(guidance_scale=meta["guidance_scale"], guidance_power=meta["guidance_power"], temperature=0.0)
     labels = jnp.asarray(golden["in/labels"])
     keys = jax.random.split(jax.random.key(0), len(labels))
-    generate = jax.jit(decode.generate, static_argnums=(0, 5), static_argnames="return_logits")
-    tokens, logits = generate(
-        RARDecoder(model), params, labels, jnp.arange(len(labels)), keys, sampler, return_logits=True
-    )
+    run = jax.jit(generate, static_argnums=(0, 5), static_argnames="return_logits")
+    tokens, logits = run(CachedRAR(model), params, labels, jnp.arange(len(labels)), keys, sampler, return_logits=True)
     np.testing.assert_array_equal(tokens, golden["out/greedy_tokens"])
     np.testing.assert_allclose(logits, golden["out/greedy_logits"], atol=2e-4, rtol=0)

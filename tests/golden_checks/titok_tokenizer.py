@@ -8,8 +8,7 @@ import json
 import jax
 import numpy as np
 
-from rear_jax.convert import titok
-from rear_jax.tokenizers.titok import TiTok
+from rear_jax.tokenizers.titok import FAMILY, TiTok
 from tests.golden_checks import _tokenizers
 
 SIZES = {"width": "width", "depth": "layers"}  # of either transformer: their name here, and in the golden
@@ -26,7 +25,7 @@ def check(golden) -> None:
     """Raises AssertionError where this project's numbers are not the golden's."""
     meta = json.loads(str(golden["meta"]))
     tensors = _tokenizers.tensors_of(golden)
-    found = titok.sizes(tensors)
+    found = FAMILY.layout.sizes(tensors)
     wanted = {
         "patch_size": meta["patch"],
         "num_latent_tokens": meta["num_latent_tokens"],
@@ -40,7 +39,7 @@ def check(golden) -> None:
     assert found == (wanted | proxy if wanted["predicts"] == "codes" else wanted)
     heads = {"encoder_heads": meta["heads"], "decoder_heads": meta["heads"]}
     tokenizer = TiTok(image_size=meta["image"], l2_normalize=True, **heads, **proxy | found)
-    params = _tokenizers.compare(tokenizer, titok, golden, symmetric=False)
+    params = _tokenizers.compare(tokenizer, FAMILY.layout, golden, symmetric=False)
 
     @jax.jit
     def logits(codes):

@@ -2,15 +2,14 @@
 
 import json
 
-from rear_jax.convert import vqgan_plus
-from rear_jax.tokenizers.vqgan_plus import VQGANPlus
+from rear_jax.tokenizers.vqgan_plus import FAMILY, VQGANPlus
 from tests.golden_checks import _tokenizers
 
 
 def check(golden) -> None:
     """Raises AssertionError where this project's numbers are not the golden's."""
     meta = json.loads(str(golden["meta"]))
-    found = vqgan_plus.sizes(_tokenizers.tensors_of(golden))
+    found = FAMILY.layout.sizes(_tokenizers.tensors_of(golden))
     assert found == {
         "hidden_channels": meta["hidden_channels"],
         "channel_mult": tuple(meta["channel_mult"]),
@@ -19,4 +18,4 @@ def check(golden) -> None:
         "codebook_size": meta["codebook_size"],
     }
     tokenizer = VQGANPlus(image_size=meta["resolution"], **found)
-    _tokenizers.compare(tokenizer, vqgan_plus, golden, symmetric=False)
+    _tokenizers.compare(tokenizer, FAMILY.layout, golden, symmetric=False)

@@ -1,8 +1,8 @@
 """AR-GRPO: the generator is rewarded for images that it draws on its own (arXiv 2508.06924).
 
-Rollouts are free-running and guided, by the KV-cached decoder, as `config.sample` says. The policy is the distribution
-that drew them: log-probabilities, old, new and the reference's, are those of guided logits at the same temperature, so
-that ρ is 1 at the first update. Images only lend their labels or captions.
+Rollouts are free-running and guided, by the KV-cached generator, as `config.sample` says. The policy is the
+distribution that drew them: log-probabilities, old, new and the reference's, are those of guided logits at the same
+temperature, so that ρ is 1 at the first update. Images only lend their labels or captions.
 """
 
 from typing import Any, NamedTuple
@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from rear_jax import decode, grpo, guidance, models
+from rear_jax import generators, grpo, guidance
 from rear_jax.errors import RearError
-from rear_jax.training.posttraining import parts, policy, rewards
-
-TRAINS = "generator"
+from rear_jax.sampling.generate import generate, sampler_of
+from rear_jax.training.posttraining import policy, rewards
+from rear_jax.training.posttraining.method import Method
+from rear_jax.training.posttraining.teacher_forcing import Context, Networks, predict
 
 
 class Prompts(NamedTuple):
@@ -27,10 +28,7 @@ class Prompts(NamedTuple):
 
 def check(config: ConfigDict) -> None:
     """Raises RearError where `config.posttrain` and `config.sample` cannot work together."""
-    parts.check(config.posttrain, unread=("noise_rate",))
-    policy.check(config.posttrain)
-    reason = "compares with an original, which free-running rollouts do not have"
-    rewards.refuse(config.posttrain, rewards.COMPARES, reason)
+    policy.check(config)
     if config.posttrain.prior_weight:
         raise RearError("config.posttrain.prior_weight: 'ar_grpo' has no codes to predict: set it to 0, use kl_weight.")
     if config.sample.top_k or config.sample.top_p < 1.0 or config.sample.temperature <= 0.0:
@@ -40,10 +38,9 @@ def check(config: ConfigDict) -> None:
         )
 
 
-def make_step(networks: parts.Networks, config: ConfigDict, optimizer: optax.GradientTransformation):
+def make_step(networks: Networks, config: ConfigDict, optimizer: optax.GradientTransformation):
     """step(state, batch, key, frozen with 'tokenizer', what rewards need, and 'reference' for a KL term)."""
     settings = config.posttrain
-    check(config)
 
     def first_loss(params: Any, batch: dict, key: jax.Array, frozen: dict):
         samples = draw_samples(networks, config, jax.lax.stop_gradient(params), frozen, batch, key)
@@ -70,31 +67,31 @@ def make_step(networks: parts.Networks, config: ConfigDict, optimizer: optax.Gra
 
 
 def draw_samples(
-    networks: parts.Networks, config: ConfigDict, params: Any, frozen: dict, batch: dict, key: jax.Array
+    networks: Networks, config: ConfigDict, params: Any, frozen: dict, batch: dict, key: jax.Array
 ) -> jax.Array:
     """G free-running code sequences [B, G, N] for each condition of the batch."""
     batch_size, group = len(batch["label"]), config.posttrain.group
     rows = jnp.repeat(jnp.arange(batch_size), group)
     keys = jax.random.split(key, batch_size * group)
-    decoder = models.decoder_of(networks.generator)
-    codes = decode.generate(decoder, params, batch["condition"], rows, keys, decode.sampler_of(config.sample))
+    cached = generators.cached(networks.generator)
+    codes = generate(cached, params, batch["condition"], rows, keys, sampler_of(config.sample))
     return codes.reshape(batch_size, group, -1)
 
 
 def log_probabilities(
-    networks: parts.Networks, config: ConfigDict, params: Any, condition: Any, samples: jax.Array
+    networks: Networks, config: ConfigDict, params: Any, condition: Any, samples: jax.Array
 ) -> jax.Array:
     """Log-probabilities [B, G, N] of samples [B, G, N] under the guided generator, each reading its own codes."""
     batch_size, group, length = samples.shape
     codes = samples.reshape(-1, length)
-    decoder, sample = models.decoder_of(networks.generator), config.sample
+    cached, sample = generators.cached(networks.generator), config.sample
     rows = jnp.repeat(jnp.arange(batch_size), group)
-    guided = decoder.guides(sample.guidance_scale)
+    guided = cached.guides(sample.guidance_scale)
     if guided:
-        condition, rows = decoder.with_unconditional(decoder.prepare(params), condition, rows)
+        condition, rows = cached.with_unconditional(cached.prepare(params), condition, rows)
         codes = jnp.concatenate([codes, codes])
-    context = parts.Context(codes, codes, jax.tree.map(lambda leaf: leaf[rows], condition))
-    logits = parts.predict(networks, params, context)  # [B G, N, K], twice as many when guided
+    context = Context(codes, codes, jax.tree.map(lambda leaf: leaf[rows], condition))
+    logits = predict(networks, params, context)  # [B G, N, K], twice as many when guided
     if guided:
         weights = guidance.guidance_weight(
             sample.guidance,
@@ -107,3 +104,13 @@ def log_probabilities(
         logits = guidance.guide(*jnp.split(logits, 2), weights[:, None])
     gathered = grpo.gather_log_probabilities(logits / sample.temperature, samples.reshape(-1, 1, length))
     return gathered.reshape(samples.shape)
+
+
+METHOD = Method(
+    trains="generator",
+    make_step=make_step,
+    draw_samples=draw_samples,
+    reads=policy.SETTINGS,
+    lacks={rewards.ORIGINAL: "compares with an original, which free-running rollouts do not have"},
+    check=check,
+)

@@ -10,9 +10,16 @@ from ml_collections import ConfigDict
 
 from rear_jax import grpo
 from rear_jax.errors import RearError
-from rear_jax.training.loop import SUSPECT
-from rear_jax.training.posttraining import parts
-from rear_jax.training.state import TrainState, accumulated_gradients, apply_gradients, learning_rate, merged_parts
+from rear_jax.training.posttraining.method import means
+from rear_jax.training.posttraining.rewards import score, watched
+from rear_jax.training.posttraining.teacher_forcing import Networks
+from rear_jax.training.state import (
+    TrainState,
+    accumulated_gradients,
+    apply_gradients,
+    learning_rate,
+    merged_microbatches,
+)
 
 SETTINGS = ("max_advantage", "clip_range", "policy_weight", "kl_weight", "inner_updates")  # read by these methods alone
 
@@ -33,8 +40,9 @@ class Rollout(NamedTuple):
     advantages: jax.Array
 
 
-def check(settings: ConfigDict) -> None:
+def check(config: ConfigDict) -> None:
     """Raises RearError where the settings of a policy gradient cannot work."""
+    settings = config.posttrain
     if settings.group < 2:
         raise RearError(f"config.posttrain.group = {settings.group}: a standard deviation needs at least 2 samples.")
     if settings.inner_updates < 1:
@@ -42,18 +50,15 @@ def check(settings: ConfigDict) -> None:
 
 
 def judge(
-    networks: parts.Networks, settings: ConfigDict, frozen: dict, samples: jax.Array, batch: dict
+    networks: Networks, settings: ConfigDict, frozen: dict, samples: jax.Array, batch: dict
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Advantages [B, G] of samples [B, G, N], and what to watch of their rewards."""
-    reward, by_name = parts.score(networks, settings, frozen, samples, batch)
+    reward, each = score(networks, settings, frozen, samples, batch)
     advantages = grpo.group_advantages(reward, max_advantage=settings.max_advantage)
-    return advantages, {
-        "reward": jnp.mean(reward),
+    return advantages, watched(reward, each, batch) | {
         "reward_std": jnp.std(reward),
         "reward_spread": jnp.mean(jnp.std(reward, axis=-1, ddof=1)),
         "advantage_spread": jnp.std(advantages),
-        SUSPECT: parts.first_not_finite(reward, batch),
-        **{f"reward_{name}": jnp.mean(part) for name, part in by_name.items()},
     }
 
 
@@ -106,12 +111,12 @@ def make_step(config: ConfigDict, optimizer: optax.GradientTransformation, first
 
         start = state.step
         (stacked, rollout), gradients = accumulated_gradients(first, state.params, batch, key, settings.accumulation)
-        metrics = parts.means(stacked) | {"gradient_norm": optax.tree.norm(gradients)}
-        rollout = merged_parts(rollout)
+        metrics = means(stacked) | {"gradient_norm": optax.tree.norm(gradients)}
+        rollout = merged_microbatches(rollout)
         state = apply_gradients(state, gradients, optimizer)
         for _ in range(settings.inner_updates - 1):
             stacked, gradients = accumulated_gradients(later, state.params, rollout, key, settings.accumulation)
-            last = parts.means(stacked) | {"gradient_norm": optax.tree.norm(gradients)}
+            last = means(stacked) | {"gradient_norm": optax.tree.norm(gradients)}
             metrics |= {name: last[name] for name in ("ratio", "clip_share")}
             metrics |= {f"last_{name}": last[name] for name in ("kl", "gradient_norm") if name in last}
             state = apply_gradients(state, gradients, optimizer)

@@ -1,13 +1,12 @@
 """What a sampled image is worth: how close it is to its original, how real it looks, how well it fits its label.
 
 A reward is a function (images [B, H, W, 3] in [0, 1], labels [B], seen) -> [B], higher is better; `seen` is what else
-there is to look at. To add one, write it, name it in REWARDS, and give it a weight in `config.posttrain.reward`.
+there is to look at. To add one, write it, name it in REWARDS, and give it a weight in `config.posttrain.reward`. One
+that looks at more than the images is a `Reward`, which declares what.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +14,11 @@ from ml_collections import ConfigDict
 
 from rear_jax import losses
 from rear_jax.errors import RearError
+from rear_jax.runtime.mesh import map_rows
+from rear_jax.training.loop import SUSPECT
+from rear_jax.training.posttraining.teacher_forcing import Networks, unit_images
 
-if TYPE_CHECKING:
-    from rear_jax.training.posttraining.parts import Networks
+ORIGINAL, CODES, CLASSES = "original", "codes", "classes"  # what a reward may look at, and a method may not have
 
 
 class Seen(NamedTuple):
@@ -35,8 +36,26 @@ class Seen(NamedTuple):
     codes: jax.Array | None
     original: jax.Array
 
+    def judge(self, name: str) -> tuple[Any, Any]:
+        """The network of `judges.JUDGES` with this name, and its parameters."""
+        return self.networks.judges[name], self.frozen[name]
 
-Reward = Callable[[jax.Array, jax.Array, Seen], jax.Array]
+
+class Reward(NamedTuple):
+    """A reward and what it needs.
+
+    Attributes:
+      function: (images, labels, seen) -> [B].
+      looks_at: of ORIGINAL, CODES and CLASSES.
+      judge: the network of `judges.JUDGES` that it asks, '' = none.
+    """
+
+    function: Callable[[jax.Array, jax.Array, Seen], jax.Array]
+    looks_at: tuple[str, ...] = ()
+    judge: str = ""
+
+    def __call__(self, images: jax.Array, labels: jax.Array, seen: Seen) -> jax.Array:
+        return self.function(images, labels, seen)
 
 
 def squared_error(images: jax.Array, labels: jax.Array, seen: Seen) -> jax.Array:
@@ -51,7 +70,7 @@ def absolute_error(images: jax.Array, labels: jax.Array, seen: Seen) -> jax.Arra
 
 def perceptual(images: jax.Array, labels: jax.Array, seen: Seen) -> jax.Array:
     """Minus the distance from the original in a perceptual network's features, which see the original once."""
-    network, params = seen.networks.perceptual, seen.frozen["perceptual"]
+    network, params = seen.judge("perceptual")
     return -network.compare(params, network.features(params, images), network.features(params, seen.original))
 
 
@@ -65,25 +84,29 @@ def codebook_cosine(images: jax.Array, labels: jax.Array, seen: Seen) -> jax.Arr
 
 def discriminator(images: jax.Array, labels: jax.Array, seen: Seen) -> jax.Array:
     """Mean PatchGAN logit, high for real, of the discriminator that the tokenizer was trained with."""
-    logits = seen.networks.discriminator.apply({"params": seen.frozen["discriminator"]}, images)
-    return jnp.mean(logits, axis=(1, 2, 3))
+    network, params = seen.judge("discriminator")
+    return jnp.mean(network.apply({"params": params}, images), axis=(1, 2, 3))
 
 
 def class_probability(images: jax.Array, labels: jax.Array, seen: Seen) -> jax.Array:
     """Log-probability of the label under a linear probe of real images, see `class_probe`."""
-    return seen.networks.class_probe.log_probability(seen.frozen["class_probe"], images, labels)
+    network, params = seen.judge("class_probe")
+    return network.log_probability(params, images, labels)
 
 
-REWARDS: dict[str, Reward] = {
-    "mse": squared_error,
-    "l1": absolute_error,
-    "perceptual": perceptual,
-    "codebook": codebook_cosine,
-    "discriminator": discriminator,
-    "class_probability": class_probability,
+REWARDS: dict[str, Reward | Callable[..., jax.Array]] = {
+    "mse": Reward(squared_error, (ORIGINAL,)),
+    "l1": Reward(absolute_error, (ORIGINAL,)),
+    "perceptual": Reward(perceptual, (ORIGINAL,), judge="perceptual"),
+    "codebook": Reward(codebook_cosine, (ORIGINAL, CODES)),
+    "discriminator": Reward(discriminator, judge="discriminator"),
+    "class_probability": Reward(class_probability, (CLASSES,), judge="class_probe"),
 }
-COMPARES = ("mse", "l1", "perceptual", "codebook")  # with the original: meaningless for free-running rollouts
-READS_CODES = ("codebook",)  # and not the images: it says nothing of a decoder, and mixtures of codes have none
+
+
+def declared(name: str) -> Reward:
+    """A reward with its declaration; a plain function looks at nothing but images and labels."""
+    return REWARDS[name] if isinstance(REWARDS[name], Reward) else Reward(REWARDS[name])
 
 
 def wanted(settings: ConfigDict) -> dict[str, float]:
@@ -91,11 +114,21 @@ def wanted(settings: ConfigDict) -> dict[str, float]:
     return {name: weight for name, weight in settings.reward.items() if weight}
 
 
-def refuse(settings: ConfigDict, names: tuple[str, ...], reason: str) -> None:
-    """Raises RearError if one of the rewards `names` has a weight, and says why that cannot be."""
-    if wrong := [name for name in names if name in wanted(settings)]:
-        others = ", ".join(name for name in REWARDS if name not in names)
-        raise RearError(f"config.posttrain.reward.{wrong[0]} {reason}: set it to 0, and use {others}.")
+def check(settings: ConfigDict, lacking: Mapping[str, str]) -> None:
+    """Raises RearError where no known reward has a weight, or one looks at what there is not.
+
+    Args:
+      settings: `config.posttrain`.
+      lacking: what rewards cannot look at -> why.
+    """
+    if unknown := sorted(set(settings.reward) - set(REWARDS)):
+        raise RearError(f"config.posttrain.reward.{unknown[0]} is no reward: use {', '.join(REWARDS)}.")
+    if not wanted(settings):
+        raise RearError(f"config.posttrain.reward is all 0: give one of {', '.join(settings.reward)} a weight.")
+    for what, reason in lacking.items():
+        if wrong := [name for name in wanted(settings) if what in declared(name).looks_at]:
+            others = ", ".join(name for name in REWARDS if what not in declared(name).looks_at)
+            raise RearError(f"config.posttrain.reward.{wrong[0]} {reason}: set it to 0, and use {others}.")
 
 
 def total(
@@ -113,5 +146,40 @@ def total(
       R [B], and each reward [B] by name, before weighting.
     """
     weights = wanted(settings)
-    parts = {name: REWARDS[name](images, labels, seen) for name in weights}
-    return sum(weights[name] * part for name, part in parts.items()), parts
+    found = {name: REWARDS[name](images, labels, seen) for name in weights}
+    return sum(weights[name] * value for name, value in found.items()), found
+
+
+def images_of(networks: Networks, params: Any, codes: jax.Array) -> jax.Array:
+    """Images [B, H, W, 3] in [0, 1] that codes [B, N] decode to."""
+    return jnp.clip(networks.tokenizer.apply({"params": params}, codes, method="decode"), 0.0, 1.0)
+
+
+def score(
+    networks: Networks, settings: ConfigDict, frozen: dict, samples: jax.Array, batch: dict
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Rewards [B, G] of samples [B, G, N] for a batch, and each reward [B, G] by name.
+
+    A few images of a device at a time, so that no more than these are held decoded.
+    """
+
+    def of_one_image(inputs):
+        codes, image, label = inputs
+        images = images_of(networks, frozen["tokenizer"], codes)
+        seen = Seen(networks, frozen, codes, image[None])
+        return total(settings, images, jnp.full(len(codes), label), seen)
+
+    inputs = samples, unit_images(batch), batch["label"]
+    return map_rows(of_one_image, inputs, at_once=settings.images_at_once)
+
+
+def watched(reward: jax.Array, each: Mapping[str, jax.Array], batch: dict) -> dict[str, jax.Array]:
+    """Metrics of rewards [B, G] and of each one by name; SUSPECT tells where the first that is not finite is from."""
+    means = {f"reward_{name}": jnp.mean(value) for name, value in each.items()}
+    return {"reward": jnp.mean(reward), SUSPECT: first_not_finite(reward, batch), **means}
+
+
+def first_not_finite(reward: jax.Array, batch: dict) -> jax.Array:
+    """Place in the data set of the first image with a reward [B, G] that is not finite, or -1."""
+    broken = ~jnp.all(jnp.isfinite(reward), axis=-1)
+    return jnp.where(jnp.any(broken), batch["index"][jnp.argmax(broken)], -1)

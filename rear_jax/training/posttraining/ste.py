@@ -14,44 +14,38 @@ from ml_collections import ConfigDict
 
 from rear_jax import grpo, losses
 from rear_jax.errors import RearError
-from rear_jax.training.loop import SUSPECT
-from rear_jax.training.mesh import map_rows
-from rear_jax.training.posttraining import parts, policy, rewards
-
-TRAINS = "generator"
-draw_samples = parts.teacher_forced_samples
+from rear_jax.runtime.mesh import map_rows
+from rear_jax.training.posttraining import rewards
+from rear_jax.training.posttraining.method import Method, descent_step
+from rear_jax.training.posttraining.teacher_forcing import Networks, draw_samples, predict, read_context, unit_images
 
 
 def check(config: ConfigDict) -> None:
-    """Raises RearError where `config.posttrain` cannot work."""
-    parts.check(config.posttrain, unread=policy.SETTINGS)
-    rewards.refuse(config.posttrain, rewards.READS_CODES, "looks at codes, and 'ste' decodes mixtures of them")
+    """Raises RearError where the temperature cannot work."""
     if config.posttrain.ste_temperature <= 0.0:
         raise RearError(f"config.posttrain.ste_temperature = {config.posttrain.ste_temperature}: give more than 0.")
 
 
-def make_step(networks: parts.Networks, config: ConfigDict, optimizer: optax.GradientTransformation):
+def make_step(networks: Networks, config: ConfigDict, optimizer: optax.GradientTransformation):
     """step(state, batch, key, frozen with 'tokenizer' and what rewards need)."""
     settings = config.posttrain
-    check(config)
 
     def loss_fn(params: Any, batch: dict, key: jax.Array, frozen: dict):
-        context = parts.read_context(networks, settings, frozen, batch, key)
-        logits = parts.predict(networks, params, context)
-        reward, by_name = reconstruction(networks, settings, frozen, logits, batch)
+        context = read_context(networks, settings, frozen, batch, key)
+        logits = predict(networks, params, context)
+        reward, each = reconstruction(networks, settings, frozen, logits, batch)
         prior = jnp.mean(losses.next_code_cross_entropy(logits, context.codes))
         loss = settings.prior_weight * prior - jnp.mean(reward)
-        watched = {"loss": loss, "prior": prior, "entropy": grpo.entropy(logits), "reward": jnp.mean(reward)}
-        suspect = {SUSPECT: parts.first_not_finite(reward[:, None], batch)}
-        return loss, watched | suspect | {f"reward_{name}": jnp.mean(part) for name, part in by_name.items()}
+        metrics = {"loss": loss, "prior": prior, "entropy": grpo.entropy(logits)}
+        return loss, metrics | rewards.watched(reward[:, None], each, batch)
 
-    return parts.descent_step(config, optimizer, loss_fn)
+    return descent_step(config, optimizer, loss_fn)
 
 
 def reconstruction(
-    networks: parts.Networks, settings: ConfigDict, frozen: dict, logits: jax.Array, batch: dict
+    networks: Networks, settings: ConfigDict, frozen: dict, logits: jax.Array, batch: dict
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Rewards [B] of what logits [B, N, K] decode to, and their parts; their gradient is the straight-through one."""
+    """Rewards [B] of what logits [B, N, K] decode to, and each by name; their gradient is the straight-through one."""
     tokenizer, variables = networks.tokenizer, {"params": frozen["tokenizer"]}
     every = jnp.arange(tokenizer.codebook_size)[None]
     vectors = tokenizer.apply(variables, every, method="embed")[0]  # [K, D]
@@ -65,9 +59,9 @@ def reconstruction(
         seen = rewards.Seen(networks, frozen, None, image[None])
         return rewards.total(settings, decoded, label[None], seen)
 
-    inputs = logits, parts.unit_images(batch), batch["label"]
-    reward, by_name = map_rows(of_one_image, inputs, at_once=settings.images_at_once)
-    return reward[:, 0], by_name
+    inputs = logits, unit_images(batch), batch["label"]
+    reward, each = map_rows(of_one_image, inputs, at_once=settings.images_at_once)
+    return reward[:, 0], each
 
 
 def straight_through(logits: jax.Array, temperature: float) -> jax.Array:
@@ -75,3 +69,13 @@ def straight_through(logits: jax.Array, temperature: float) -> jax.Array:
     soft = jax.nn.softmax(logits.astype(jnp.float32) / temperature, axis=-1)
     hard = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1])
     return hard + (soft - jax.lax.stop_gradient(soft))
+
+
+METHOD = Method(
+    trains="generator",
+    make_step=make_step,
+    draw_samples=draw_samples,
+    reads=("noise_rate", "ste_temperature"),
+    lacks={rewards.CODES: "looks at codes, and 'ste' decodes mixtures of them"},
+    check=check,
+)

@@ -12,27 +12,19 @@ import optax
 from ml_collections import ConfigDict
 
 from rear_jax import grpo, losses
-from rear_jax.training.posttraining import parts, policy
-
-TRAINS = "generator"
-draw_samples = parts.teacher_forced_samples
-
-
-def check(config: ConfigDict) -> None:
-    """Raises RearError where `config.posttrain` cannot work."""
-    parts.check(config.posttrain)
-    policy.check(config.posttrain)
+from rear_jax.training.posttraining import policy
+from rear_jax.training.posttraining.method import Method
+from rear_jax.training.posttraining.teacher_forcing import Networks, draw_samples, predict, read_context
 
 
-def make_step(networks: parts.Networks, config: ConfigDict, optimizer: optax.GradientTransformation):
+def make_step(networks: Networks, config: ConfigDict, optimizer: optax.GradientTransformation):
     """step(state, batch, key, frozen with 'tokenizer', what rewards need, and 'reference' for a KL term)."""
     settings = config.posttrain
-    check(config)
 
     def first_loss(params: Any, batch: dict, key: jax.Array, frozen: dict):
         noise_key, sample_key = jax.random.split(key)
-        context = parts.read_context(networks, settings, frozen, batch, noise_key)
-        logits = parts.predict(networks, params, context)
+        context = read_context(networks, settings, frozen, batch, noise_key)
+        logits = predict(networks, params, context)
         samples = grpo.draw_groups(sample_key, jax.lax.stop_gradient(logits), settings.group)
         advantages, watched = policy.judge(networks, settings, frozen, samples, batch)
         old = jax.lax.stop_gradient(grpo.gather_log_probabilities(logits, samples))
@@ -41,13 +33,13 @@ def make_step(networks: parts.Networks, config: ConfigDict, optimizer: optax.Gra
         return loss, (metrics | watched | {"entropy": grpo.entropy(logits)}, rollout)
 
     def later_loss(params: Any, rollout: policy.Rollout, frozen: dict):
-        return objective(parts.predict(networks, params, rollout.context), rollout, frozen)
+        return objective(predict(networks, params, rollout.context), rollout, frozen)
 
     def objective(logits: jax.Array, rollout: policy.Rollout, frozen: dict):
         """Clipped objective + β · cross-entropy of the image's own codes, for logits of the policy as it is now."""
 
         def reference():
-            logits = parts.predict(networks, frozen["reference"], rollout.context)
+            logits = predict(networks, frozen["reference"], rollout.context)
             return grpo.gather_log_probabilities(logits, rollout.samples)
 
         new = grpo.gather_log_probabilities(logits, rollout.samples)
@@ -57,3 +49,12 @@ def make_step(networks: parts.Networks, config: ConfigDict, optimizer: optax.Gra
         return loss, metrics | {"prior": prior, "loss": loss}
 
     return policy.make_step(config, optimizer, first_loss, later_loss)
+
+
+METHOD = Method(
+    trains="generator",
+    make_step=make_step,
+    draw_samples=draw_samples,
+    reads=("noise_rate", *policy.SETTINGS),
+    check=policy.check,
+)

@@ -1,0 +1,89 @@
+"""Generators as jobs leave them or others publish them."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+from ml_collections import ConfigDict
+
+from rear_jax import generators
+from rear_jax.artifacts import published
+from rear_jax.artifacts.tokenizer import Tokenizer
+from rear_jax.artifacts.workdir import best_generator_folder, generator_folder, open_checkpoints, posttrained_folder
+from rear_jax.errors import RearError
+from rear_jax.runtime import identity, sharding
+from rear_jax.runtime.checkpoints import Checkpoints, abstract
+from rear_jax.runtime.mesh import make_mesh
+
+STAGES = {  # value of config.sample.stage -> the job that trained the generator, and where it is
+    "train": ("train", generator_folder),
+    "best": ("train", best_generator_folder),
+    "posttrain": ("posttrain", posttrained_folder),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+    """A trained generator: module, parameters, the step they are from, and their hash."""
+
+    module: Any
+    params: Any
+    step: int
+    fingerprint: str
+
+
+def load_generator(
+    config: ConfigDict, workdir: Path, tokenizer: Tokenizer, network: nn.Module, *, stage: str
+) -> Generator:
+    """The generator that a job has made so far, or the one of `config.init_from` where `--job=train` has made none.
+
+    The job is that of `stage`, a key of STAGES; `tokenizer` is what the generator must have been made with.
+
+    Raises RearError: it is missing, damaged, of other sizes, or made with another tokenizer.
+    """
+    job, folder = STAGES[stage]
+    place = folder(workdir)
+    if config.sample.use_ema and stage == "posttrain":
+        raise RearError("config.sample.use_ema: --job=posttrain keeps no moving average: set it to False.")
+    if config.init_from and stage == "train" and not place.exists():
+        params = read_generator(Path(config.init_from), config, network, tokenizer)
+        return Generator(network, params, 0, identity.fingerprint(params, {}))
+    checkpoints = open_checkpoints(place, job)
+    record = _checked_record(checkpoints, config, tokenizer)
+    if config.sample.use_ema and not record["train"]["ema_decay"]:
+        raise RearError(f"config.sample.use_ema: {place} holds no moving average; train with config.train.ema_decay.")
+    step, params = _restore(checkpoints, config, network, ema=config.sample.use_ema)
+    return Generator(network, params, step, identity.fingerprint(params, {}))
+
+
+def read_generator(place: Path, config: ConfigDict, network: nn.Module, tokenizer: Tokenizer | None) -> Any:
+    """Parameters of the config's generator from a published file, a converted folder, or that of `--job=train`.
+
+    Optional modules that `place` does not have are left out. `tokenizer` is what the generator must have been made
+    with, where `place` knows; None asks nothing.
+    """
+    if published.weights_file(place) is not None:
+        family = generators.family_of(network)
+        return published.read_params(place, config, family, family.shapes(network))
+    checkpoints = open_checkpoints(place, "train")
+    _checked_record(checkpoints, config, tokenizer)
+    return _restore(checkpoints, config, network)[1]
+
+
+def _checked_record(checkpoints: Checkpoints, config: ConfigDict, tokenizer: Tokenizer | None) -> dict:
+    """What is stored beside a generator; raises RearError where config or tokenizer are others."""
+    record, place = checkpoints.record(), checkpoints.folder
+    identity.refuse_changes(record, config, identity.GENERATOR, str(place))
+    if tokenizer is not None and "tokenizer_fingerprint" in record:
+        tokenizer.require(record["tokenizer_fingerprint"], f"the generator in {place}")
+    return record
+
+
+def _restore(checkpoints: Checkpoints, config: ConfigDict, network: nn.Module, *, ema: bool = False) -> tuple[int, Any]:
+    """The newest step and its parameters, divided over the mesh as in training."""
+    family = generators.family_of(network)
+    present, source = checkpoints.param_names(), str(checkpoints.folder)
+    shapes = published.keep_optional(family, family.shapes(network), present, source)
+    places = sharding.shardings(shapes, make_mesh(config.mesh), family.parameters)
+    return checkpoints.restore_params(abstract(shapes, places), ema=ema)

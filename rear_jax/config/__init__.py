@@ -1,0 +1,56 @@
+"""All settings, with their defaults. A file in configs/ starts from `default()` and changes what it needs.
+
+Each group of sections has a file here. The sections of networks are in the files of their families.
+The result of `default()` is locked: the error for an unknown key names the nearest key that exists.
+Sizes that follow from other settings (codes per image, width of an embedding) are derived where they are used.
+"""
+
+from ml_collections import ConfigDict
+
+from rear_jax import generators, tokenizers
+from rear_jax.config import data, evaluation, running, training
+from rear_jax.config.training import loop_settings as loop_settings
+from rear_jax.config.training import optimizer_settings as optimizer_settings
+
+# The sections of the families, for files in configs/; the module of each family documents its settings.
+rar = generators.rar.FAMILY.section
+llamagen = generators.llamagen.FAMILY.section
+alitok_generator = generators.alitok.FAMILY.section
+maskgit_vqgan = tokenizers.maskgit_vqgan.FAMILY.section
+vqgan_plus = tokenizers.vqgan_plus.FAMILY.section
+llamagen_vq = tokenizers.llamagen_vq.FAMILY.section
+titok = tokenizers.titok.FAMILY.section
+alitok = tokenizers.alitok.FAMILY.section
+
+
+def default() -> ConfigDict:
+    """The default experiment: reAR on ImageNet-1k at 256 pixels, with the tokenizer MaskGIT-VQGAN."""
+    config = ConfigDict()
+    config.jobs = ("train",)  # jobs that run one after another; the flag --job replaces them
+    config.seed = 0  # seed of initial parameters, training, data order and samples
+    # tokenizer to use: a folder from job 'tokenizer' or 'convert', a published file or a hub folder;
+    # '' = <workdir>/tokenizer
+    config.tokenizer_from = ""
+    config.codes_from = ""  # folder of code files; '' = <workdir>/codes
+    # generator to use if the workdir has none: a folder from job 'train' or 'convert', or a published file;
+    # '' = none. Job 'train' then starts from random parameters.
+    config.init_from = ""
+
+    config.mesh = running.mesh()
+    config.data = data.data()
+    config.tokenizer = maskgit_vqgan()  # section of a family in rear_jax/tokenizers
+    config.tokenizer_training = training.tokenizer_training()
+    config.lpips = training.lpips()
+    config.codes = data.codes()
+    config.model = rar()  # section of a family in rear_jax/generators
+    config.method = training.method()
+    config.train = training.train()
+    config.posttrain = training.posttrain()
+    config.study = running.study()
+    config.sample = evaluation.sample()
+    config.sweep = evaluation.sweep()
+    config.plan = running.plan()
+    config.convert = running.convert()
+    config.import_codes = running.import_codes()
+    config.evaluate = evaluation.evaluate()
+    return config.lock()

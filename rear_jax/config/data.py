@@ -1,0 +1,29 @@
+"""Settings of the images, and of the codes that a tokenizer makes of them."""
+
+from ml_collections import ConfigDict
+
+
+def data() -> ConfigDict:
+    """The images of the experiment."""
+    data = ConfigDict()
+    data.source = "tfds"  # 'fashion_mnist', 'folder', 'tfds' or 'arrays'; see rear_jax/data/images.py
+    data.path = "imagenet2012"  # folder, file or TFDS name, as the source needs it; '' = the embedded Fashion-MNIST
+    data.train_split = "train"  # name of the split for training; '' = no splits ('folder' and 'arrays')
+    data.eval_split = "validation"  # name of the split of held-out images
+    data.image_size = 256  # pixels along each side
+    data.num_classes = 1000  # number of classes; labels are 0 to num_classes - 1
+    return data
+
+
+def codes() -> ConfigDict:
+    """The code files that the job 'tokenize' writes and the job 'train' reads."""
+    codes = ConfigDict()
+    codes.augmentation = "ten_crop"  # views of each image: 'center' (1 view), 'flip' (2) or 'ten_crop' (10)
+    codes.num_shards = 256  # number of code files
+    codes.batch_size = 32  # views that each device encodes at once
+    codes.in_memory = False  # True = load all codes at the start, for faster reads; ImageNet in ten crops takes 6.6 GB
+    # share of the records that may be damaged, 0 to below 1; the next good record replaces each; 0 = none may be
+    codes.max_corrupt_share = 0.001
+    # True = job 'train' reads no code files; it encodes batches of images, in views of tokenizer_training.augmentation
+    codes.on_the_fly = False
+    return codes

@@ -1,0 +1,55 @@
+"""Settings of sampling and of scores."""
+
+from ml_collections import ConfigDict
+
+
+def sample() -> ConfigDict:
+    """The job 'sample'."""
+    sample = ConfigDict()
+    sample.stage = "train"  # generator: 'train' (the newest), 'best' (best score in job 'train') or 'posttrain'
+    sample.num_images = 50_000  # images in the set
+    sample.batch_size = 128  # images that all devices together draw at once
+    sample.image_size = 0  # pixels along each side after bicubic resizing; 0 = no resizing
+    sample.png_folder = False  # True = also write each image as a file, <workdir>/samples/000000.png and so on
+    sample.guidance = "power_cosine"  # schedule: 'power_cosine', 'linear' or 'constant'; see rear_jax/guidance.py
+    sample.guidance_scale = 1.0  # full weight of guidance; 1 = off
+    sample.guidance_power = 1.0  # exponent of the schedule 'power_cosine'
+    # last decoding step with guidance; step n draws the code with index n + 1, as in LlamaGen; -1 = all steps
+    sample.guidance_interval = -1
+    # caption features for text-conditional generators: .npz file or folder, see rear_jax/data/captions.py; '' = none
+    sample.captions = ""
+    sample.temperature = 1.0  # divisor of the logits; 0 = always the most probable code
+    sample.top_k = 0  # number of most probable codes to draw from; 0 = off
+    sample.top_p = 1.0  # total probability of the most probable codes to draw from; 1 = off
+    sample.use_ema = False  # True = take the moving average of the parameters, see config.train.ema_decay
+    return sample
+
+
+def sweep() -> ConfigDict:
+    """The job 'sweep': a set of samples and its scores for each pair of a scale and a power."""
+    sweep = ConfigDict()
+    sweep.guidance_scale = ()  # values of config.sample.guidance_scale; () = only the value there
+    sweep.guidance_power = ()  # values of config.sample.guidance_power; () = only the value there
+    return sweep
+
+
+def evaluate() -> ConfigDict:
+    """The job 'evaluate'."""
+    evaluate = ConfigDict()
+    # network for the scores: 'lite0' or 'lite2' (both EfficientNet-Lite) or 'inception' (for FID, sFID, IS and KID)
+    evaluate.network = "lite2"
+    evaluate.inception = ""  # weights for 'inception': the file pt_inception-2015-12-05-6726825d.pth
+    # pixels along each side of the input of an EfficientNet-Lite, also in posttrain.reward.class_probability
+    evaluate.feature_size = 224
+    evaluate.batch_size = 64  # images per batch
+    # images to compare with: an .npz file such as VIRTUAL_imagenet256_labeled.npz of ADM; '' = training images
+    evaluate.reference = ""
+    # number of training images to compare with; without samples also the number of held-out images
+    evaluate.num_reference = 50_000
+    evaluate.num_compared = 10_000  # largest number of images of the reference for precision, recall and KID
+    evaluate.neighbours = 3  # k of precision and recall
+    evaluate.kid_subsets = 100  # number of random pairs of subsets for KID
+    evaluate.kid_subset_size = 1000  # images in each subset; 0 = no KID
+    evaluate.tokenizer = True  # True = also score held-out images and their reconstructions
+    evaluate.cache = ""  # folder for computed references; '' = <workdir>/references
+    return evaluate

@@ -1,0 +1,85 @@
+"""Whole experiments that several files in configs/ start from."""
+
+from ml_collections import ConfigDict
+
+from rear_jax.config import default, llamagen, llamagen_vq, titok
+from rear_jax.errors import RearError
+
+
+def fashion_mnist() -> ConfigDict:
+    """The quickstart: all steps from images to scores on the embedded Fashion-MNIST, in minutes on two CPU cores."""
+    config = default()
+    config.jobs = ("tokenizer", "tokenize", "train", "posttrain", "sample", "evaluate")
+
+    config.data.update(source="fashion_mnist", path="", eval_split="test", image_size=32, num_classes=10)  # embedded
+    config.tokenizer.update(codebook_size=256, z_channels=16, hidden_channels=16, channel_mult=(1, 2, 2))
+    config.tokenizer.num_res_blocks = 1
+
+    vq = config.tokenizer_training
+    vq.update(mse_weight=4.0, perceptual_weight=0.1, augmentation="flip")
+    vq.update(codebook_update="ema", codebook_decay=0.9, revive_below=0.05)
+    # small batches, because this small network learns more from many small steps
+    vq.loop.update(steps=640, batch_size=8, log_every=40, picture_every=640, checkpoint_every=320)
+    vq.optimizer.update(learning_rate=2e-3, warmup_steps=100)
+    config.codes.update(augmentation="center", num_shards=8, in_memory=True)
+
+    config.model.update(width=128, depth=3, heads=4, mlp_width=512, dropout=0.0, dtype="float32", unroll=3)
+    config.method.projector_width = 128
+    config.train.loop.update(steps=280, batch_size=32, log_every=10, picture_every=0, checkpoint_every=140)
+    config.train.optimizer.update(learning_rate=3e-3, warmup_steps=40)
+
+    post = config.posttrain
+    post.update(perceptual_network="lite0", images_at_once=8)
+    post.loop.update(steps=40, batch_size=32, log_every=4, picture_every=0, checkpoint_every=40)
+    post.optimizer.update(learning_rate=3e-4, final_learning_rate=1e-5)
+
+    config.sample.update(stage="posttrain", num_images=1000, batch_size=100, guidance_scale=3.0, guidance_power=1.0)
+    config.evaluate.update(feature_size=64, num_reference=1000)
+    return config
+
+
+def fashion_mnist_sequence() -> ConfigDict:
+    """The quickstart without post-training, for tokenizers that are vision transformers (TiTok and AliTok)."""
+    config = fashion_mnist()
+    config.jobs = ("tokenizer", "tokenize", "train", "sample", "evaluate")
+    config.sample.stage = "train"
+    config.tokenizer_training.optimizer.learning_rate = 1e-3
+    return config
+
+
+def llamagen_imagenet(image_size: int) -> ConfigDict:
+    """LlamaGen on ImageNet-1k with its own tokenizer, at the size of GPT-B and `image_size` pixels along each side."""
+    config = default()
+    config.data.image_size = image_size
+    config.tokenizer = llamagen_vq()
+    config.model = llamagen()
+    config.method.name = "ar"
+    config.train.loop.update(steps=300 * 5_004, batch_size=256)  # 300 epochs of 5004 whole batches
+    optimizer = config.train.optimizer
+    optimizer.update(learning_rate=1e-4, final_learning_rate=1e-4, warmup_steps=0, b2=0.95, weight_decay=0.05)
+    config.sample.guidance = "constant"
+    config.sample.image_size = 256 if image_size > 256 else 0  # pixels of the published FIDs
+    return config.lock()
+
+
+def titok_imagenet(stage: str) -> ConfigDict:
+    """TiTok on ImageNet-1k at size B-64, in stage '1' or '2' of its training.
+
+    Raises RearError: `stage` is neither '1' nor '2'.
+    """
+    if stage not in ("1", "2"):
+        raise RearError(f"TiTok is trained in stages 1 and 2, not {stage!r}: end --config=FILE with :1 or :2.")
+    config = default()
+    config.jobs = ("tokenizer",)
+    config.tokenizer = titok()
+    config.tokenizer.dtype = "bfloat16"
+    vq = config.tokenizer_training
+    vq.objective, vq.trained = ("codes", "all") if stage == "1" else ("pixels", "decoder")
+    vq.update(mse_weight=1.0, perceptual_weight=0.1, perceptual_network="lite2", revive_below=0.0)
+    vq.commitment_weight = 0.25 if stage == "1" else 0.0
+    vq.discriminator_weight = 0.0 if stage == "1" else 0.01
+    vq.update(discriminator_start=20_000, discriminator_adaptive=False, discriminator_channels=128)
+    vq.loop.update(steps=1_000_000 if stage == "1" else 500_000, batch_size=256)
+    vq.optimizer.update(learning_rate=1e-4, final_learning_rate=1e-5, weight_decay=1e-4, b1=0.9)
+    vq.optimizer.update(warmup_steps=10_000 if stage == "1" else 5_000, b2=0.99 if stage == "1" else 0.999)
+    return config.lock()

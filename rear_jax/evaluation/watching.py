@@ -1,0 +1,99 @@
+"""Scores while a generator is being trained: a small set every so many steps, and the best generator kept."""
+
+import functools
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from rear_jax import artifacts
+from rear_jax.errors import RearError
+from rear_jax.evaluation import reference
+from rear_jax.metrics import scores
+from rear_jax.metrics.features import load_network
+from rear_jax.runtime import distributed
+from rear_jax.runtime.atomic import write_json
+from rear_jax.runtime.checkpoints import Checkpoints
+from rear_jax.runtime.identity import environment
+from rear_jax.runtime.mesh import check_batch, make_mesh
+from rear_jax.runtime.writer import MetricWriter
+from rear_jax.sampling import draw
+from rear_jax.training.state import TrainState
+
+log = logging.getLogger(__name__)
+
+JOB = "train_scores"  # under which scores stand in metrics.jsonl and TensorBoard, and the name of their recipe's file
+
+
+class Watch:
+    """Draws, scores, writes the scores down, and keeps the state with the smallest Fréchet distance."""
+
+    def __init__(self, config: ConfigDict, workdir: Path, model: Any, tokenizer: artifacts.Tokenizer, record: dict):
+        """Opens the reference, which is computed if it is not kept yet, and writes the scores' recipe.
+
+        Args:
+          config: the experiment; sets are drawn as `config.sample` says and scored as `config.evaluate` says.
+          workdir: where references, scores and the best generator go.
+          model: the generator.
+          tokenizer: what decodes.
+          record: what is stored beside the best state.
+
+        Raises RearError: several processes train; the batch of samples does not divide over the devices; there is no
+          moving average to sample from; or so many images of this size cannot be scored against the reference.
+        """
+        if jax.process_count() > 1:
+            raise RearError("config.train.evaluate_every works in one process: set it to 0, and use --job=evaluate.")
+        settings, self._config, self._workdir, self._record = config.evaluate, config, workdir, record
+        check_batch(config.mesh, config.sample.batch_size, 1, "config.sample.batch_size")
+        if config.sample.use_ema and not config.train.ema_decay:
+            raise RearError("config.sample.use_ema: train with config.train.ema_decay, or set it to False.")
+        network = load_network(settings)
+        plan = reference.plan_reference(config, network)
+        shape = config.train.evaluate_images, *draw.image_shape(config)
+        reference.require_scores(plan, network.extractor, settings, shape)
+        folder = Path(settings.cache) if settings.cache else workdir / "references"
+        self._extractor = network.extractor
+        self._reference = reference.prepare_reference(plan, network.extractor, settings, folder)
+        self._settings = reference.score_settings(settings)
+        self._conditions = draw.conditions_of(config, model)
+        self._program = draw.compile_sampler(config, model, tokenizer.module)
+        self._tokenizer_params = tokenizer.params
+        self._best = Checkpoints(artifacts.best_generator_folder(workdir), keep=1)
+        recipe = {
+            **reference.recipe_of(settings, network, plan),
+            "comparable_with_published_FID": False,
+            "not_comparable_because": ["it is for choosing a generator: run --job=sample,evaluate on that one"],
+            "samples": draw.recipe_of(config, model, tokenizer, self._conditions, shape[0]),
+            "drawn_with": environment(),
+        }
+        write_json(workdir / f"{JOB}.json", recipe)
+
+    def look(self, step: int, state: TrainState) -> None:
+        """Scores the generator as it is after `step`."""
+        params = state.ema if self._config.sample.use_ema else state.params
+        found = scores.score(self._reference, self._images(params), self._extractor, self._settings)
+        if distributed.is_first():
+            with MetricWriter(self._workdir, JOB, start_step=step - 1) as writer:
+                writer.write(step, found)
+        distance = found[scores.distance_name(self._extractor)]
+        if distance < self._best_distance(step):
+            self._best.save(step, state, self._record | {"distance": distance})
+            self._best.wait()
+            log.info("train: step %d is the best so far", step)
+
+    def _best_distance(self, step: int) -> float:
+        """Of the best state before `step`; one that a run which was set back had saved later does not count."""
+        latest = self._best.latest_step()
+        return np.inf if latest is None or latest >= step else self._best.record()["distance"]
+
+    def _images(self, params: Any) -> Iterator[np.ndarray]:
+        """The set, batch by batch."""
+        count, mesh = self._config.train.evaluate_images, make_mesh(self._config.mesh)
+        labels = draw.balanced_labels(count, len(jax.tree.leaves(self._conditions)[0]))
+        program = functools.partial(self._program, params, self._tokenizer_params)
+        for batch in draw.plan_batches(labels, np.arange(count), self._config.sample.batch_size):
+            yield draw.draw_batch(program, self._conditions, batch, mesh)

@@ -1,0 +1,57 @@
+"""Generators: transformers over image codes. A family is a folder whose `FAMILY` is all that others ask for.
+
+`FAMILIES` finds the folders by itself: to add a family, add its folder (docs/extending.md).
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+import flax.linen as nn
+from ml_collections import ConfigDict
+
+from rear_jax.generators.cached import CachedGenerator
+from rear_jax.generators.family import CAPTIONS, TAPS, GeneratorFamily, check_settings, tap_attributes
+from rear_jax.weights.family import discover, known, network_attributes
+
+FAMILIES: dict[str, GeneratorFamily] = discover(__name__, __path__)
+
+
+def build(config: ConfigDict, tokenizer: nn.Module, *, needs: Collection[str] = ()) -> nn.Module:
+    """The generator that a config describes.
+
+    Args:
+      config: the experiment; `config.model` has the `name` of a family and exactly the keys of its section, `dtype` as
+        a string such as 'bfloat16'.
+      tokenizer: whose codes it is for.
+      needs: what it must be able to do, of what families offer; with 'taps' it projects hidden states.
+
+    Raises RearError: the name is unknown, keys are missing from the section or unknown in it, sizes do not fit
+      together, or this family or tokenizer cannot do something that is needed.
+    """
+    model, family = config.model, known(FAMILIES, config.model, "config.model")
+    attributes = network_attributes(family, model)
+    check_settings(family, config, tokenizer, needs)
+    if TAPS in family.offers(model):
+        attributes |= tap_attributes(config, tokenizer.embedding_dim, wanted=TAPS in needs)
+    sizes = {"codebook_size": tokenizer.codebook_size, "num_codes": tokenizer.codes_per_image}
+    return family.network(**attributes | sizes | {"num_classes": config.data.num_classes})
+
+
+def family_of(network: nn.Module) -> GeneratorFamily:
+    """The family that a generator belongs to."""
+    return next(family for family in FAMILIES.values() if family.network is type(network))
+
+
+def cached(network: nn.Module) -> CachedGenerator:
+    """The cached form of a generator."""
+    return family_of(network).cached(network)
+
+
+def takes_captions(network: nn.Module) -> bool:
+    """Whether the generator is conditioned by text instead of by a class."""
+    return family_of(network).offers_now(network, CAPTIONS)
+
+
+def shapes(network: nn.Module) -> Any:
+    """Shapes of the parameters of a generator."""
+    return family_of(network).shapes(network)

@@ -1,0 +1,119 @@
+"""Causal attention for training, and attention over an explicit cache of keys and values for decoding."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from rear_jax.generators.attention_kernels import FUSED, choose
+
+
+class KeyValues(NamedTuple):
+    """The past of one attention layer: rows that have not been written yet are zero and masked.
+
+    Attributes:
+      keys: [B, H, T, D].
+      values: [B, H, T, D].
+    """
+
+    keys: jax.Array
+    values: jax.Array
+
+
+def new_key_values(batch: int, heads: int, length: int, head_size: int, dtype: Any) -> KeyValues:
+    """An empty cache with room for `length` positions."""
+    empty = jnp.zeros((batch, heads, length, head_size), dtype)
+    return KeyValues(empty, empty)
+
+
+def grow_key_values(past: KeyValues, length: int) -> KeyValues:
+    """The same past with room for `length` positions, at least as many as it has."""
+    more = length - past.keys.shape[2]
+    return KeyValues(*(jnp.pad(a, ((0, 0), (0, 0), (0, more), (0, 0))) for a in past))
+
+
+def update_key_values(
+    past: KeyValues, keys: Float[Array, "B T H D"], values: Float[Array, "B T H D"], position: Int[Array, ""] | int
+) -> KeyValues:
+    """Writes T new positions from `position` on."""
+
+    def write(old, new):
+        return jax.lax.dynamic_update_slice(old, new.swapaxes(1, 2).astype(old.dtype), (0, 0, position, 0))
+
+    return KeyValues(write(past.keys, keys), write(past.values, values))
+
+
+def attend(
+    queries: Float[Array, "B T H D"],
+    past: KeyValues,
+    position: Int[Array, ""] | int,
+    visible: Bool[Array, "B S"] | None = None,
+) -> Float[Array, "B T H D"]:
+    """Attention of T queries at `position`, `position` + 1, ... over the past, themselves included.
+
+    Args:
+      queries: of the new positions.
+      past: S positions, in which the new ones have been written already.
+      position: of the first query.
+      visible: positions that others may see; each sees itself in any case. None = all.
+    """
+    scores = jnp.einsum("bthd,bhsd->bhts", queries, past.keys, preferred_element_type=jnp.float32)
+    scores = scores * queries.shape[-1] ** -0.5
+    query_positions = position + jnp.arange(queries.shape[1])
+    allowed = _causal_mask(query_positions, past.keys.shape[2], visible)
+    weights = jax.nn.softmax(jnp.where(allowed, scores, -jnp.inf), axis=-1)
+    return jnp.einsum("bhts,bhsd->bthd", weights.astype(past.values.dtype), past.values)
+
+
+def causal_attention(
+    queries: Float[Array, "B T H D"],
+    keys: Float[Array, "B T H D"],
+    values: Float[Array, "B T H D"],
+    *,
+    kernel: str = "auto",
+    visible: Bool[Array, "B T"] | None = None,
+    dropout: float = 0.0,
+    key: PRNGKeyArray | None = None,
+) -> Float[Array, "B T H D"]:
+    """Softmax attention under a causal mask; softmax in float32.
+
+    Args:
+      queries, keys, values: one compute dtype.
+      kernel: one of `attention_kernels.KERNELS`; 'plain' is what is written out here.
+      visible: positions that others may see; each sees itself in any case. None = all.
+      dropout: share of attention weights set to zero (the rest scaled up), where `key` is given.
+      key: random key of the dropout mask; None switches dropout off.
+
+    Raises RearError: the kernel that is named cannot compute this here.
+    """
+    dropout = 0.0 if key is None else dropout
+    masked = visible is not None
+    kernel = choose(kernel, dtype=values.dtype, head_size=queries.shape[-1], dropout=dropout, masked=masked)
+    if kernel in FUSED:
+        return FUSED[kernel](queries, keys, values)
+    length = queries.shape[1]
+    scores = jnp.einsum("bthd,bshd->bhts", queries, keys, preferred_element_type=jnp.float32)
+    allowed = _causal_mask(jnp.arange(length), length, visible)
+    scores = jnp.where(allowed, scores * queries.shape[-1] ** -0.5, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+    if dropout:
+        weights = apply_dropout(key, weights, dropout)
+    return jnp.einsum("bhts,bshd->bthd", weights, values)
+
+
+def _causal_mask(
+    query_positions: Int[Array, " T"], length: int, visible: Bool[Array, "B S"] | None
+) -> Bool[Array, "T S"] | Bool[Array, "B 1 T S"]:
+    """Which of `length` positions each query sees: itself, and the visible ones before it."""
+    positions = jnp.arange(length)
+    causal = positions <= query_positions[:, None]
+    if visible is None:
+        return causal
+    return causal & visible[:, None, None, :] | (positions == query_positions[:, None])
+
+
+def apply_dropout(key: PRNGKeyArray, x: Float[Array, "..."], rate: float) -> Float[Array, "..."]:
+    """Inverted dropout. Sixteen random bits an element: `rate` is met to 1 / 65 536 at half the cost of a uniform."""
+    kept = jax.random.bits(key, x.shape, jnp.uint16) >= round(rate * 65536)
+    return jnp.where(kept, x / (1.0 - rate), 0.0).astype(x.dtype)

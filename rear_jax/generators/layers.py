@@ -1,0 +1,102 @@
+"""Layers that several families of generators share, and the rules of their parameters."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from rear_jax.runtime.sharding import Rule, Rules, by_heads, split_columns, split_rows
+from rear_jax.weights.layout import Path, TorchName, leaf_name
+
+PROJECTORS = {"released": 3, "paper": 2}  # linear layers of a projector
+PROJECTOR_KEYS = {"shallow_projector": "encode_align_mlp", "deep_projector": "decode_align_mlp"}  # in reAR's files
+
+normal = nn.initializers.truncated_normal(0.02)
+
+ATTENTION: Rules = (
+    Rule(r"(^|/)qkv/kernel$", (("fsdp", "tensor"), None), decays=True),  # no cut of [3, heads, features] divides heads
+    Rule(r"(^|/)qkv/bias$"),
+    *split_rows("proj"),
+    Rule(r"(^|/)(q_|k_|attention_|mlp_)?norm\d?/(scale|bias)$"),
+)
+TAPS: Rules = (
+    Rule(r"(^|/)(shallow|deep)_projector/layer\d/kernel$", ("fsdp", None), decays=True),
+    Rule(r"(^|/)(shallow|deep)_projector/layer\d/bias$"),
+)
+HEAD: Rules = split_columns("lm_head")
+
+
+class Linear(nn.Dense):
+    """`nn.Dense` on [..., in], run on the flattened [rows, in].
+
+    The same numbers; but XLA transposes a three-dimensional cotangent in memory before the weight gradient, which on a
+    CPU more than doubles its time.
+    """
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
+        return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.features)
+
+
+class HeadsLinear(nn.Module):
+    """The linear layer from [..., W] to queries, keys and values of all heads, [..., 3, heads, W / heads].
+
+    Its parameters are those of a `Linear` of 3 W features. Under tensor parallelism each device has heads of its own
+    (Megatron-LM, arXiv 1909.08053), which no equal cut through the 3 W columns gives: each block's kernel is dealt out
+    by heads when it is used.
+    """
+
+    heads: int
+    dtype: Any
+    use_bias: bool = True
+    kernel_init: Any = normal
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... W"]) -> Float[Array, "... 3 H D"]:
+        width = x.shape[-1]
+        kernel = self.param("kernel", self.kernel_init, (width, 3 * width), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (3 * width,), jnp.float32) if self.use_bias else None
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        kernel = by_heads(kernel.reshape(width, 3, self.heads, -1))
+        out = jnp.tensordot(x.reshape(-1, width), kernel, 1)
+        if bias is not None:
+            out += bias.reshape(kernel.shape[1:])
+        return out.reshape(*x.shape[:-1], *kernel.shape[1:])
+
+
+def dense(features: int, dtype: Any, name: str | None = None, kernel_init: Any = normal) -> Linear:
+    """A biased linear layer with the family's initialisation."""
+    return Linear(features, dtype=dtype, kernel_init=kernel_init, name=name)
+
+
+class Projector(nn.Module):
+    """Maps hidden states into the codebook's space, in training only.
+
+    `layers` linear layers of hidden width `hidden`: three with SiLU are the released code's (and its checkpoints'),
+    two with GELU the paper's text.
+    """
+
+    hidden: int
+    features: int
+    layers: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B N W"]) -> Float[Array, "B N D"]:
+        activation = nn.silu if self.layers == 3 else nn.gelu
+        for i in range(self.layers - 1):
+            x = activation(dense(self.hidden, self.dtype, name=f"layer{i}")(x))
+        return dense(self.features, self.dtype, name=f"layer{self.layers - 1}")(x)
+
+
+def projectors(model: nn.Module) -> tuple[Projector, Projector]:
+    """The shallow and the deep projector of a generator that has taps; its attributes say their sizes."""
+    sizes = model.projector_width, model.embedding_dim, PROJECTORS[model.projector], model.dtype
+    return Projector(*sizes), Projector(*sizes)
+
+
+def projector_name(path: Path) -> TorchName:
+    """Key of a projector's parameter in reAR's files, where an activation stands between two linear layers."""
+    module, layer, leaf = path
+    return leaf_name(f"{PROJECTOR_KEYS[module]}.{2 * int(layer.removeprefix('layer'))}", leaf)

@@ -1,0 +1,55 @@
+"""The loop over a transformer's blocks, once for all generators.
+
+What a block computes must be at hand again in the backward pass. `REMAT` says what of it is kept; the rest is computed
+a second time (arXiv 1604.06174), which costs time and saves memory in proportion to the depth.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from rear_jax.runtime.sharding import by_rows
+
+REMAT: dict[str, Any] = {  # name -> what is kept of a block; None = everything, without a second computation
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # what linear layers give, not attention's scores
+    "full": jax.checkpoint_policies.nothing_saveable,  # its input alone
+}
+
+
+def run_blocks(
+    model: nn.Module, x: Float[Array, "B T W"], *inputs: Any, train: bool, taps: tuple[int, ...] = ()
+) -> tuple[Float[Array, "B T W"], tuple[jax.Array, ...]]:
+    """All blocks in turn: one compiled block in a scan, its parameters stacked [depth, ...].
+
+    Args:
+      model: the generator: its `blocks` is one block, `depth`, `remat` and `unroll` say how often and how it is run.
+      x: input of the first block.
+      *inputs: what every block reads besides.
+      train: dropout on.
+      taps: 0-based index of the blocks whose output is wanted.
+
+    Returns:
+      (output of the last block, outputs [B, T, W] of the tapped ones).
+    """
+
+    def body(block, carry, layer):
+        x, tapped = jax.tree.map(by_rows, carry)
+        x = block(x, *inputs, train=train)
+        tapped = tuple(jnp.where(layer == tap, x, old) for tap, old in zip(taps, tapped, strict=True))
+        return jax.tree.map(by_rows, (x, tapped)), None
+
+    policy = REMAT[model.remat]
+    scan = nn.scan(
+        body if policy is None else nn.remat(body, policy=policy, prevent_cse=False),
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        length=model.depth,
+        unroll=model.unroll,
+    )
+    x = by_rows(x)
+    carry, _ = scan(model.blocks, (x, (x,) * len(taps)), jnp.arange(model.depth))
+    return jax.tree.map(by_rows, carry)

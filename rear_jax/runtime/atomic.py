@@ -1,0 +1,39 @@
+"""Files that appear whole or not at all."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, *, writer: int = 0) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; what was written there is flushed to disk and renamed on a clean exit.
+
+    A killed process leaves only the temporary file, which the next attempt overwrites.
+
+    Args:
+      path: the file to make or replace.
+      writer: tells processes apart that may write the same `path` at the same time.
+    """
+    temporary = path.with_name(f"{path.name}.tmp{writer}")
+    temporary.unlink(missing_ok=True)
+    yield temporary
+    _flush(temporary)
+    os.replace(temporary, path)
+    _flush(path.parent)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Writes JSON under a temporary name and renames it."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,256 @@
+"""Checkpoints on disk: the only file that knows orbax."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.errors import JaxRuntimeError
+from orbax.checkpoint import checkpoint_managers as policies
+
+from rear_jax.errors import RearError
+from rear_jax.runtime import distributed, identity
+
+log = logging.getLogger(__name__)
+
+STATE, RECORD = "state", "record"  # folders of a checkpoint
+NAMED = 3  # entries that a message names
+# tensorstore's words for what passes or is the machine's: the files may be whole
+NOT_DAMAGE = ("RESOURCE_EXHAUSTED:", "PERMISSION_DENIED:", "UNAVAILABLE:", "DEADLINE_EXCEEDED:", "ABORTED:")
+
+
+class Checkpoints:
+    """The checkpoints of one training job, in one folder, written in the background.
+
+    A step that is on disk is complete: orbax writes under a temporary name and renames. Each holds the whole state
+    and, as JSON, a record of the config that made it.
+    """
+
+    def __init__(self, folder: Path, *, keep: int, keep_every: int = 0):
+        """Opens or makes the folder; it keeps the newest `keep`, and for ever those of every `keep_every`-th step."""
+        self.folder = folder
+        kept = [policies.LatestN(keep), *([policies.EveryNSteps(keep_every)] if keep_every else [])]
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(kept), create=True, enable_async_checkpointing=True
+        )
+        self._manager = ocp.CheckpointManager(self.folder.resolve(), options=options)
+
+    def latest_step(self) -> int | None:
+        """The newest complete step, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, record: dict) -> None:
+        """Starts saving; returns as soon as the state is copied, so that its buffers may be donated.
+
+        Raises RearError: the previous save failed (a full disk, say).
+        """
+        if step == self.latest_step():
+            return
+        try:
+            self._manager.save(
+                step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
+            )
+        except (OSError, ValueError) as error:
+            raise self._failed(error) from error
+
+    def wait(self) -> None:
+        """Blocks until everything is on disk; raises RearError if a save failed."""
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            raise self._failed(error) from error
+
+    @contextlib.contextmanager
+    def finishing(self) -> Iterator[None]:
+        """An error that leaves the context loses no save that has begun; but for those of jax: others may be lost."""
+        try:
+            yield
+        except JaxRuntimeError:
+            raise
+        except Exception:
+            self.wait()
+            raise
+
+    def restore(self, like: Any, record: dict) -> tuple[int, Any]:
+        """The newest step that can be read and its state, placed as the `jax.ShapeDtypeStruct`s of `like` say.
+
+        Damaged steps after it are renamed, so that they can be taken and saved again. Several processes take the newest
+        that all of them can read.
+
+        Args:
+          like: the state that is wanted.
+          record: of the config that wants it, as `save` takes it.
+
+        Raises RearError: there is no checkpoint, none can be read, or it holds another state.
+        """
+
+        def read(folder: epath.Path) -> Any:
+            if other := _other_entries(folder / STATE, like):
+                raise self._of_other_settings(folder, other, record)
+            return ocp.StandardCheckpointHandler().restore(folder / STATE, args=ocp.args.StandardRestore(like))
+
+        step, state = self._newest_readable(read, distributed.everywhere)
+        self._set_aside([later for later in self._manager.all_steps() if later > step], step)
+        return step, state
+
+    def restore_params(self, like: Any, *, ema: bool = False) -> tuple[int, Any]:
+        """The newest step and its parameters alone, or their moving average."""
+        step, name = self._existing_step(), "ema" if ema else "params"
+        restore_args = ocp.checkpoint_utils.construct_restore_args({name: like})
+        args = ocp.args.PyTreeRestore({name: like}, restore_args=restore_args, partial_restore=True)
+        with self._reading(step):
+            if other := _other_entries(self._path(step) / STATE, {name: like}, partial=True):
+                raise RearError(
+                    f"checkpoint {self._path(step)} holds other parameters than this config makes: {other}. Give the "
+                    "settings that it was trained with."
+                )
+            return step, self._manager.restore(step, args=ocp.args.Composite(state=args))[STATE][name]
+
+    def param_names(self) -> set[str]:
+        """Names of the top-level modules among the newest parameters."""
+        step = self._existing_step()
+        with self._reading(step):
+            return set(_saved_tree(self._path(step) / STATE)["params"])
+
+    def record(self) -> dict:
+        """What `save` stored beside the newest state, or the newest that can be read: its config."""
+        return self._newest_readable(_read_record)[1]
+
+    def close(self) -> None:
+        """Waits for the last save and lets go of the folder."""
+        self.wait()
+        self._manager.close()
+
+    def _path(self, step: int) -> epath.Path:
+        return epath.Path(self.folder.resolve()) / str(step)
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        """Says of a damaged file which checkpoint it is of."""
+        try:
+            yield
+        except Exception as error:  # orbax and tensorstore raise many kinds
+            if not _is_damage(error):
+                raise
+            raise self._unreadable(step, error) from error
+
+    def _newest_readable(
+        self, read: Callable[[epath.Path], Any], everywhere: Callable[[bool], bool] = bool
+    ) -> tuple[int, Any]:
+        """The newest step that is not damaged, and what `read` makes of its folder; `everywhere` asks the others too.
+
+        It reads by orbax's handlers: unlike its manager, they wait for no other process, which may have failed.
+        """
+        newest, failure = self._existing_step(), None
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            found, damage = None, None
+            try:
+                found = read(self._path(step))
+            except Exception as error:
+                if not _is_damage(error):
+                    raise
+                damage = error
+            if everywhere(damage is None):
+                return step, found
+            failure = failure or damage
+        raise self._unreadable(newest, failure or RearError("another process cannot read it"))
+
+    def _set_aside(self, damaged: list[int], step: int) -> None:
+        """Renames steps, by the first process for all; `step` is the one that is gone back to."""
+        for later in damaged if distributed.is_first() else ():
+            (self.folder / str(later)).rename(self.folder / f"{later}.damaged-{time.time_ns()}")
+            log.warning(
+                "checkpoint %s is damaged and was set aside; going back to step %d", self.folder / str(later), step
+            )
+        distributed.wait("damaged checkpoints are set aside")
+        self._manager.reload()
+
+    def _existing_step(self) -> int:
+        step = self.latest_step()
+        if step is None:
+            raise RearError(f"no checkpoint in {self.folder}: run the job that makes it first, or mend the path.")
+        return step
+
+    def _unreadable(self, step: int, error: Exception) -> RearError:
+        return RearError(
+            f"checkpoint {self.folder / str(step)} cannot be read ({_reason(error)}): delete that folder to go on from "
+            "the one before it, if there is one."
+        )
+
+    def _of_other_settings(self, folder: epath.Path, other: str, record: dict) -> RearError:
+        saved = _read_record(folder)
+        differing = identity.differences(saved, record, identity.STATE)
+        changed = ", ".join(one for one in differing if ".loop." not in one) or "none"
+        return RearError(
+            f"checkpoint {folder} holds another state than this config makes: {other}. Settings that changed: "
+            f"{changed}. Give those that it depends on the old values, or use another --workdir."
+        )
+
+    def _failed(self, error: Exception) -> RearError:
+        return RearError(
+            f"saving a checkpoint to {self.folder} failed ({_reason(error)}): free space there and run again."
+        )
+
+
+def abstract(tree: Any, shardings: Any) -> Any:
+    """Shapes and dtypes of a tree, to be restored with one sharding or a tree of them."""
+    shardings = jax.tree.broadcast(shardings, tree)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+
+
+def _read_record(folder: epath.Path) -> dict:
+    return ocp.JsonCheckpointHandler().restore(folder / RECORD, args=ocp.args.JsonRestore())
+
+
+def _saved_tree(state: epath.Path) -> dict:
+    """What a saved state is made of: names, shapes and dtypes."""
+    return ocp.PyTreeCheckpointHandler().metadata(state).tree
+
+
+def _other_entries(state: epath.Path, like: Any, *, partial: bool = False) -> str:
+    """How the arrays of a saved state differ from those that are asked for, which may be a part; '' if they do not."""
+    saved, wanted = _shapes(_saved_tree(state)), _shapes(like)
+    reshaped = [
+        f"{name} {list(saved[name])} for {list(wanted[name])}"
+        for name in saved.keys() & wanted.keys()
+        if saved[name] != wanted[name]
+    ]
+    named = {
+        "it lacks": wanted.keys() - saved.keys(),
+        "it has besides": () if partial else saved.keys() - wanted.keys(),
+        "it has": reshaped,
+    }
+    return "; ".join(f"{how} {_some(sorted(names))}" for how, names in named.items() if names)
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Shape of every array, by its path."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _some(names: list[str]) -> str:
+    """The first few, and how many there are besides."""
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+
+
+def _is_damage(error: BaseException | None) -> bool:
+    """Whether what orbax or tensorstore raised is about a file's content, rather than about this machine or config."""
+    if error is None:
+        return True
+    of_this_machine = isinstance(error, RearError | MemoryError | JaxRuntimeError) or (
+        isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+    )
+    return not of_this_machine and not str(error).startswith(NOT_DAMAGE) and _is_damage(error.__cause__)
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what lies behind an error."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -1,0 +1,111 @@
+"""Where numbers and pictures go: metrics.jsonl, TensorBoard, and the log."""
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+
+from rear_jax.runtime import distributed
+from rear_jax.runtime.atomic import atomic_file
+from rear_jax.runtime.pictures import save_png
+
+log = logging.getLogger("rear_jax.metrics")
+
+FLUSH_SECONDS = 20  # at least so often, TensorBoard sees what is new
+
+
+class MetricWriter:
+    """Writes one job's metrics; a resumed job first removes what a lost stretch of it had written.
+
+    Of several processes only the first writes.
+    """
+
+    def __init__(self, workdir: Path, job: str, *, start_step: int):
+        self._job = job
+        self._file = workdir / "metrics.jsonl"
+        self._pictures = workdir / "pictures"
+        self._board = None
+        if distributed.is_first():
+            _forget_after(self._file, job, start_step)
+            self._board = _Board(workdir / "tensorboard" / job, start_step + 1)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """One line of numbers."""
+        if self._board is None:
+            return
+        record = {"job": self._job, "step": step, **metrics}
+        with self._file.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        for name, value in metrics.items():
+            self._board.add(summary.scalar(name, value), step)
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        log.info("%s step %d  %s", self._job, step, shown)
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+        """One picture [H, W, 3] uint8: to TensorBoard, and the newest of its name to a PNG."""
+        if self._board is None:
+            return
+        self._board.add(summary.image(name, image, dataformats="HWC"), step)
+        save_png(self._pictures / f"{self._job}_{name}.png", image)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self._board is not None:
+            self._board.close()
+
+
+class _Board:
+    """A TensorBoard file. It is written right here: tensorboardX's own thread, once a full disk has ended it, makes all
+    others wait for ever.
+    """
+
+    def __init__(self, folder: Path, first_step: int):
+        """Opens a new file in the folder; what older ones say of steps from the first on is forgotten."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._events = EventsWriter(str(folder / "events"))
+        self._flushed = time.monotonic()
+        self._events.write_event(Event(step=first_step, file_version="brain.Event:2"))
+        self._events.write_event(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, value: Summary, step: int) -> None:
+        self._events.write_event(Event(wall_time=time.time(), step=step, summary=value))
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self._events.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._events.close()
+
+
+def read_metrics(workdir: Path, job: str) -> list[dict]:
+    """All records that a job has written so far, in order of steps; a half-written last line is left out."""
+    file = workdir / "metrics.jsonl"
+    return [r for r in _records(file) if r["job"] == job] if file.exists() else []
+
+
+def _forget_after(file: Path, job: str, step: int) -> None:
+    """Drops the records of `job` that are later than `step`."""
+    if not file.exists():
+        return
+    kept = [r for r in _records(file) if r["job"] != job or r["step"] <= step]
+    with atomic_file(file) as temporary:
+        temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
+
+
+def _records(file: Path) -> list[dict]:
+    records = []
+    for line in file.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            log.warning("%s: skipping a line that was cut off while being written", file)
+    return records

@@ -1,0 +1,144 @@
+"""Sampling of code sequences from any generator: one compiled program, prefill and scan over an explicit cache."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PRNGKeyArray
+from ml_collections import ConfigDict
+
+from rear_jax import guidance
+from rear_jax.errors import RearError
+from rear_jax.generators import CachedGenerator
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """How codes are drawn; hashable, so that it can be a static argument.
+
+    Attributes:
+      guidance: name of the schedule in `guidance.SCHEDULES`.
+      guidance_scale: full strength; `CachedGenerator.guides` says which scales switch guidance off.
+      guidance_power: exponent of the power-cosine schedule.
+      guidance_interval: last decoding step that is guided, as `guidance.guidance_weight` counts; -1 guides all.
+      temperature: divides guided logits; 0 takes the most probable code.
+      top_k: keep the k most probable codes; 0 keeps all.
+      top_p: keep the most probable codes up to this probability; 1 keeps all.
+    """
+
+    guidance: str = "power_cosine"
+    guidance_scale: float = 1.0
+    guidance_power: float = 1.0
+    guidance_interval: int = -1
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+def sampler_of(settings: ConfigDict) -> Sampler:
+    """The sampler that `config.sample` describes; raises RearError where the guidance schedule is unknown."""
+    if settings.guidance not in guidance.SCHEDULES:
+        raise RearError(f"config.sample.guidance = {settings.guidance!r}: use one of {', '.join(guidance.SCHEDULES)}.")
+    return Sampler(**{field.name: settings[field.name] for field in dataclasses.fields(Sampler)})
+
+
+def generate(
+    cached: CachedGenerator,
+    params: Any,
+    conditions: Any,
+    rows: Int[Array, " B"],
+    keys: PRNGKeyArray,
+    sampler: Sampler,
+    *,
+    segments: int = 4,
+    return_logits: bool = False,
+) -> Any:
+    """Draws one code sequence per row.
+
+    The draw of code n of a sequence uses `fold_in(its key, n)` and nothing of its neighbours, so a sequence does not
+    depend on the batch it is in.
+
+    Args:
+      cached: the generator's cached form.
+      params: its parameters.
+      conditions: the distinct conditions of the batch (repeats allowed), labels [U] or a tree of arrays that lead with
+        U: what depends on the condition alone is computed once each.
+      rows: index into `conditions` for each sequence.
+      keys: one random key per sequence.
+      sampler: guidance and filters.
+      segments: into how many stretches the scan is cut; each attends over no more of the cache than it can need.
+      return_logits: also return the guided logits that each code was drawn from.
+
+    Returns:
+      codes [B, N] int32, or (codes, logits [B, N, K] float32).
+    """
+    weights = cached.prepare(params)
+    batch, num_codes = rows.shape[0], cached.num_codes
+    guided = _guided_codes(cached, sampler)
+    if guided:
+        conditions, rows = cached.with_unconditional(weights, conditions, rows)
+
+    def draw(logits, n):
+        """Logits of the conditional half, or of both -> (code n of each sequence, guided logits)."""
+        if logits.shape[0] > batch:
+            weight = guidance.guidance_weight(
+                sampler.guidance,
+                sampler.guidance_scale,
+                n,
+                num_codes,
+                power=sampler.guidance_power,
+                interval=sampler.guidance_interval,
+            )
+            logits = guidance.guide(logits[:batch], logits[batch:], weight)
+        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, n)
+        codes = guidance.draw(
+            step_keys, logits, temperature=sampler.temperature, top_k=sampler.top_k, top_p=sampler.top_p
+        )
+        return codes, logits
+
+    def step(rows, carry, inputs):
+        """Reads code n - 1, draws code n."""
+        codes, cache = carry
+        n, conditioning = inputs
+        position = cached.prefix_length + n - 1
+        read = jnp.concatenate([codes, codes]) if len(rows) > batch else codes
+        logits, cache = cached.step(weights, conditioning, rows, read, position, cache)
+        codes, logits = draw(logits, n)
+        return (codes, cache), (codes, logits if return_logits else None)
+
+    cache = cached.new_cache(rows.shape[0], cached.prefix_length)
+    logits, cache = cached.prefill(weights, conditions, rows, cache)
+    codes, logits = draw(logits, jnp.int32(0))
+    outputs = [(codes[None], logits[None] if return_logits else None)]
+    for start, stop in segment_bounds(num_codes, segments, cut=guided):
+        if start >= guided:  # from here on the unconditional half is not asked
+            rows, cache = rows[:batch], jax.tree.map(lambda leaf: leaf[:batch], cache)
+        numbers = jnp.arange(start, stop)
+        positions = cached.prefix_length + numbers - 1
+        conditioning = cached.condition(weights, conditions, positions)
+        cache = cached.grow_cache(cache, cached.prefix_length + stop - 1)
+        (codes, cache), output = jax.lax.scan(functools.partial(step, rows), (codes, cache), (numbers, conditioning))
+        outputs.append(output)
+    codes, logits = jax.tree.map(lambda *parts: jnp.concatenate(parts).swapaxes(0, 1), *outputs)
+    return (codes, logits) if return_logits else codes
+
+
+def _guided_codes(cached: CachedGenerator, sampler: Sampler) -> int:
+    """How many codes of a sequence are guided; the others need the conditional model alone."""
+    if not cached.guides(sampler.guidance_scale):
+        return 0
+    last = sampler.guidance_interval + 1  # code n is drawn in step n - 1
+    return cached.num_codes if sampler.guidance_interval < 0 else min(cached.num_codes, last + 1)
+
+
+def segment_bounds(num_codes: int, segments: int, *, cut: int = 0) -> list[tuple[int, int]]:
+    """Cuts codes 1 .. N-1 (code 0 comes from the prefill) into at most `segments` stretches [start, stop).
+
+    One more where `cut` lies inside a stretch: it begins one.
+    """
+    size = -(-num_codes // segments)
+    starts = sorted({1, *range(size, num_codes, size), *([cut] if 1 < cut < num_codes else [])})
+    stops = [*starts[1:], num_codes]
+    return [(a, b) for a, b in zip(starts, stops, strict=True) if a < b]

@@ -1,0 +1,37 @@
+"""reAR: a noisy context, and hidden states that predict codebook embeddings (arXiv 2510.04450)."""
+
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from rear_jax import losses, noise
+from rear_jax.generators.family import TAPS
+from rear_jax.training.objectives.objective import LossFunction, Objective, prediction
+
+
+def rear_loss(model: Any, config: ConfigDict) -> LossFunction:
+    """Cross-entropy under a noisy context, plus λ times both codebook-embedding terms."""
+    method = config.method
+
+    def loss_fn(params, batch, key, *, progress, codebook):
+        label_key, rate_key, noise_key, dropout_key = jax.random.split(key, 4)
+        codes = batch["codes"]
+        labels = noise.drop_labels(label_key, batch["label"], model.num_classes, method.label_drop)
+        rates = noise.noise_rates(rate_key, method.noise_schedule, progress, len(codes), rate=method.noise_rate)
+        noisy, replaced = noise.corrupt(noise_key, codes, rates, model.codebook_size)
+        out = model.apply({"params": params}, noisy, labels, train=True, rngs={"dropout": dropout_key})
+        loss, metrics = prediction(out.logits, codes)
+        metrics["noise"] = replaced.mean()
+        if out.shallow is not None:
+            terms = losses.codebook_embedding_losses(
+                out.shallow, out.deep, codebook[codes], replaced, reading=method.embedding_reading
+            )
+            loss += method.embedding_weight * (terms.shallow + terms.deep)
+            metrics |= {"shallow": terms.shallow, "deep": terms.deep, "loss": loss}
+        return loss, metrics
+
+    return loss_fn
+
+
+OBJECTIVE = Objective("rear", rear_loss, needs=lambda method: (TAPS,) if method.embedding_weight > 0 else ())

@@ -1,0 +1,188 @@
+"""Flax parameter trees from flat PyTorch state dicts, and back.
+
+A network describes its published layout by one function, `torch_name(path) -> TorchName`, from the path of a Flax
+parameter to the key and the axis order of the same tensor in the authors' file. Everything else (reading, writing,
+naming what is missing, unexpected or mis-shaped) happens here, once for all networks.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax import traverse_util
+
+from rear_jax.errors import RearError
+
+Path = tuple[str, ...]
+
+
+class TorchName(NamedTuple):
+    """Where a Flax parameter lives in a PyTorch state dict.
+
+    Attributes:
+      key: state-dict key; a `{i}` in it stands for the layer index of a parameter that Flax keeps stacked as [L, ...].
+      axes: the permutation that takes the PyTorch tensor's axes to Flax order (per layer, without the L axis);
+        None leaves them as they are.
+    """
+
+    key: str
+    axes: tuple[int, ...] | None = None
+
+
+class Hub(NamedTuple):
+    """How model hubs hand out a network: a folder with a `config.json` beside the weights.
+
+    Attributes:
+      sizes: (that JSON, its path) -> settings of the network that it gives beyond what the weights determine.
+      config: (the network's config section, pixels of an image) -> that JSON.
+      check: (section) raises RearError where such a network has no published form.
+    """
+
+    sizes: Callable[..., dict[str, Any]]
+    config: Callable[[Mapping[str, Any], int], dict[str, Any]]
+    check: Callable[[Mapping[str, Any]], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The published file format of a network.
+
+    Attributes:
+      signature: regular expression of a key that the files of no other network have.
+      torch_name: where each parameter lies.
+      sizes: (tensors) -> the settings of the network's config section that a file determines; a KeyError where the file
+        lacks what they are read from.
+      ignore: prefixes of keys that carry nothing for the network.
+      under: key under which the authors' code looks for the state dict in a pickled file; '' = the file is one.
+      optional: modules that a file may lack and a network may have no use for -> the prefix of their keys.
+      hub: of the network's folders on model hubs, None where there are none.
+    """
+
+    signature: str
+    torch_name: Callable[[Path], TorchName]
+    sizes: Callable[[Mapping[str, np.ndarray]], dict[str, Any]]
+    ignore: tuple[str, ...] = ()
+    under: str = ""
+    optional: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    hub: Hub | None = None
+
+
+LINEAR = (1, 0)  # PyTorch [out, in] -> Flax [in, out]
+BATCH_NORM = ("weight", "bias", "running_mean", "running_var")  # tensors of PyTorch's layer
+CONV = (2, 3, 1, 0)  # PyTorch [out, in, kh, kw] -> Flax [kh, kw, in, out]
+
+
+def leaf_name(prefix: str, leaf: str) -> TorchName:
+    """Of a linear layer or a norm: `kernel` is a transposed weight, `scale` a weight, `bias` itself."""
+    if leaf == "kernel":
+        return TorchName(f"{prefix}.weight", LINEAR)
+    return TorchName(f"{prefix}.{'weight' if leaf == 'scale' else 'bias'}")
+
+
+def from_torch(
+    tensors: Mapping[str, np.ndarray],
+    shapes: Any,
+    torch_name: Callable[[Path], TorchName],
+    *,
+    ignore: tuple[str, ...] = (),
+    source: str = "the state dict",
+) -> Any:
+    """Builds the Flax parameters that `shapes` describes from a flat PyTorch state dict.
+
+    Args:
+      tensors: state-dict key -> array; any float dtype.
+      shapes: nested dict of arrays or `jax.ShapeDtypeStruct`, as `jax.eval_shape(module.init, ...)['params']` gives.
+      torch_name: the network's layout.
+      ignore: prefixes of keys in the file that carry nothing for this network.
+      source: how an error message calls the file.
+
+    Returns:
+      A nested dict of numpy arrays with the shapes and dtypes of `shapes`.
+
+    Raises RearError: keys are missing or unexpected, or a tensor has another shape; all of them are named.
+    """
+    used: set[str] = set()
+    missing: list[str] = []
+    misshaped: list[str] = []
+    flat: dict[Path, np.ndarray] = {}
+    for path, leaf in traverse_util.flatten_dict(shapes).items():
+        name = torch_name(path)
+        keys = _keys(name, leaf.shape)
+        used.update(keys)
+        value = _empty(leaf.shape, leaf.dtype)
+        for key, target in zip(keys, value if "{i}" in name.key else value[None], strict=True):
+            if key not in tensors:
+                missing.append(key)
+                continue
+            tensor = tensors[key]
+            if name.axes is not None and tensor.ndim == len(name.axes):
+                tensor = tensor.transpose(name.axes)
+            if tensor.shape == target.shape:
+                target[...] = tensor
+            else:
+                misshaped.append(f"{key} {tensor.shape}, wanted {target.shape}")
+        flat[path] = value
+    unexpected = sorted(k for k in tensors if k not in used and not k.startswith(ignore))
+    problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
+    if any(problems.values()):
+        told = "; ".join(f"{len(v)} {what}: {', '.join(v[:8])}" for what, v in problems.items() if v)
+        raise RearError(f"{source} does not fit this network: {told}. Check that the config's sizes are the file's.")
+    return traverse_util.unflatten_dict(flat)
+
+
+def to_torch(params: Any, torch_name: Callable[[Path], TorchName]) -> dict[str, np.ndarray]:
+    """Writes Flax parameters as a flat PyTorch state dict: the inverse of `from_torch`."""
+    return {key: np.ascontiguousarray(tensor) for key, tensor in torch_tensors(params, torch_name)}
+
+
+def torch_tensors(params: Any, torch_name: Callable[[Path], TorchName]) -> Iterator[tuple[str, np.ndarray]]:
+    """Keys and tensors of `to_torch` one by one, as views of the parameters where these are on the host."""
+    for path, leaf in traverse_util.flatten_dict(params).items():
+        name, value = torch_name(path), np.asarray(leaf)
+        layers = value if "{i}" in name.key else value[None]
+        for key, layer in zip(_keys(name, value.shape), layers, strict=True):
+            yield key, layer if name.axes is None else layer.transpose(np.argsort(name.axes))
+
+
+def torch_shapes(params: Any, torch_name: Callable[[Path], TorchName]) -> dict[str, np.ndarray]:
+    """Keys of `to_torch` with stand-ins that have shape and dtype of the tensors but take no memory."""
+    empty = {
+        path: np.broadcast_to(np.empty((), leaf.dtype), leaf.shape)
+        for path, leaf in traverse_util.flatten_dict(params).items()
+    }
+    return dict(torch_tensors(traverse_util.unflatten_dict(empty), torch_name))
+
+
+def folded_conv(tensors: Mapping[str, np.ndarray], conv: str, norm: str, epsilon: float) -> dict[str, np.ndarray]:
+    """A convolution with the BatchNorm after it as one convolution with bias: its 'weight' and 'bias', float32.
+
+    With BatchNorm y = γ·(x − μ)/√(σ² + ε) + β, the folded weight is w·γ/√(σ² + ε) and the bias β − μ·γ/√(σ² + ε),
+    computed in float64. `conv` and `norm` are the names of the two layers.
+    """
+    gain, shift, mean, variance = (tensors[f"{norm}.{part}"].astype(np.float64) for part in BATCH_NORM)
+    weight, scale = tensors[f"{conv}.weight"], gain / np.sqrt(variance + epsilon)
+    return {
+        f"{conv}.weight": (weight * scale.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.float32),
+        f"{conv}.bias": (shift - mean * scale).astype(np.float32),
+    }
+
+
+def count_layers(tensors: Mapping[str, Any], pattern: str) -> int:
+    """How many different indices the group of a regular expression takes among the keys that it matches."""
+    return len({match[1] for match in map(re.compile(pattern).match, tensors) if match})
+
+
+def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Memory that begins at a multiple of 64 bytes: JAX on a CPU takes such an array without copying it."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    buffer = np.empty(size + 64, np.uint8)
+    start = -buffer.ctypes.data % 64
+    return buffer[start : start + size].view(dtype).reshape(shape)
+
+
+def _keys(name: TorchName, shape: tuple[int, ...]) -> list[str]:
+    """The state-dict keys of one Flax parameter: one, or one per layer of a stacked parameter."""
+    return [name.key.replace("{i}", str(i)) for i in range(shape[0])] if "{i}" in name.key else [name.key]

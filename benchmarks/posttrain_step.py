@@ -239,6 +239,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--perceptual", default="lite0", choices=[*SCALES, "lpips"])
     parser.add_argument("--remat", default="none", choices=REMAT)
     arguments = parser.parse_args()
+    if arguments.group < 2:
+        parser.error("--group must be 2 or more: a sample is judged beside others")
     if arguments.batch % arguments.accumulation:
         parser.error("--batch must be a multiple of --accumulation")
     return arguments

@@ -1,4 +1,4 @@
-"""Families from outside the package: a generator and a tokenizer of a few lines go through every job."""
+"""Families from outside the package: a generator and a tokenizer of a few lines, from training to export and plan."""
 
 import json
 import pathlib

@@ -18,7 +18,8 @@ import measure
 import numpy as np
 
 from rear_jax.data.batches import code_batches
-from rear_jax.data.codes import CodesHeader, open_codes, write_codes
+from rear_jax.data.codes import open_codes, write_codes
+from rear_jax.data.codes_header import CodesHeader
 from rear_jax.data.imports import Limits, open_import
 
 CLASSES = 1000

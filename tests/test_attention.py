@@ -31,6 +31,7 @@ MODEL = LlamaGenTransformer(
     mlp_width=32,
     dropout=0.1,
     token_dropout=0.0,
+    dtype=jnp.bfloat16,
 )
 interpreted = functools.partial(splash_attention, interpret=True)
 plain = functools.partial(causal_attention, kernel="plain")
@@ -54,8 +55,8 @@ def machine(request, monkeypatch):
     ("change", "kernels"),
     [
         ({}, {"gpu": "cudnn", "tpu": "splash"}),
-        ({"dtype": "float16"}, {"gpu": "cudnn", "tpu": "splash"}),
-        ({"dtype": "float32"}, {"tpu": "splash"}),
+        ({"dtype": "float16"}, {"gpu": "cudnn"}),
+        ({"dtype": "float32"}, {}),
         ({"head_size": 128}, {"gpu": "cudnn", "tpu": "splash"}),
         ({"head_size": 136}, {"tpu": "splash"}),
         ({"head_size": 60}, {"tpu": "splash"}),
@@ -76,6 +77,7 @@ def test_auto_is_the_fused_kernel_that_can_run(machine, change, kernels):
         ("cudnn", {"dropout": 0.1}, r"has no dropout of attention weights, and config\.model\.dropout = 0\.1"),
         ("splash", {"dropout": 0.1}, r"has no dropout of attention weights, and config\.model\.dropout = 0\.1"),
         ("splash", {"masked": True}, "hides no positions"),
+        ("splash", {"dtype": "float32"}, "takes bfloat16, to which it rounds its factors, not float32"),
     ],
 )
 def test_a_kernel_that_is_named_and_cannot_run_is_refused(machine, name, change, reason):

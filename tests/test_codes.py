@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rear_jax.data.batches import code_batches
-from rear_jax.data.codes import WRITER_OPTIONS, CodesHeader, check_codes, open_codes, write_codes, write_shard
+from rear_jax.data.codes import WRITER_OPTIONS, open_codes, write_codes, write_shard
+from rear_jax.data.codes_header import CodesHeader, check_codes
 from rear_jax.errors import RearError
 
 HEADER = CodesHeader(

@@ -93,25 +93,6 @@ def test_a_parameter_of_fewer_dimensions_than_its_rule_is_named():
         sharding.spec("params/up/kernel", (8,), SIZES, LLAMAGEN)
 
 
-NO_DECAY = (
-    "bias",
-    "scale",
-    "embeddings",
-    "cls_token",
-    "pos_embed",
-    "target_aware_pos_embed",
-    "timesteps_embeddings",
-    "null_caption",
-    "codebook",
-    "pixel_codebook",
-    "latent_tokens",
-    "class_embedding",
-    "mask_token",
-    "positional_embedding",
-    "latent_token_positional_embedding",
-)
-
-
 def generator(name: str, method: str = "ar", **model):
     """Parameters' shapes of a generator of the toy tokenizer's codes whose widths the mesh divides, and its rules."""
     config = toy.config(method__name=method)
@@ -275,10 +256,8 @@ def test_every_family_is_among_these_networks(kind, families):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_parameter_has_a_rule(name):
-    """Weight decay spares the arrays whose own name says so; beside the known divisions all of them have one."""
+    """Beside the known divisions every array has one. What decays is in `test_start.py`."""
     (shapes, rules), wanted = NETWORKS[name][0](), NETWORKS[name][1]
-    decays = jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in NO_DECAY, shapes)
-    assert sharding.decay_mask(shapes, rules) == decays
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         place = jax.tree_util.keystr(path, simple=True, separator="/")

@@ -33,7 +33,7 @@ def made(fits: bool = True, **changes) -> roofline.Plan:
         "working": 2 * 10**9,
         "fits": fits,
         "model_flops": 4 * 10**9,
-        "flops": 8 * 10**9,
+        "flops": {"bfloat16": 8 * 10**9},
         "moved": 2 * 10**9,
         "collectives": [hlo.Collective("all-gather", 10**6, 2, 1, reach=2)],
         "cycles": 0,
@@ -49,6 +49,14 @@ class TestRoofline:
         assert plan.bound == pytest.approx(2e-3)
         assert plan.mfu(plan.bound) == pytest.approx(0.25)  # half of the FLOPs are the model's, half of the time waits
         assert plan.seconds_at(0.5) == pytest.approx(1e-3)
+
+    def test_float32_takes_as_long_as_its_precision_wants(self):
+        seconds = {
+            kind: made(flops={kind: 8 * 10**9}).bounds["compute"] for kind in ("bfloat16", "default", "high", "highest")
+        }
+        assert seconds == pytest.approx({"bfloat16": 1e-3, "default": 1e-3, "high": 3e-3, "highest": 6e-3})
+        a100 = chips.GPUS["a100"].float32
+        assert (a100["high"], a100["highest"]) == (2, 16)  # 156 and 19.5 TFLOP/s of 312
 
     def test_the_recipe(self):
         config = toy.config(plan__epoch_images=1600, plan__mfu=0.5)
@@ -228,7 +236,8 @@ def test_the_job_without_the_chips_compiler(tmp_path, monkeypatch):
     assert "Attention is in its plain form" in text
     found = json.loads((tmp_path / "plan.json").read_text())["programs"]["train"]
     assert found["fits"]
-    assert 0 < found["model_flops"] < found["flops"] <= 4 / 3 * found["model_flops"]  # layers are computed again
+    operations = sum(found["flops"].values())
+    assert 0 < found["model_flops"] < operations <= 4 / 3 * found["model_flops"]  # layers are computed again
     assert found["bound"] == max(found["bounds"].values()) > 0
     mesh = make_mesh(config.mesh, chips.topology("h100:4").devices)
     paths = jax.tree_util.tree_leaves_with_path(programs.train(config, mesh).held["parameters"])

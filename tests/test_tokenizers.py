@@ -31,6 +31,7 @@ def tiny_config() -> ml_collections.ConfigDict:
             "hidden_channels": 8,
             "channel_mult": (1, 2),
             "num_res_blocks": 1,
+            "precision": "high",
             "z_channels": 6,
             "codebook_size": 12,
             "l2_normalize": False,

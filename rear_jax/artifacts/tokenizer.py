@@ -74,7 +74,7 @@ def load_tokenizer(config: ConfigDict, workdir: Path, *, decoder_posttrained: bo
     """
     module, place = tokenizers.build(config.tokenizer, config.data.image_size), tokenizer_place(config, workdir)
     params = read_tokenizer(place, config, module)
-    sizes = {k: v for k, v in config.tokenizer.to_dict().items() if k != "dtype"}
+    sizes = {k: v for k, v in config.tokenizer.to_dict().items() if k not in identity.FREE}
     original = identity.fingerprint(params, sizes)
     if not decoder_posttrained:
         return Tokenizer(module, params, original, original, str(place))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from rear_jax.generators.attention_kernels import FUSED, choose
+from rear_jax.runtime.precision import factors, of_products
 
 
 class KeyValues(NamedTuple):
@@ -58,12 +59,12 @@ def attend(
       position: of the first query.
       visible: positions that others may see; each sees itself in any case. None = all.
     """
-    scores = jnp.einsum("bthd,bhsd->bhts", queries, past.keys, preferred_element_type=jnp.float32)
+    scores = _product("bthd,bhsd->bhts", queries, past.keys, jnp.float32)
     scores = scores * queries.shape[-1] ** -0.5
     query_positions = position + jnp.arange(queries.shape[1])
     allowed = _causal_mask(query_positions, past.keys.shape[2], visible)
     weights = jax.nn.softmax(jnp.where(allowed, scores, -jnp.inf), axis=-1)
-    return jnp.einsum("bhts,bhsd->bthd", weights.astype(past.values.dtype), past.values)
+    return _product("bhts,bhsd->bthd", weights.astype(past.values.dtype), past.values, past.values.dtype)
 
 
 def causal_attention(
@@ -93,13 +94,18 @@ def causal_attention(
     if kernel in FUSED:
         return FUSED[kernel](queries, keys, values)
     length = queries.shape[1]
-    scores = jnp.einsum("bthd,bshd->bhts", queries, keys, preferred_element_type=jnp.float32)
+    scores = _product("bthd,bshd->bhts", queries, keys, jnp.float32)
     allowed = _causal_mask(jnp.arange(length), length, visible)
     scores = jnp.where(allowed, scores * queries.shape[-1] ** -0.5, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
     if dropout:
         weights = apply_dropout(key, weights, dropout)
-    return jnp.einsum("bhts,bshd->bthd", weights, values)
+    return _product("bhts,bshd->bthd", weights, values, values.dtype)
+
+
+def _product(axes: str, a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
+    """An einsum with a result in `dtype`."""
+    return jnp.einsum(axes, *factors(a, b, dtype), precision=of_products(), preferred_element_type=dtype)
 
 
 def _causal_mask(
@@ -114,6 +120,7 @@ def _causal_mask(
 
 
 def apply_dropout(key: PRNGKeyArray, x: Float[Array, "..."], rate: float) -> Float[Array, "..."]:
-    """Inverted dropout. Sixteen random bits an element: `rate` is met to 1 / 65 536 at half the cost of a uniform."""
+    """Inverted dropout, scaled up in float32. Sixteen random bits an element meet `rate` to 1 / 65 536."""
     kept = jax.random.bits(key, x.shape, jnp.uint16) >= round(rate * 65536)
-    return jnp.where(kept, x / (1.0 - rate), 0.0).astype(x.dtype)
+    scaled = x.astype(jnp.promote_types(x.dtype, jnp.float32)) / (1.0 - rate)
+    return jnp.where(kept, scaled, 0.0).astype(x.dtype)

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from rear_jax.errors import RearError
+from rear_jax.runtime.precision import platform
 from rear_jax.runtime.sharding import BATCH_AXES, HEAD_AXES, dividing
 
 SPLASH_BLOCK = 128  # positions that splash attention takes at a time; lengths are filled up to a multiple
@@ -92,6 +93,8 @@ def _obstacle(kernel: str, dtype: str, head_size: int, dropout: float, masked: b
         return f"runs on TPUs, not on {platform()}"
     if kernel == "cudnn" and not (platform() == "gpu" and _has_flash_attention()):
         return f"runs on NVIDIA GPUs of compute capability {CUDNN_CAPABILITY} or higher, not on {platform()}"
+    if kernel == "splash" and dtype != "bfloat16":
+        return f"takes bfloat16, to which it rounds its factors, not {dtype}"
     if kernel == "cudnn" and dtype not in CUDNN_DTYPES:
         return f"takes bfloat16 or float16, not {dtype}"
     if kernel == "cudnn" and (head_size > CUDNN_HEAD_SIZE or head_size % 8):
@@ -99,12 +102,6 @@ def _obstacle(kernel: str, dtype: str, head_size: int, dropout: float, masked: b
     if dropout:
         return f"has no dropout of attention weights, and config.model.dropout = {dropout} asks for it"
     return "hides no positions, as captions need it" if masked else ""
-
-
-def platform() -> str:
-    """Of the devices that this will run on: those of the mesh, else jax's own ('cpu', 'gpu' or 'tpu')."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
 
 
 def _has_flash_attention() -> bool:

@@ -15,11 +15,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rear_jax.errors import RearError
 from rear_jax.generators.attention import KeyValues, apply_dropout, attend, causal_attention, update_key_values
-from rear_jax.generators.layers import HeadsLinear, Linear
+from rear_jax.generators.layers import HeadsLinear, normal
+from rear_jax.runtime.precision import Linear, in_float32
 
 BASE = 10_000.0  # of the frequencies
-
-normal = nn.initializers.normal(0.02)
 
 
 class Rotation(NamedTuple):
@@ -80,9 +79,11 @@ def rotate(x: Float[Array, "B T N H"], rotation: Rotation) -> Float[Array, "B T 
     return jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape).astype(x.dtype)
 
 
-def linear(features: int, dtype: Any, *, bias: bool = False, kernel_init: Any = normal) -> Linear:
+def linear(
+    features: int, dtype: Any, *, bias: bool = False, kernel_init: Any = normal, out_dtype: Any = None
+) -> Linear:
     """A linear layer with the family's initialisation."""
-    return Linear(features, use_bias=bias, dtype=dtype, kernel_init=kernel_init)
+    return Linear(features, use_bias=bias, dtype=dtype, kernel_init=kernel_init, out_dtype=out_dtype)
 
 
 def rms_norm(dtype: Any) -> nn.RMSNorm:
@@ -161,7 +162,8 @@ class Block(nn.Module):
         """Adds the attention output `mixed` [B, T, heads, W / heads] and the SwiGLU to x."""
         x = x + self._drop(self.proj(mixed.reshape(x.shape)), train)
         h = self.mlp_norm(x)
-        return x + self._drop(self.down(nn.silu(self.gate(h)) * self.up(h)), train)
+        gated = in_float32(lambda gate, up: nn.silu(gate) * up, self.dtype)(self.gate(h), self.up(h))
+        return x + self._drop(self.down(gated), train)
 
     def _drop(self, x: jax.Array, train: bool) -> jax.Array:
         return apply_dropout(self.make_rng("dropout"), x, self.dropout) if train and self.dropout else x

@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from rear_jax import artifacts, generators, tokenizers
 from rear_jax.artifacts import published
 from rear_jax.data.batches import ordered_batches
-from rear_jax.data.codes import check_codes, open_codes
+from rear_jax.data.codes import open_codes
+from rear_jax.data.codes_header import check_codes
 from rear_jax.data.images import open_source
 from rear_jax.errors import RearError
 from rear_jax.evaluation import parity

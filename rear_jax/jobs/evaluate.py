@@ -118,8 +118,10 @@ def make_recipe(config: ConfigDict, given: Compared) -> dict:
         recipe["held_out"] = f"{given.held_out.name}, {given.held_out.size} pixels"
         recipe["tokenizer"] = f"{given.tokenizer.origin}, {given.tokenizer.fingerprint}"
         recipe["decoder"] = given.tokenizer.decoder_fingerprint
+        module = given.tokenizer.module
         recipe["reconstructions"] = (
-            f"8-bit images ({tokenizers.family_of(given.tokenizer.module).to_8_bit.__name__}); "
+            f"{config.tokenizer.dtype} at precision {module.precision!r}; "
+            f"8-bit images ({tokenizers.family_of(module).to_8_bit.__name__}); "
             "PSNR, SSIM (11x11 Gaussian window, 1.5), LPIPS: means over images"
         )
     if given.lpips:

@@ -7,7 +7,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rear_jax import artifacts
-from rear_jax.data.codes import HEADER, CodesHeader, open_codes, write_codes
+from rear_jax.data.codes import HEADER, open_codes, write_codes
+from rear_jax.data.codes_header import CodesHeader
 from rear_jax.data.imports import Limits, open_import
 from rear_jax.errors import RearError
 from rear_jax.runtime.atomic import write_json

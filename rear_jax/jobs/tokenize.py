@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 
 from rear_jax import artifacts
 from rear_jax.data.batches import ordered_batches
-from rear_jax.data.codes import HEADER, CodesHeader, write_codes
+from rear_jax.data.codes import HEADER, write_codes
+from rear_jax.data.codes_header import CodesHeader
 from rear_jax.data.crops import AUGMENTATIONS
 from rear_jax.data.images import ImageSource, fingerprint, open_source, require_classes
 from rear_jax.errors import RearError
@@ -47,6 +48,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
         source=source.name,
         split=data.train_split,
         num_shards=min(settings.num_shards, len(source)),
+        dtype=config.tokenizer.dtype,
+        precision=tokenizer.module.precision,
     )
     if (folder / HEADER).exists():
         log.info("tokenize: done already, checking %s", folder)

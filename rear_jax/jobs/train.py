@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from rear_jax import artifacts, generators
 from rear_jax.data import batches
-from rear_jax.data.codes import check_codes, open_codes
+from rear_jax.data.codes import open_codes
+from rear_jax.data.codes_header import check_codes
 from rear_jax.data.images import fingerprint, open_source, require_classes
 from rear_jax.evaluation.watching import Watch
 from rear_jax.runtime import distributed

@@ -19,6 +19,7 @@ import numpy as np
 from jax import lax
 
 from rear_jax.errors import RearError
+from rear_jax.runtime.precision import of_products, products_at
 from rear_jax.weights.layout import CONV, Path, TorchName, folded_conv, from_torch
 from rear_jax.weights.torch_files import read_tensors
 
@@ -89,7 +90,7 @@ def _multiple_of_8(width: float) -> int:
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int, *, groups: int) -> jax.Array:
-    """XLA's "SAME" convolution at full float32 precision on every backend.
+    """XLA's "SAME" convolution, at the precision of `runtime.precision.products_at` around it.
 
     Args:
       x: [B, H, W, C] float32.
@@ -107,7 +108,7 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int, *, groups: int) -> ja
         padding="SAME",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
-        precision=lax.Precision.HIGHEST,
+        precision=of_products(),
     )
 
 
@@ -216,13 +217,19 @@ class EfficientNetLite(nn.Module):
 
     Attributes:
       variant: a key of `SCALES`.
+      precision: of the float32 products, see `runtime.precision`. Scores take 'highest', losses and rewards 'high'.
     """
 
     variant: str
+    precision: str = "highest"
 
     @nn.compact
     def __call__(self, images: jax.Array) -> Outputs:
         """Maps images [B, H, W, 3], float in [0, 1], to `Outputs`."""
+        with products_at(self.precision):
+            return self._outputs(images)
+
+    def _outputs(self, images: jax.Array) -> Outputs:
         x = (255.0 * images.astype(jnp.float32) - 127.0) / 128.0
         x = jax.nn.relu6(Conv(STEM_WIDTH, kernel=3, stride=2, name="stem")(x))
         taps = []

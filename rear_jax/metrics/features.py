@@ -112,10 +112,13 @@ NETWORKS: dict[str, Callable[[ConfigDict], Network]] = {
 }
 
 
-@functools.partial(jax.jit, static_argnames=("variant", "size"))
-def efficientnet_features(params: Any, images: jax.Array, *, variant: str, size: int) -> dict[str, jax.Array]:
-    resized = _resize(_unit_range(images), size)
-    return {"pooled": efficientnet.EfficientNetLite(variant).apply({"params": params}, resized).pooled}
+@functools.partial(jax.jit, static_argnames=("variant", "size", "precision"))
+def efficientnet_features(
+    params: Any, images: jax.Array, *, variant: str, size: int, precision: str = "highest"
+) -> dict[str, jax.Array]:
+    """{'pooled': [B, 1280] features} of images [B, H, W, 3], which `EfficientNetLite` sees at `size` pixels a side."""
+    network = efficientnet.EfficientNetLite(variant, precision)
+    return {"pooled": network.apply({"params": params}, _resize(_unit_range(images), size)).pooled}
 
 
 @jax.jit

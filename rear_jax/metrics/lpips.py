@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from rear_jax.errors import RearError
+from rear_jax.runtime.precision import products_at
 from rear_jax.weights.layout import CONV, Path, TorchName, from_torch
 from rear_jax.weights.torch_files import read_tensors
 
@@ -66,21 +67,19 @@ class LPIPS(nn.Module):
     """The distance of images [B, H, W, 3] in [0, 1]; H and W at least 16.
 
     `features` of a target that many images are compared with need computing only once: `distance` takes them.
-    All arithmetic is float32 at full precision.
+
+    Attributes:
+      precision: of the float32 products, see `runtime.precision`. Scores take 'highest', losses and rewards 'high'.
     """
+
+    precision: str = "highest"
 
     def setup(self) -> None:
         self.stages = [
-            [
-                nn.Conv(width, (3, 3), precision=jax.lax.Precision.HIGHEST, name=f"stage{stage}_conv{layer}")
-                for layer, width in enumerate(widths)
-            ]
+            [nn.Conv(width, (3, 3), name=f"stage{stage}_conv{layer}") for layer, width in enumerate(widths)]
             for stage, widths in enumerate(STAGES)
         ]
-        self.heads = [
-            nn.Conv(1, (1, 1), use_bias=False, precision=jax.lax.Precision.HIGHEST, name=f"head{stage}")
-            for stage in range(len(STAGES))
-        ]
+        self.heads = [nn.Conv(1, (1, 1), use_bias=False, name=f"head{stage}") for stage in range(len(STAGES))]
 
     def features(self, images: Float[Array, "B H W 3"]) -> tuple[Float[Array, "B h w C"], ...]:
         """Channel-normalised activations after relu1_2, 2_2, 3_3, 4_3 and 5_3.
@@ -95,7 +94,8 @@ class LPIPS(nn.Module):
             if index:
                 x = nn.max_pool(x, (2, 2), strides=(2, 2))
             for convolution in convolutions:
-                x = nn.relu(convolution(x))
+                with products_at(self.precision):
+                    x = nn.relu(convolution(x))
             found.append(normalise_channels(x))
         return tuple(found)
 
@@ -108,8 +108,9 @@ class LPIPS(nn.Module):
           a: `features` of some images.
           b: those of the images that they are compared with; batch axes of 1 are repeated.
         """
-        distances = [jnp.mean(head((x - y) ** 2), axis=(1, 2, 3)) for head, x, y in zip(self.heads, a, b, strict=True)]
-        return jnp.stack(distances, axis=-1)
+        with products_at(self.precision):
+            weighed = [head((x - y) ** 2) for head, x, y in zip(self.heads, a, b, strict=True)]
+        return jnp.stack([jnp.mean(layer, axis=(1, 2, 3)) for layer in weighed], axis=-1)
 
     def distance(
         self, a: Sequence[Float[Array, "B h w C"]], b: Sequence[Float[Array, "B h w C"]]

@@ -36,7 +36,7 @@ class PerceptualNetwork(NamedTuple):
 
 
 def load(name: str, files: ConfigDict, *, option: str) -> PerceptualNetwork:
-    """Makes a perceptual network with its published weights.
+    """Makes a perceptual network with its published weights, for a loss or a reward: its products are at 'high'.
 
     Args:
       name: a key of NETWORKS.
@@ -53,17 +53,20 @@ def outline(name: str, *, option: str) -> PerceptualNetwork:
     """The same network with the shapes of its parameters in their place; arguments and errors as of `load`."""
     if name not in NETWORKS:
         raise RearError(f"{option} = {name!r} is no perceptual network: use one of {', '.join(NETWORKS)}.")
-    return NETWORKS[name][0]()
+    return NETWORKS[name][0]("high")
 
 
 def lpips_vgg16(files: ConfigDict, *, wanted_by: str) -> PerceptualNetwork:
-    """LPIPS with the weights that `config.lpips` names; raises RearError where these are not there or not whole."""
-    return _lpips()._replace(params=_read_lpips(files, wanted_by))
+    """LPIPS for a score, at full precision, with the weights that `config.lpips` names.
+
+    Raises RearError: these are not there or not whole.
+    """
+    return _lpips("highest")._replace(params=_read_lpips(files, wanted_by))
 
 
-def _efficientnet(variant: str) -> PerceptualNetwork:
+def _efficientnet(variant: str, precision: str) -> PerceptualNetwork:
     """An EfficientNet-Lite under `lpips.perceptual_distance`, without learned heads."""
-    network = efficientnet.EfficientNetLite(variant)
+    network = efficientnet.EfficientNetLite(variant, precision)
     return PerceptualNetwork(
         jax.eval_shape(network.init, jax.random.key(0), IMAGE)["params"],
         features=lambda params, images: network.apply({"params": params}, images).taps,
@@ -71,9 +74,9 @@ def _efficientnet(variant: str) -> PerceptualNetwork:
     )
 
 
-def _lpips() -> PerceptualNetwork:
+def _lpips(precision: str) -> PerceptualNetwork:
     """LPIPS with VGG16."""
-    network = lpips.LPIPS()
+    network = lpips.LPIPS(precision)
     return PerceptualNetwork(
         jax.eval_shape(network.init, jax.random.key(0), IMAGE, IMAGE)["params"],
         features=lambda params, images: network.apply({"params": params}, images, method="features"),
@@ -88,8 +91,8 @@ def _read_lpips(files: ConfigDict, wanted_by: str) -> Any:
     return lpips.load(files.vgg16, files.heads)
 
 
-# name -> what makes the network with the shapes of its parameters, and (config.lpips, who asks) -> the parameters
-NETWORKS: dict[str, tuple[Callable[[], PerceptualNetwork], Callable[[ConfigDict, str], Any]]] = {
+# name -> (precision) -> the network with the shapes of its parameters, and (config.lpips, who asks) -> the parameters
+NETWORKS: dict[str, tuple[Callable[[str], PerceptualNetwork], Callable[[ConfigDict, str], Any]]] = {
     variant: (functools.partial(_efficientnet, variant), lambda files, by, v=variant: efficientnet.load(v))
     for variant in efficientnet.SCALES
 } | {"lpips": (_lpips, _read_lpips)}

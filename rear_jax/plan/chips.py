@@ -6,7 +6,7 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 from jax.errors import JaxRuntimeError
@@ -18,12 +18,16 @@ from rear_jax.errors import RearError
 GIB = 2**30
 
 
+PASSES = {"default": 1, "high": 3, "highest": 6}  # in bfloat16, by which a TPU makes a product of float32
+
+
 @dataclasses.dataclass(frozen=True)
 class Chip:
     """Peak numbers of one chip.
 
     Attributes:
       flops: bfloat16 operations per second, dense.
+      float32: how many times longer products of float32 take, by their precision.
       memory: bytes of HBM that a program may fill.
       bandwidth: bytes per second between chip and HBM.
       network: bytes per second that it sends to its neighbours, all links together, one direction.
@@ -38,6 +42,7 @@ class Chip:
     memory: float
     bandwidth: float
     network: float
+    float32: Mapping[str, float] = dataclasses.field(default_factory=lambda: PASSES)
     node: int = 0
     outside: float = 0.0
     most: int = 0
@@ -57,11 +62,13 @@ TPUS = {
     "v6e": Chip(918e12, 31.25 * GIB, 1638e9, 400e9, most=256),
 }
 # GPU: NVIDIA's data sheets, SXM boards; the network is half of NVLink's total, beyond a node one 200 or 400 Gb/s card.
+# 'default' and 'high' are TF32, half the bfloat16 rate; 'highest' is float32 outside the tensor cores.
+AMPERE, HOPPER = ({"default": 2, "high": 2, "highest": slowest} for slowest in (312 / 19.5, 989 / 67))
 GPUS = {
-    "a100": Chip(312e12, 80e9, 2039e9, 300e9, node=8, outside=25e9),
-    "a800": Chip(312e12, 80e9, 2039e9, 200e9, node=8, outside=25e9),
-    "h100": Chip(989e12, 80e9, 3350e9, 450e9, node=8, outside=50e9),
-    "h200": Chip(989e12, 141e9, 4800e9, 450e9, node=8, outside=50e9),
+    "a100": Chip(312e12, 80e9, 2039e9, 300e9, AMPERE, node=8, outside=25e9),
+    "a800": Chip(312e12, 80e9, 2039e9, 200e9, AMPERE, node=8, outside=25e9),
+    "h100": Chip(989e12, 80e9, 3350e9, 450e9, HOPPER, node=8, outside=50e9),
+    "h200": Chip(989e12, 141e9, 4800e9, 450e9, HOPPER, node=8, outside=50e9),
 }
 ABSENT = {  # what libtpu must know where it compiles without a TPU
     "TPU_SKIP_MDS_QUERY": "1",  # not to ask the cloud which TPU this host has

@@ -1,7 +1,12 @@
 """Counting floating-point operations in what JAX traces, before any compiler sees it."""
 
 import math
+from collections import Counter
 from typing import Any
+
+import jax
+
+HALF = "bfloat16"  # the kind of products of two-byte factors; those of wider ones are called after their precision
 
 
 def count(jaxpr: Any) -> int:
@@ -11,21 +16,35 @@ def count(jaxpr: Any) -> int:
     attention counts whole, as is the custom (PaLM, arXiv 2204.02311, appendix B). Of branches the largest counts, and a
     loop whose end depends on data counts once. The jaxpr is that of `jitted.trace(...)`, or one inside it.
     """
-    return sum(_of(equation) for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns)
+    return by_precision(jaxpr).total()
 
 
-def _of(equation: Any) -> int:
+def by_precision(jaxpr: Any) -> Counter[str]:
+    """The same by kind: 'bfloat16' for two-byte factors, else the precision: 'default', 'high' or 'highest'."""
+    return sum((_of(equation) for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns), Counter())
+
+
+def _of(equation: Any) -> Counter[str]:
     name, parameters = equation.primitive.name, equation.params
     if name == "dot_general":
         left = equation.invars[0].aval.shape
         contracted = math.prod(left[axis] for axis in parameters["dimension_numbers"][0][0])
-        return 2 * contracted * math.prod(equation.outvars[0].aval.shape)
+        return Counter({_kind(equation): 2 * contracted * math.prod(equation.outvars[0].aval.shape)})
     if name == "conv_general_dilated":
-        return _convolution(equation)
+        return Counter({_kind(equation): _convolution(equation)})
     if name == "cond":
-        return max(map(count, parameters["branches"]))
+        return max(map(by_precision, parameters["branches"]), key=Counter.total)
     times = parameters["length"] if name == "scan" else 1
-    return times * sum(count(inner) for value in parameters.values() for inner in _jaxprs(value))
+    inner = [by_precision(inner) for value in parameters.values() for inner in _jaxprs(value)]
+    return Counter({kind: times * operations for kind, operations in sum(inner, Counter()).items()})
+
+
+def _kind(equation: Any) -> str:
+    if min(factor.aval.dtype.itemsize for factor in equation.invars) <= 2:
+        return HALF
+    precision = equation.params["precision"]
+    both = {precision} if not isinstance(precision, tuple) else set(precision)
+    return min((one or jax.lax.Precision.DEFAULT for one in both), key=lambda one: one.value).name.lower()
 
 
 def _convolution(equation: Any) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rear_jax.plan.chips import GIB
+from rear_jax.plan.flops import HALF
 from rear_jax.plan.hlo import Collective
 from rear_jax.plan.roofline import Plan
 from rear_jax.runtime.figures import table
@@ -60,7 +61,8 @@ def work(plan: Plan) -> list[tuple[str, ...]]:
     rows = [
         ("images", f"{plan.images}, {plan.images / chips:g} a chip"),
         ("model FLOPs", f"{plan.model_flops:.3g}, {plan.model_flops / plan.images:.3g} an image"),
-        ("FLOPs with recomputation", f"{plan.flops:.3g}: {seconds(bounds['compute'])}"),
+        ("FLOPs with recomputation", f"{sum(plan.flops.values()):.3g}: {seconds(bounds['compute'])}"),
+        *((f"of them {_named(kind)}", f"{operations:.3g}") for kind, operations in sorted(plan.flops.items())),
     ]
     if plan.moved is not None:
         sent = sum(collective.sent for collective in plan.collectives)
@@ -73,6 +75,10 @@ def work(plan: Plan) -> list[tuple[str, ...]]:
     if clocked := plan.cycles and plan.topology.chip.clock and plan.cycles / plan.topology.chip.clock:
         rows.append(("by the compiler's cost model", f"{seconds(clocked)}: an MFU of {100 * plan.mfu(clocked):.1f} %"))
     return rows
+
+
+def _named(kind: str) -> str:
+    return kind if kind == HALF else f"float32 at precision '{kind}'"
 
 
 def traffic(collectives: list[Collective]) -> list[tuple[str, ...]]:

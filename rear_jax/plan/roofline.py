@@ -4,6 +4,8 @@ import dataclasses
 import logging
 import re
 import time
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -40,7 +42,7 @@ class Plan:
       working: bytes that come and go in a call: activations, gradients, what the compiler keeps.
       fits: whether all that is in the chip's memory.
       model_flops: of all chips in a call, by the mathematics of the step.
-      flops: the same with what is computed again to save memory.
+      flops: the same with what is computed again to save memory, by precision, see `flops.by_precision`.
       moved: bytes through the chip's memory in a call; None where the program could not be compiled.
       collectives: see there.
       cycles: of the chip, by the TPU compiler's own cost model; 0 where it gives none, or was not to think long.
@@ -57,7 +59,7 @@ class Plan:
     working: int
     fits: bool
     model_flops: int
-    flops: int
+    flops: Mapping[str, int]
     moved: int | None
     collectives: list[hlo.Collective]
     cycles: int
@@ -73,7 +75,9 @@ class Plan:
     def bounds(self) -> dict[str, float]:
         """Seconds that a call takes at least, by what it waits for."""
         chip, count = self.topology.chip, len(self.topology.devices)
-        bounds = {"compute": self.flops / count / chip.flops}
+        slower = {flops.HALF: 1} | dict(chip.float32)
+        passes = sum(slower[precision] * operations for precision, operations in self.flops.items())
+        bounds = {"compute": passes / count / chip.flops}
         if self.moved is not None:
             sending = sum(one.sent / self.topology.network(one.reach) for one in self.collectives)
             bounds |= {"memory": self.moved / chip.bandwidth, "network": sending}
@@ -119,7 +123,7 @@ def make(config: ConfigDict, name: str, topology: Topology, *, quick: bool = Fal
         mesh=dict(mesh.shape),
         images=program.images,
         calls=program.calls,
-        model_flops=_operations(config, name, mesh, remat="none"),
+        model_flops=_operations(config, name, mesh, remat="none").total(),
         flops=_operations(config, name, mesh),
         seconds=seconds,
         notes=_notes(config, topology),
@@ -196,8 +200,8 @@ def _guess(tried: dict[int, Plan], fitting: int, failing: int | None) -> int:
     return guess if fitting < guess < failing else (fitting + failing) // 2
 
 
-def _operations(config: ConfigDict, name: str, mesh: Mesh, **model: str) -> int:
-    """Counted in the program `name`, with other settings of `config.model`.
+def _operations(config: ConfigDict, name: str, mesh: Mesh, **model: str) -> Counter[str]:
+    """By precision, counted in the program `name`, with other settings of `config.model`.
 
     Attention has its plain form, as no kernel's inside is traced.
     """
@@ -206,7 +210,7 @@ def _operations(config: ConfigDict, name: str, mesh: Mesh, **model: str) -> int:
     plain.model.update({key: value for key, value in changes.items() if key in plain.model})
     program = PROGRAMS[name](plain, mesh)
     with jax.set_mesh(mesh):
-        return flops.count(program.function.trace(*program.arguments).jaxpr)
+        return flops.by_precision(program.function.trace(*program.arguments).jaxpr)
 
 
 def _taken(compiled: Any, program: Program, topology: Topology, quick: bool) -> dict[str, Any]:

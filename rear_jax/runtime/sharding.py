@@ -51,10 +51,10 @@ def whole_frozen(*divided: str) -> Rule:
     return Rule(rf"^frozen/(?!({'|'.join(divided)})/)" if divided else r"^frozen/")
 
 
-def split_columns(*layers: str) -> Rules:
+def split_columns(*layers: str, decays: bool = True) -> Rules:
     """Linear layers, by name, whose output features are divided."""
     names = "|".join(layers)
-    return Rule(rf"(^|/)({names})/kernel$", COLUMNS, decays=True), Rule(rf"(^|/)({names})/bias$", ("tensor",))
+    return Rule(rf"(^|/)({names})/kernel$", COLUMNS, decays), Rule(rf"(^|/)({names})/bias$", ("tensor",))
 
 
 def split_rows(*layers: str) -> Rules:

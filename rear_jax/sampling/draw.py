@@ -72,6 +72,7 @@ def recipe_of(
         "tokenizer": tokenizer.fingerprint,
         "decoder": tokenizer.decoder_fingerprint,
         "tokenizer_dtype": config.tokenizer.dtype,
+        "tokenizer_precision": tokenizer.module.precision,
         "eight_bit": generators.family_of(model).to_8_bit.__name__,
     }
 

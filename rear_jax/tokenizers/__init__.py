@@ -10,6 +10,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from rear_jax.errors import RearError
+from rear_jax.runtime.precision import PRECISIONS
 from rear_jax.tokenizers.family import TokenizerFamily
 from rear_jax.weights.family import discover, known, network_attributes
 
@@ -24,11 +25,13 @@ def build(config: ConfigDict, image_size: int) -> nn.Module:
         'bfloat16'.
       image_size: of the data, pixels along each side.
 
-    Raises RearError: no tokenizer has that name, the section lacks an attribute of it or has one too many, or the image
-      size does not suit it.
+    Raises RearError: no tokenizer has that name, the section lacks an attribute of it or has one too many, the
+      precision is unknown, or the image size does not suit it.
     """
     family = known(FAMILIES, config, "config.tokenizer")
     attributes = network_attributes(family, config)
+    if attributes.get("precision", PRECISIONS[0]) not in PRECISIONS:
+        raise RearError(f"config.tokenizer.precision = {config.precision!r}: use {' or '.join(PRECISIONS)}.")
     made = family.network(**attributes | {"image_size": image_size})
     if made.decoded_size != image_size:
         raise RearError(

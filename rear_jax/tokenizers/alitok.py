@@ -15,6 +15,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from rear_jax.runtime.precision import Linear
 from rear_jax.tokenizers import vit
 from rear_jax.tokenizers.family import PARAMETERS, TokenizerFamily
 from rear_jax.weights.family import truncate
@@ -44,7 +45,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, vectors: Float[Array, "B N D"]) -> Float[Array, "B H W 3"]:
-        x = nn.Dense(self.width, dtype=self.dtype, kernel_init=vit.KERNEL_INIT, name="decoder_embed")(vectors)
+        x = Linear(self.width, self.dtype, kernel_init=vit.KERNEL_INIT, name="decoder_embed")(vectors)
         if self.buffer_tokens:
             buffer = vit.table(self, "class_embedding", self.buffer_tokens, self.width)
             x = jnp.concatenate([vit.repeat(buffer, x), x], axis=1)
@@ -74,6 +75,7 @@ class AliTok(vit.SequenceTokenizer):
       codebook_dim: width of latents and codes.
       l2_normalize: compare and decode vectors of length one; the published network does not.
       dtype: of the matrix products; parameters, norms, attention and distances are float32.
+      precision: of products where dtype is float32, 'high' or 'highest', see `runtime.precision`.
 
     Raises RearError: the image size is no multiple of the patch size.
     """
@@ -93,6 +95,7 @@ class AliTok(vit.SequenceTokenizer):
     codebook_dim: int = 32
     l2_normalize: bool = False
     dtype: Any = jnp.float32
+    precision: str = "high"
 
     def setup(self) -> None:
         self.encoder = vit.Encoder(

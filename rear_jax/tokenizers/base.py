@@ -1,11 +1,12 @@
 """What tokenizers with one codebook and nearest-neighbour search have in common, whatever their networks."""
 
-import functools
 import math
 
 from flax import linen as nn
+from jax.nn.initializers import Initializer
 from jaxtyping import Array, Float, Int
 
+from rear_jax.runtime.precision import PRECISIONS, products_at
 from rear_jax.tokenizers import quantizer
 
 
@@ -24,8 +25,11 @@ class CodebookTokenizer(nn.Module):
     A subclass has the attributes `image_size` (pixels along each side), `codebook_size` (K), `codebook_dim` (D, or the
     property `embedding_dim`) and `l2_normalize`, the property `latent_shape` ((h, w) or (N,)), and a `setup` that makes
     `encoder` (images in [0, 1] to latents [B, *latent_shape, D]), `codebook` and `decoder` (vectors of that shape to
-    images in [0, 1]), whose last layer is called `conv_out`, or says otherwise by `last_kernel`.
+    images in [0, 1]), whose last layer is called `conv_out`, or says otherwise by `last_kernel`. It may make a setting
+    of `precision`, that of its products where they are of float32.
     """
+
+    precision = PRECISIONS[0]
 
     @property
     def last_kernel(self) -> tuple[str, ...]:
@@ -57,7 +61,8 @@ class CodebookTokenizer(nn.Module):
 
         *n is (h, w) on a grid and (N,) in a sequence.
         """
-        return self.encoder(images)
+        with products_at(self.precision):
+            return self.encoder(images)
 
     def encode(self, images: Float[Array, "B H W 3"]) -> Int[Array, "B N"]:
         """Codes of images: the nearest codebook vector of each latent, compared in float32."""
@@ -73,7 +78,8 @@ class CodebookTokenizer(nn.Module):
 
         `decode(codes)` = `decode_embeddings(embed(codes))`; straight-through estimators build on it.
         """
-        return self.decoder(vectors.reshape(-1, *self.latent_shape, self.embedding_dim))
+        with products_at(self.precision):
+            return self.decoder(vectors.reshape(-1, *self.latent_shape, self.embedding_dim))
 
     def decode(self, codes: Int[Array, "B N"]) -> Float[Array, "B H W 3"]:
         """Images of codes, float32, not clamped to [0, 1]."""
@@ -83,9 +89,8 @@ class CodebookTokenizer(nn.Module):
         """Latents of images, quantised; the arrays lead with [B, *latent_shape]."""
         return quantizer.quantize(self.latents(images), self.codebook, l2_normalize=self.l2_normalize)
 
-    def make_codebook(self) -> Float[Array, "K D"]:
+    def make_codebook(self, init: Initializer = quantizer.codebook_init) -> Float[Array, "K D"]:
         """The parameter `codebook`, for `setup`."""
-        init = functools.partial(quantizer.codebook_init, l2_normalize=self.l2_normalize)
         return self.param("codebook", init, (self.codebook_size, self.embedding_dim))
 
     def __call__(self, images: Float[Array, "B H W 3"]) -> tuple[Float[Array, "B H W 3"], quantizer.Quantized]:

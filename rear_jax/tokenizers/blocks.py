@@ -10,6 +10,24 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 
+class Conv(nn.Conv):
+    """A convolution that starts as its authors' does.
+
+    Attributes:
+      torch_init: kernel and bias are uniform in ±fan_in^-½, PyTorch's own start; else they are Flax's.
+    """
+
+    torch_init: bool = False
+
+    def param(self, name: str, init: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        """Declares a parameter, as `nn.Module.param`."""
+        if self.torch_init:
+            kernel = shape if name == "kernel" else self.get_variable("params", "kernel").shape
+            bound = math.prod(kernel[:-1]) ** -0.5
+            init = functools.partial(jax.random.uniform, minval=-bound, maxval=bound)
+        return super().param(name, init, shape, dtype)
+
+
 class GroupNorm(nn.Module):
     """Group normalisation with eps 1e-6 over 32 groups, or the most that divide both 32 and the channels.
 
@@ -43,15 +61,19 @@ class ResidualBlock(nn.Module):
       dtype: of the computation.
       maskgit: as the published weights of MaskGIT-VQGAN and VQGAN+ want it: the convolutions have no bias, and where
         the number of channels changes the skip is a 1×1 convolution of the block's own *output*, not of its input.
+      torch_init: see `Conv`.
     """
 
     channels: int
     dtype: Any = jnp.float32
     maskgit: bool = True
+    torch_init: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W channels"]:
-        conv = functools.partial(nn.Conv, self.channels, use_bias=not self.maskgit, dtype=self.dtype)
+        conv = functools.partial(
+            Conv, self.channels, use_bias=not self.maskgit, dtype=self.dtype, torch_init=self.torch_init
+        )
         h = conv((3, 3), name="conv1")(nn.silu(GroupNorm(self.dtype, name="norm1")(x)))
         h = conv((3, 3), name="conv2")(nn.silu(GroupNorm(self.dtype, name="norm2")(h)))
         if x.shape[-1] == self.channels:
@@ -68,6 +90,7 @@ class Down(nn.Module):
       halve: whether the resolution is halved.
       strided: by a convolution of stride 2 (VQGAN+), not by a 2×2 mean (MaskGIT-VQGAN).
       dtype: of the computation.
+      torch_init: see `Conv`.
     """
 
     channels: int
@@ -75,11 +98,13 @@ class Down(nn.Module):
     halve: bool
     strided: bool
     dtype: Any = jnp.float32
+    torch_init: bool = False
 
     def setup(self) -> None:
-        self.block = [ResidualBlock(self.channels, self.dtype) for _ in range(self.num_res_blocks)]
+        block = functools.partial(ResidualBlock, self.channels, self.dtype, torch_init=self.torch_init)
+        self.block = [block() for _ in range(self.num_res_blocks)]
         if self.halve and self.strided:
-            self.down_conv = halving_conv(self.channels, self.dtype)
+            self.down_conv = halving_conv(self.channels, self.dtype, torch_init=self.torch_init)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w channels"]:
         for block in self.block:
@@ -99,11 +124,13 @@ class Up(nn.Module):
     num_res_blocks: int
     double: bool
     dtype: Any = jnp.float32
+    torch_init: bool = False
 
     def setup(self) -> None:
-        self.block = [ResidualBlock(self.channels, self.dtype) for _ in range(self.num_res_blocks)]
+        block = functools.partial(ResidualBlock, self.channels, self.dtype, torch_init=self.torch_init)
+        self.block = [block() for _ in range(self.num_res_blocks)]
         if self.double:
-            self.upsample_conv = nn.Conv(self.channels, (3, 3), dtype=self.dtype)
+            self.upsample_conv = Conv(self.channels, (3, 3), dtype=self.dtype, torch_init=self.torch_init)
 
     def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B H W channels"]:
         for block in self.block:
@@ -121,6 +148,7 @@ class Encoder(nn.Module):
       z_channels: width of the latents.
       strided: see `Down`.
       dtype: of the computation.
+      torch_init: see `Conv`.
     """
 
     hidden_channels: int
@@ -129,15 +157,16 @@ class Encoder(nn.Module):
     z_channels: int
     strided: bool
     dtype: Any = jnp.float32
+    torch_init: bool = False
 
     def setup(self) -> None:
         widths = [self.hidden_channels * m for m in self.channel_mult]
-        last = len(widths) - 1
-        self.conv_in = nn.Conv(self.hidden_channels, (3, 3), use_bias=False, dtype=self.dtype)
-        self.down = [Down(w, self.num_res_blocks, i < last, self.strided, self.dtype) for i, w in enumerate(widths)]
-        self.mid = [ResidualBlock(widths[-1], self.dtype) for _ in range(self.num_res_blocks)]
+        last, start = len(widths) - 1, {"dtype": self.dtype, "torch_init": self.torch_init}
+        self.conv_in = Conv(self.hidden_channels, (3, 3), use_bias=False, **start)
+        self.down = [Down(w, self.num_res_blocks, i < last, self.strided, **start) for i, w in enumerate(widths)]
+        self.mid = [ResidualBlock(widths[-1], **start) for _ in range(self.num_res_blocks)]
         self.norm_out = GroupNorm(self.dtype)
-        self.conv_out = nn.Conv(self.z_channels, (1, 1), dtype=self.dtype)
+        self.conv_out = Conv(self.z_channels, (1, 1), **start)
 
     def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w D"]:
         x = self.conv_in(images)
@@ -156,6 +185,7 @@ class Decoder(nn.Module):
       coarse_first: what level 0 of `up` is, which published files disagree on: the lowest resolution and so the first
         to run (VQGAN+), or the image's (MaskGIT-VQGAN).
       dtype: of the computation.
+      torch_init: see `Conv`.
     """
 
     hidden_channels: int
@@ -163,15 +193,17 @@ class Decoder(nn.Module):
     num_res_blocks: int
     coarse_first: bool
     dtype: Any = jnp.float32
+    torch_init: bool = False
 
     def setup(self) -> None:
         widths = [self.hidden_channels * m for m in self.channel_mult]
-        self.conv_in = nn.Conv(widths[-1], (3, 3), dtype=self.dtype)
-        self.mid = [ResidualBlock(widths[-1], self.dtype) for _ in range(self.num_res_blocks)]
-        levels = [Up(w, self.num_res_blocks, i > 0, self.dtype) for i, w in enumerate(widths)]
+        start = {"dtype": self.dtype, "torch_init": self.torch_init}
+        self.conv_in = Conv(widths[-1], (3, 3), **start)
+        self.mid = [ResidualBlock(widths[-1], **start) for _ in range(self.num_res_blocks)]
+        levels = [Up(w, self.num_res_blocks, i > 0, **start) for i, w in enumerate(widths)]
         self.up = levels[::-1] if self.coarse_first else levels
         self.norm_out = GroupNorm(self.dtype)
-        self.conv_out = nn.Conv(3, (3, 3), dtype=self.dtype)
+        self.conv_out = Conv(3, (3, 3), **start)
 
     def __call__(self, vectors: Float[Array, "B h w D"]) -> Float[Array, "B H W 3"]:
         x = self.conv_in(vectors)
@@ -180,9 +212,10 @@ class Decoder(nn.Module):
         return self.conv_out(nn.silu(self.norm_out(x))).astype(jnp.float32)
 
 
-def halving_conv(channels: int, dtype: Any, name: str | None = None) -> nn.Conv:
+def halving_conv(channels: int, dtype: Any, *, torch_init: bool, name: str | None = None) -> Conv:
     """A 3×3 convolution of stride 2, padded by one pixel below and on the right only, as in VQGAN."""
-    return nn.Conv(channels, (3, 3), strides=2, padding=((0, 1), (0, 1)), dtype=dtype, name=name)
+    padding = ((0, 1), (0, 1))
+    return Conv(channels, (3, 3), strides=2, padding=padding, dtype=dtype, torch_init=torch_init, name=name)
 
 
 def double_nearest(x: Float[Array, "B h w C"]) -> Float[Array, "B H W C"]:

@@ -13,6 +13,7 @@ from rear_jax.runtime.sharding import Rule, Rules
 from rear_jax.weights.family import Family
 
 PARAMETERS: Rules = (  # of encoders, decoders and codebooks
+    Rule(r"(^|/)(patch_embed|decoder_embed)/kernel$", ("fsdp",)),
     Rule(r"(^|/)(encoder|(pixel_)?decoder)/.*kernel$", ("fsdp",), decays=True),
     Rule(r"(^|/)(encoder|(pixel_)?decoder)/.*(scale|bias)$"),
     Rule(r"(^|/)(encoder|decoder)/.*(embedding|latent_tokens|mask_token)$", ("fsdp",)),

@@ -15,11 +15,13 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from rear_jax.tokenizers import grid
-from rear_jax.tokenizers.blocks import GroupNorm, ResidualBlock, double_nearest, halving_conv
+from rear_jax.tokenizers import grid, quantizer
+from rear_jax.tokenizers.blocks import Conv, GroupNorm, ResidualBlock, double_nearest, halving_conv
 from rear_jax.tokenizers.family import PARAMETERS, TokenizerFamily
 from rear_jax.weights.family import round_half_up
 from rear_jax.weights.layout import Layout, Path, TorchName
+
+torch_conv = functools.partial(Conv, torch_init=True)
 
 
 class Attention(nn.Module):
@@ -30,7 +32,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         b, h, w, c = x.shape
-        conv = functools.partial(nn.Conv, c, (1, 1), dtype=self.dtype)
+        conv = functools.partial(torch_conv, c, (1, 1), dtype=self.dtype)
         normed = GroupNorm(self.dtype, name="norm")(x)
         q, k, v = (conv(name=name)(normed).reshape(b, h * w, 1, c) for name in "qkv")
         attended = jax.nn.dot_product_attention(q, k, v)  # [B, HW, 1, C]; scale C^-½, softmax in float32
@@ -57,19 +59,19 @@ class Level(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w channels"]:
         for i in range(self.num_res_blocks):
-            x = ResidualBlock(self.channels, self.dtype, maskgit=False, name=f"res_{i}")(x)
+            x = ResidualBlock(self.channels, self.dtype, maskgit=False, torch_init=True, name=f"res_{i}")(x)
             if self.attention:
                 x = Attention(self.dtype, name=f"attn_{i}")(x)
         if self.resample == "downsample":
-            return halving_conv(self.channels, self.dtype, name="downsample")(x)
+            return halving_conv(self.channels, self.dtype, torch_init=True, name="downsample")(x)
         if self.resample == "upsample":
-            return nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="upsample")(double_nearest(x))
+            return torch_conv(self.channels, (3, 3), dtype=self.dtype, name="upsample")(double_nearest(x))
         return x
 
 
 def _middle(channels: int, dtype: Any) -> list[nn.Module]:
     """What stands between the levels of an encoder and its output, and between a decoder's input and its levels."""
-    block = functools.partial(ResidualBlock, channels, dtype, maskgit=False)
+    block = functools.partial(ResidualBlock, channels, dtype, maskgit=False, torch_init=True)
     return [block(), Attention(dtype), block()]
 
 
@@ -86,15 +88,15 @@ class Encoder(nn.Module):
     def setup(self) -> None:
         widths = [self.channels * m for m in self.channel_mult]
         last = len(widths) - 1
-        self.conv_in = nn.Conv(self.channels, (3, 3), dtype=self.dtype)
+        self.conv_in = torch_conv(self.channels, (3, 3), dtype=self.dtype)
         self.conv_blocks = [
             Level(w, self.num_res_blocks, i == last, "downsample" if i < last else "none", self.dtype)
             for i, w in enumerate(widths)
         ]
         self.mid = _middle(widths[-1], self.dtype)
         self.norm_out = GroupNorm(self.dtype)
-        self.conv_out = nn.Conv(self.z_channels, (3, 3), dtype=self.dtype)
-        self.quant_conv = nn.Conv(self.codebook_dim, (1, 1), dtype=self.dtype)
+        self.conv_out = torch_conv(self.z_channels, (3, 3), dtype=self.dtype)
+        self.quant_conv = torch_conv(self.codebook_dim, (1, 1), dtype=self.dtype)
 
     def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w D"]:
         x = self.conv_in(2.0 * images - 1.0)
@@ -118,15 +120,15 @@ class Decoder(nn.Module):
     def setup(self) -> None:
         widths = [self.channels * m for m in reversed(self.channel_mult)]
         last = len(widths) - 1
-        self.post_quant_conv = nn.Conv(self.z_channels, (1, 1), dtype=self.dtype)
-        self.conv_in = nn.Conv(widths[0], (3, 3), dtype=self.dtype)
+        self.post_quant_conv = torch_conv(self.z_channels, (1, 1), dtype=self.dtype)
+        self.conv_in = torch_conv(widths[0], (3, 3), dtype=self.dtype)
         self.mid = _middle(widths[0], self.dtype)
         self.conv_blocks = [
             Level(w, self.num_res_blocks + 1, i == 0, "upsample" if i < last else "none", self.dtype)
             for i, w in enumerate(widths)
         ]
         self.norm_out = GroupNorm(self.dtype)
-        self.conv_out = nn.Conv(3, (3, 3), dtype=self.dtype)
+        self.conv_out = torch_conv(3, (3, 3), dtype=self.dtype)
 
     def __call__(self, vectors: Float[Array, "B h w D"]) -> Float[Array, "B H W 3"]:
         x = self.conv_in(self.post_quant_conv(vectors))
@@ -148,6 +150,7 @@ class LlamaGenVQ(grid.GridTokenizer):
       codebook_dim: width of latents and codes.
       l2_normalize: compare and decode vectors of length one, as published.
       dtype: of the convolutions; parameters, norms and distances are float32.
+      precision: of products where dtype is float32, 'high' or 'highest', see `runtime.precision`.
 
     Raises RearError: the image size cannot be halved as often as the levels ask.
     """
@@ -161,12 +164,15 @@ class LlamaGenVQ(grid.GridTokenizer):
     codebook_dim: int = 8
     l2_normalize: bool = True
     dtype: Any = jnp.float32
+    precision: str = "high"
 
     def setup(self) -> None:
         sizes = (self.channels, self.channel_mult, self.num_res_blocks, self.z_channels)
         self.encoder = Encoder(*sizes, self.codebook_dim, self.dtype)
         self.decoder = Decoder(*sizes, self.dtype)
-        self.codebook = self.make_codebook()
+        self.codebook = self.make_codebook(
+            quantizer.unit_codebook_init if self.l2_normalize else quantizer.codebook_init
+        )
 
 
 def torch_name(path: Path) -> TorchName:

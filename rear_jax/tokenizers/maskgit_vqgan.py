@@ -23,6 +23,7 @@ class MaskGitVQGAN(grid.GridTokenizer):
     Attributes:
       strided: whether levels are halved by a convolution of stride 2 instead of a 2×2 mean.
       coarse_first: whether `decoder.up` begins with the smallest resolution, as its parameters are named.
+      torch_init: whether convolutions start as in PyTorch, where VQGAN+ was trained, or as in Flax, where this one was.
       image_size: pixels along each side; a multiple of 2**(levels - 1).
       hidden_channels: width of the outermost level.
       channel_mult: width of each level in units of hidden_channels, outermost first; each further level halves the
@@ -32,12 +33,14 @@ class MaskGitVQGAN(grid.GridTokenizer):
       codebook_size: number of codes.
       l2_normalize: compare and decode vectors of length one.
       dtype: of the convolutions; parameters, norms and distances are float32.
+      precision: of products where dtype is float32, 'high' or 'highest', see `runtime.precision`.
 
     Raises RearError: the image size cannot be halved as often as the levels ask.
     """
 
     strided: ClassVar[bool] = False
     coarse_first: ClassVar[bool] = False
+    torch_init: ClassVar[bool] = False
     image_size: int
     hidden_channels: int = 128
     channel_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
@@ -46,11 +49,13 @@ class MaskGitVQGAN(grid.GridTokenizer):
     codebook_size: int = 1024
     l2_normalize: bool = False
     dtype: Any = jnp.float32
+    precision: str = "high"
 
     def setup(self) -> None:
         sizes = (self.hidden_channels, self.channel_mult, self.num_res_blocks)
-        self.encoder = Encoder(*sizes, self.z_channels, strided=self.strided, dtype=self.dtype)
-        self.decoder = Decoder(*sizes, coarse_first=self.coarse_first, dtype=self.dtype)
+        start = {"dtype": self.dtype, "torch_init": self.torch_init}
+        self.encoder = Encoder(*sizes, self.z_channels, strided=self.strided, **start)
+        self.decoder = Decoder(*sizes, coarse_first=self.coarse_first, **start)
         self.codebook = self.make_codebook()
 
     @property

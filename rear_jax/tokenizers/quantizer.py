@@ -6,7 +6,7 @@ objective, or as a moving average of the latents that chose each code (same pape
 must remember is a `CodebookState` that the caller carries and checkpoints.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.struct
 import jax
@@ -47,11 +47,14 @@ class CodebookState:
     sums: Float[Array, "K D"] | None
 
 
-def codebook_init(key: PRNGKeyArray, shape: tuple[int, int], *, l2_normalize: bool) -> Float[Array, "K D"]:
-    """First codebook: normal if its vectors will be normalised, else uniform in ±1/K (the MaskGIT-VQGAN release)."""
-    if l2_normalize:
-        return jax.random.normal(key, shape)
-    return jax.random.uniform(key, shape, minval=-1.0 / shape[0], maxval=1.0 / shape[0])
+def codebook_init(key: PRNGKeyArray, shape: tuple[int, int], dtype: Any = jnp.float32) -> Float[Array, "K D"]:
+    """First codebook: uniform in ±1/K, as VQGAN and all that follow it draw it (arXiv 2012.09841)."""
+    return jax.random.uniform(key, shape, dtype, minval=-1.0 / shape[0], maxval=1.0 / shape[0])
+
+
+def unit_codebook_init(key: PRNGKeyArray, shape: tuple[int, int], dtype: Any = jnp.float32) -> Float[Array, "K D"]:
+    """The same with vectors of length one, as LlamaGen draws it (arXiv 2406.06525)."""
+    return unit(codebook_init(key, shape, dtype))
 
 
 def unit(vectors: Float[Array, "*B D"]) -> Float[Array, "*B D"]:

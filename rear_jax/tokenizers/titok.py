@@ -6,7 +6,6 @@ codes, mixed by the predicted probabilities, go through MaskGIT-VQGAN's decoder.
 themselves. Parameters, MaskGIT's 30.7M included: 83.7M, 204.8M, 641.1M. Images are in [0, 1].
 """
 
-import functools
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +17,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from rear_jax.errors import RearError
+from rear_jax.runtime.precision import Linear, products_at
 from rear_jax.tokenizers import blocks, grid, maskgit_vqgan, quantizer, vit
 from rear_jax.tokenizers.family import PARAMETERS, TokenizerFamily
 from rear_jax.weights.family import truncate
@@ -42,7 +42,7 @@ class PatchDecoder(nn.Module):
     @nn.compact
     def __call__(self, vectors: Float[Array, "B N D"]) -> Float[Array, "B side side width"]:
         width, patches = self.width, self.side**2
-        x = nn.Dense(width, dtype=self.dtype, kernel_init=vit.KERNEL_INIT, name="decoder_embed")(vectors)
+        x = Linear(width, self.dtype, kernel_init=vit.KERNEL_INIT, name="decoder_embed")(vectors)
         x = x + vit.table(self, "latent_token_positional_embedding", x.shape[1], width).astype(x.dtype)
         mask_token = self.param("mask_token", nn.initializers.normal(width**-0.5), (1, 1, width))
         mask_tokens = jnp.broadcast_to(mask_token[0], (patches, width))
@@ -50,7 +50,12 @@ class PatchDecoder(nn.Module):
         asking = asking + vit.table(self, "positional_embedding", patches + 1, width)
         x = jnp.concatenate([vit.repeat(asking, x), x], axis=1)
         transformer = vit.Transformer(
-            self.depth, self.heads, dtype=self.dtype, attention_dtype=self.dtype, name="transformer"
+            self.depth,
+            self.heads,
+            dtype=self.dtype,
+            attention_dtype=self.dtype,
+            qkv_init=vit.FUSED_INIT,
+            name="transformer",
         )
         return transformer(x)[:, 1 : patches + 1].reshape(-1, self.side, self.side, width)
 
@@ -80,7 +85,7 @@ class PixelDecoder(nn.Module):
     def __call__(self, vectors: Float[Array, "B N D"]) -> Float[Array, "B H W 3"]:
         x = vit.pointwise(3 * self.patch_size**2, "ffn_0", self.dtype)(self.trunk(vectors))
         x = vit.pixels_of_patches(x, self.trunk.side, self.patch_size)
-        return nn.Conv(3, (3, 3), dtype=self.dtype, name="conv_out")(x).astype(jnp.float32)
+        return nn.Conv(3, (3, 3), dtype=jnp.float32, kernel_init=vit.KERNEL_INIT, name="conv_out")(x)
 
 
 class TiTok(vit.SequenceTokenizer):
@@ -103,6 +108,7 @@ class TiTok(vit.SequenceTokenizer):
       proxy_codebook_size, proxy_dim, proxy_channels, proxy_channel_mult, proxy_res_blocks: sizes of that network, only
         used with predicts = 'codes'. It must have as many cells as there are patches: 2**(levels - 1) = patch_size.
       dtype: of the matrix products; parameters, norms, softmax and distances are float32.
+      precision: of products where dtype is float32, 'high' or 'highest', see `runtime.precision`.
 
     Raises RearError: the image size is no multiple of the patch size, or `predicts` is neither.
     """
@@ -127,6 +133,7 @@ class TiTok(vit.SequenceTokenizer):
     proxy_channel_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
     proxy_res_blocks: int = 2
     dtype: Any = jnp.float32
+    precision: str = "high"
 
     def __post_init__(self) -> None:
         if self.predicts not in ("codes", "pixels"):
@@ -145,6 +152,7 @@ class TiTok(vit.SequenceTokenizer):
             legacy_reshape=self.legacy_reshape,
             dtype=self.dtype,
             attention_dtype=self.dtype,
+            qkv_init=vit.FUSED_INIT,
         )
         self.codebook = self.make_codebook()
         trunk = PatchDecoder(
@@ -154,9 +162,9 @@ class TiTok(vit.SequenceTokenizer):
             self.decoder = PixelDecoder(trunk, self.patch_size, self.dtype)
             return
         self.decoder = CodePredictor(trunk, self.proxy_codebook_size, self.dtype)
-        init = functools.partial(quantizer.codebook_init, l2_normalize=False)
-        self.pixel_codebook = self.param("pixel_codebook", init, (self.proxy_codebook_size, self.proxy_dim))
-        sizes = self.proxy_channels, self.proxy_channel_mult, self.proxy_res_blocks
+        sizes = self.proxy_codebook_size, self.proxy_dim
+        self.pixel_codebook = self.param("pixel_codebook", quantizer.codebook_init, sizes)
+        sizes = (self.proxy_channels, self.proxy_channel_mult, self.proxy_res_blocks)
         self.pixel_decoder = blocks.Decoder(*sizes, maskgit_vqgan.MaskGitVQGAN.coarse_first, self.dtype)
 
     @property
@@ -171,14 +179,16 @@ class TiTok(vit.SequenceTokenizer):
 
     def pixel_logits(self, vectors: Float[Array, "B N D"]) -> Float[Array, "B side side K"]:
         """Logits over the proxy's codes, float32; with predicts = 'pixels' the images themselves."""
-        return self.decoder(vectors)
+        with products_at(self.precision):
+            return self.decoder(vectors)
 
     def decode_embeddings(self, vectors: Float[Array, "B N D"]) -> Float[Array, "B H W 3"]:
         """Images of codebook vectors or mixtures of them, unclamped."""
         predicted = self.pixel_logits(vectors)
         if self.predicts == "pixels":
             return predicted
-        return self.pixel_decoder(jax.nn.softmax(predicted) @ self.pixel_codebook)
+        with products_at(self.precision):
+            return self.pixel_decoder(jax.nn.softmax(predicted) @ self.pixel_codebook)
 
 
 class Size(NamedTuple):

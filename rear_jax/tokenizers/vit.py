@@ -15,10 +15,13 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from rear_jax.errors import RearError
+from rear_jax.runtime.precision import Linear, gelu
 from rear_jax.tokenizers.base import CodebookTokenizer
 from rear_jax.weights.layout import CONV, LINEAR, Path, TorchName, count_layers
 
-KERNEL_INIT = nn.initializers.truncated_normal(0.02)
+# The authors' `trunc_normal_(std=0.02)` cuts at ±2, a hundred standard deviations: no draw is ever cut.
+KERNEL_INIT = nn.initializers.normal(0.02)
+FUSED_INIT = nn.initializers.xavier_uniform()  # of PyTorch's `MultiheadAttention`, which TiTok leaves as it is
 
 # of the published files
 TABLES = {"class_embedding", "positional_embedding", "latent_token_positional_embedding", "mask_token"}
@@ -34,22 +37,25 @@ class Block(nn.Module):
       causal: whether a position attends to itself and earlier ones only.
       dtype: of the matrix products.
       attention_dtype: of queries, keys and values; their softmax is float32 in any case.
+      qkv_init: how their kernel starts.
     """
 
     heads: int
     causal: bool
     dtype: Any
     attention_dtype: Any
+    qkv_init: Any = KERNEL_INIT
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T W"]) -> Float[Array, "B T W"]:
         b, t, w = x.shape
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=KERNEL_INIT)
-        qkv = dense(3 * w, name="in_proj")(layer_norm("ln_1", self.dtype)(x)).astype(self.attention_dtype)
+        dense = functools.partial(Linear, dtype=self.dtype, kernel_init=KERNEL_INIT)
+        qkv = Linear(3 * w, self.dtype, kernel_init=self.qkv_init, name="in_proj")(layer_norm("ln_1", self.dtype)(x))
+        qkv = qkv.astype(self.attention_dtype)
         q, k, v = (part.reshape(b, t, self.heads, -1) for part in jnp.split(qkv, 3, axis=-1))
         attended = jax.nn.dot_product_attention(q, k, v, is_causal=self.causal).reshape(b, t, w)
         x = x + dense(w, name="out_proj")(attended)
-        hidden = nn.gelu(dense(4 * w, name="c_fc")(layer_norm("ln_2", self.dtype)(x)), approximate=False)
+        hidden = gelu(dense(4 * w, name="c_fc")(layer_norm("ln_2", self.dtype)(x)))
         return x + dense(w, name="c_proj")(hidden)
 
 
@@ -58,7 +64,7 @@ class Transformer(nn.Module):
 
     Attributes:
       depth: L.
-      heads, causal, dtype, attention_dtype: of each `Block`.
+      heads, causal, dtype, attention_dtype, qkv_init: of each `Block`.
     """
 
     depth: int
@@ -66,10 +72,11 @@ class Transformer(nn.Module):
     causal: bool = False
     dtype: Any = jnp.float32
     attention_dtype: Any = jnp.float32
+    qkv_init: Any = KERNEL_INIT
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T W"]) -> Float[Array, "B T W"]:
-        block = Block(self.heads, self.causal, self.dtype, self.attention_dtype, name="blocks")
+        block = Block(self.heads, self.causal, self.dtype, self.attention_dtype, self.qkv_init, name="blocks")
         scan = nn.scan(
             lambda block, x, _: (block(x), None),
             variable_axes={"params": 0},
@@ -91,7 +98,7 @@ class Encoder(nn.Module):
       class_token: whether a learned token stands before the patches.
       legacy_reshape: read the memory of the latents [N, W] as [W, N] before the last layer, as TiTok's released
         weights were trained: each latent then mixes parts of several tokens.
-      dtype, attention_dtype: see `Block`.
+      dtype, attention_dtype, qkv_init: see `Block`.
     """
 
     num_latent_tokens: int
@@ -104,14 +111,13 @@ class Encoder(nn.Module):
     legacy_reshape: bool
     dtype: Any = jnp.float32
     attention_dtype: Any = jnp.float32
+    qkv_init: Any = KERNEL_INIT
 
     @nn.compact
     def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
         batch, patch, width = images.shape[0], (self.patch_size,) * 2, self.width
-        embed = nn.Conv(
-            width, patch, strides=patch, padding="VALID", dtype=self.dtype, kernel_init=KERNEL_INIT, name="patch_embed"
-        )
-        x = embed(images).reshape(batch, -1, width)
+        embed = Linear(width, self.dtype, kernel_init=KERNEL_INIT, window=patch, name="patch_embed")
+        x = embed(patches_of_pixels(images, self.patch_size))
         if self.class_token:
             x = jnp.concatenate([repeat(table(self, "class_embedding", 1, width), x), x], axis=1)
         x = x + table(self, "positional_embedding", x.shape[1], width).astype(x.dtype)
@@ -119,12 +125,17 @@ class Encoder(nn.Module):
         tokens = tokens + table(self, "latent_token_positional_embedding", self.num_latent_tokens, width)
         x = jnp.concatenate([x, repeat(tokens, x)], axis=1)
         transformer = Transformer(
-            self.depth, self.heads, dtype=self.dtype, attention_dtype=self.attention_dtype, name="transformer"
+            self.depth,
+            self.heads,
+            dtype=self.dtype,
+            attention_dtype=self.attention_dtype,
+            qkv_init=self.qkv_init,
+            name="transformer",
         )
         x = transformer(x)[:, -self.num_latent_tokens :]  # [B, N, W]
         if self.legacy_reshape:
             x = x.reshape(batch, width, self.num_latent_tokens).swapaxes(1, 2)
-        return pointwise(self.codebook_dim, "conv_out", self.dtype)(x[:, None])[:, 0].astype(jnp.float32)
+        return pointwise(self.codebook_dim, "conv_out", self.dtype)(x).astype(jnp.float32)
 
 
 class SequenceTokenizer(CodebookTokenizer):
@@ -157,9 +168,9 @@ def layer_norm(name: str, dtype: Any) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=dtype, name=name)
 
 
-def pointwise(features: int, name: str, dtype: Any) -> nn.Conv:
+def pointwise(features: int, name: str, dtype: Any) -> Linear:
     """A 1×1 convolution: a linear layer whose published weights have two axes more."""
-    return nn.Conv(features, (1, 1), dtype=dtype, kernel_init=KERNEL_INIT, name=name)
+    return Linear(features, dtype, kernel_init=KERNEL_INIT, window=(1, 1), name=name)
 
 
 def table(module: nn.Module, name: str, rows: int, width: int) -> Float[Array, "rows width"]:
@@ -170,6 +181,13 @@ def table(module: nn.Module, name: str, rows: int, width: int) -> Float[Array, "
 def repeat(rows: Float[Array, "T W"], like: Float[Array, "B S W"]) -> Float[Array, "B T W"]:
     """The same rows for each example of `like`, in its dtype."""
     return jnp.broadcast_to(rows.astype(like.dtype), (like.shape[0], *rows.shape))
+
+
+def patches_of_pixels(images: Float[Array, "B H W 3"], patch_size: int) -> Float[Array, "B n C"]:
+    """The patches of images, row by row; each holds its pixels row by row, colours last: C = 3·patch_size²."""
+    batch, height, width, colours = images.shape
+    x = images.reshape(batch, height // patch_size, patch_size, width // patch_size, patch_size, colours)
+    return x.swapaxes(2, 3).reshape(batch, -1, patch_size**2 * colours)
 
 
 def pixels_of_patches(x: Float[Array, "B n C"], side: int, patch_size: int) -> Float[Array, "B H W 3"]:

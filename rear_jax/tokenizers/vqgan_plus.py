@@ -19,6 +19,7 @@ class VQGANPlus(maskgit_vqgan.MaskGitVQGAN):
 
     strided: ClassVar[bool] = True
     coarse_first: ClassVar[bool] = True
+    torch_init: ClassVar[bool] = True
     z_channels: int = 64
     codebook_size: int = 4096
 

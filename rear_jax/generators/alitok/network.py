@@ -72,7 +72,7 @@ class AliTokTransformer(TappedGenerator):
             self.target_aware_pos_embed = self.param("target_aware_pos_embed", normal, (self.num_codes, self.width))
         self.blocks = block_of(self)
         self.norm = rms_norm(self.dtype)
-        self.lm_head = linear(self.codebook_size, self.dtype, bias=True)
+        self.lm_head = linear(self.codebook_size, self.dtype, bias=True, out_dtype=jnp.float32)
         if self.taps:
             self.shallow_projector, self.deep_projector = projectors(self)
 
@@ -127,7 +127,7 @@ class AliTokTransformer(TappedGenerator):
 
     def head(self, x: Float[Array, "B T W"]) -> Float[Array, "B T K"]:
         """Logits, float32."""
-        return self.lm_head(self.norm(x)).astype(jnp.float32)
+        return self.lm_head(self.norm(x))
 
     def _target(self, position: Int[Array, ""]) -> Float[Array, " W"] | float:
         """What tells `position` that it predicts the code of the same number."""

@@ -16,6 +16,7 @@ from rear_jax.generators.attention import apply_dropout
 from rear_jax.generators.interface import Captions, Features, Generator
 from rear_jax.generators.rotary import Block, Rotation, grid_angles, linear, normal, rms_norm, rotation_of
 from rear_jax.generators.stack import run_blocks
+from rear_jax.runtime.precision import in_float32
 
 CONDITIONS = ("class", "text")
 
@@ -64,7 +65,7 @@ class LlamaGenTransformer(Generator):
             self.caption_fc2 = linear(self.width, self.dtype)
         self.blocks = block_of(self)
         self.norm = rms_norm(self.dtype)
-        self.lm_head = linear(self.codebook_size, self.dtype, kernel_init=nn.initializers.zeros)
+        self.lm_head = linear(self.codebook_size, self.dtype, kernel_init=nn.initializers.zeros, out_dtype=jnp.float32)
 
     def __call__(
         self, codes: Int[Array, "B N"], conditions: Int[Array, " B"] | Captions, *, train: bool = False
@@ -88,7 +89,7 @@ class LlamaGenTransformer(Generator):
         """Input of the transformer at the positions before the codes."""
         if self.condition == "class":
             return self.class_embeddings[conditions][:, None]
-        hidden = nn.gelu(self.caption_fc1(conditions.features), approximate=True)
+        hidden = in_float32(nn.gelu, self.dtype)(self.caption_fc1(conditions.features))  # by tanh
         return self.caption_fc2(hidden).astype(jnp.float32)
 
     def visible(self, conditions: Int[Array, " B"] | Captions, length: int) -> Bool[Array, "B S"] | None:
@@ -104,7 +105,7 @@ class LlamaGenTransformer(Generator):
 
     def head(self, x: Float[Array, "B T W"]) -> Float[Array, "B T K"]:
         """Logits, float32."""
-        return self.lm_head(self.norm(x)).astype(jnp.float32)
+        return self.lm_head(self.norm(x))
 
 
 def block_of(model: LlamaGenTransformer) -> Block:

@@ -86,8 +86,9 @@ def _log_probability(feature_size: int) -> Callable[[Any, jax.Array, jax.Array],
     """`ClassProbe.log_probability` of a network that looks at so many pixels, both sides."""
 
     def log_probability(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-        seen = features.efficientnet_features(params["network"], images, variant=NETWORK, size=feature_size)
-        logits = jnp.dot(seen["pooled"], params["kernel"], precision="highest") + params["bias"]
+        network = params["network"]
+        seen = features.efficientnet_features(network, images, variant=NETWORK, size=feature_size, precision="high")
+        logits = jnp.dot(seen["pooled"], params["kernel"], precision="high") + params["bias"]
         return jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=-1)[:, 0]
 
     return log_probability

@@ -1,0 +1,115 @@
+"""The header of a folder of codes: what they are, and who made them."""
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+from rear_jax.errors import RearError
+
+FORMAT_VERSION = 1
+LIMIT = 2**16  # what the uint16 of a record counts
+
+
+@dataclasses.dataclass(frozen=True)
+class CodesHeader:
+    """What a folder of codes holds.
+
+    Attributes:
+      num_images: n, before augmentation.
+      num_augmentations: A, views per image.
+      augmentation: their name, a key of `crops.AUGMENTATIONS`; 'imported' where the codes came without one.
+      codes_per_image: N.
+      codebook_size: K; codes are in [0, K).
+      image_size: side in pixels of the square views that were encoded.
+      num_classes: labels are in [0, num_classes).
+      fingerprint: identifies the tokenizer and its weights.
+      source: name of the image source.
+      split: which split of it.
+      num_shards: S.
+      dtype, precision: in which the tokenizer multiplied, see `runtime.precision`; '' where nobody said.
+
+    Raises RearError: a number is out of its range.
+    """
+
+    num_images: int
+    num_augmentations: int
+    augmentation: str
+    codes_per_image: int
+    codebook_size: int
+    image_size: int
+    num_classes: int
+    fingerprint: str
+    source: str
+    split: str
+    num_shards: int
+    dtype: str = ""
+    precision: str = ""
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if isinstance(value, int) and value < 1:
+                raise RearError(f"codes header: {name} is {value}; it must be at least 1")
+            if name in ("codebook_size", "num_classes", "num_augmentations") and value > LIMIT:
+                raise RearError(f"codes header: {name} {value} does not fit the uint16 format; at most {LIMIT} does")
+        if self.num_shards > self.num_images:
+            raise RearError(f"codes header: {self.num_shards} shards for {self.num_images} images; use fewer shards")
+
+    @property
+    def num_records(self) -> int:
+        return self.num_images * self.num_augmentations
+
+    @property
+    def image_ranges(self) -> list[tuple[int, int]]:
+        """Images [start, stop) of each shard."""
+        bounds = [shard * self.num_images // self.num_shards for shard in range(self.num_shards + 1)]
+        return list(itertools.pairwise(bounds))
+
+    @property
+    def shard_sizes(self) -> list[int]:
+        """Records of each shard."""
+        return [(stop - start) * self.num_augmentations for start, stop in self.image_ranges]
+
+    def shard_path(self, directory: Path, shard: int) -> Path:
+        return directory / f"codes-{shard:05d}-of-{self.num_shards:05d}.array_record"
+
+
+def check_codes(
+    header: CodesHeader, *, fingerprint: str, codebook_size: int, codes_per_image: int, num_classes: int
+) -> None:
+    """Makes sure that codes fit the tokenizer and the generator that are to use them.
+
+    Raises RearError: one of the four differs; names both values.
+    """
+    pairs = {
+        "fingerprint": (header.fingerprint, fingerprint),
+        "codebook_size": (header.codebook_size, codebook_size),
+        "codes_per_image": (header.codes_per_image, codes_per_image),
+        "num_classes": (header.num_classes, num_classes),
+    }
+    for name, (stored, wanted) in pairs.items():
+        if stored != wanted:
+            raise RearError(
+                f"the codes have {name} {stored!r}, this run has {wanted!r}; tokenize again into a new folder"
+            )
+
+
+def as_json(header: CodesHeader) -> dict[str, Any]:
+    """The header as it is stored: its fields but the empty ones, and for other readers what follows from them."""
+    derived = {"num_records": header.num_records, "shard_sizes": header.shard_sizes}
+    said = {name: value for name, value in dataclasses.asdict(header).items() if value != ""}
+    return {"format_version": FORMAT_VERSION, **said, **derived}
+
+
+def read_header(path: Path) -> CodesHeader:
+    """Reads a stored header; raises RearError where it is damaged, altered, or of another format."""
+    try:
+        content = json.loads(path.read_text())
+        fields = [field.name for field in dataclasses.fields(CodesHeader)]
+        header = CodesHeader(**{name: content[name] for name in fields if name in content})
+    except (ValueError, KeyError, TypeError) as error:
+        raise RearError(f"{path} is damaged ({error!r}); tokenize again into a new folder") from None
+    if as_json(header) != content:
+        raise RearError(f"{path} is not of format version {FORMAT_VERSION} or was altered; tokenize again")
+    return header

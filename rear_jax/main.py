@@ -1,4 +1,4 @@
-"""The door: `python -m rear_jax.main --config=configs/quickstart.py --workdir=DIR [--job=train,sample]`."""
+"""The door: `python -m rear_jax.main --config=configs/quickstart.py --workdir=DIR [--job=train,sample] [--dry_run]`."""
 
 import errno
 import re
@@ -28,6 +28,11 @@ _WORKDIR = flags.DEFINE_string(
 _JOB = flags.DEFINE_list(
     "job", None, f"Jobs to run in turn, of {', '.join(jobs.JOBS)}; without the flag, those of config.jobs."
 )
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run",
+    False,
+    "Check settings, files, labels, mesh and batches of all jobs, say what would run, and run nothing.",
+)
 _ADDRESS = flags.DEFINE_string("coordinator_address", None, "host:port of process 0; by default the cluster is asked.")
 _COUNT = flags.DEFINE_integer("num_processes", None, "How many processes take part; with --coordinator_address.")
 _INDEX = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0; with --coordinator_address.")
@@ -37,7 +42,7 @@ SWEPT = re.compile(r"--config\.sample\.(guidance_scale|guidance_power)=")  # in 
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the jobs. Exits with 1 and one line on an error that the user can mend."""
+    """Checks all jobs, then runs them. Exits with 1 and one line on an error that the user can mend."""
     if len(arguments) > 1:
         raise app.UsageError(f"unexpected argument {arguments[1]!r}: settings are given as --config.key=value")
     sys.unraisablehook = _unraisable
@@ -47,7 +52,12 @@ def main(arguments: list[str]) -> None:
         distributed.start(_ADDRESS.value, _COUNT.value, _INDEX.value)
         workdir.mkdir(parents=True, exist_ok=True)
         set_up_logging(workdir / "log.txt", quiet=not distributed.is_first())
-        jobs.run_all(names, config, workdir)
+        if _DRY_RUN.value:
+            jobs.check_all(names, config, workdir)
+            if distributed.is_first():
+                print(f"dry run: {', '.join(names)} would run in {workdir}; every check passed, nothing was run.")
+        else:
+            jobs.run_all(names, config, workdir)
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
     except RearError as error:

@@ -10,92 +10,30 @@ The folder is local or mounted. `header.json` appears, under that name, when the
 """
 
 import contextlib
-import dataclasses
 import itertools
 import json
 import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from rear_jax.data.codes_header import HEADER as HEADER
+from rear_jax.data.codes_header import UNFINISHED_HEADER, as_json, check_share, read_header, refuse_other_plan
+from rear_jax.data.codes_header import CodesHeader as CodesHeader
+from rear_jax.data.codes_header import check_codes as check_codes
 from rear_jax.errors import RearError
 from rear_jax.runtime.atomic import atomic_file
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
-HEADER = "header.json"
-UNFINISHED_HEADER = "header.json.partial"
 RECORD_DTYPE = np.dtype("<u2")
 RECORD_PREFIX = 2  # label and view, before the codes
-LIMIT = 2**16  # what a uint16 counts
 WRITER_OPTIONS = "group_size:1,uncompressed"
 READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # random access
-
-
-@dataclasses.dataclass(frozen=True)
-class CodesHeader:
-    """What a folder of codes holds.
-
-    Attributes:
-      num_images: n, before augmentation.
-      num_augmentations: A, views per image.
-      augmentation: their name, a key of `crops.AUGMENTATIONS`; 'imported' where the codes came without one.
-      codes_per_image: N.
-      codebook_size: K; codes are in [0, K).
-      image_size: side in pixels of the square views that were encoded.
-      num_classes: labels are in [0, num_classes).
-      fingerprint: identifies the tokenizer and its weights.
-      source: name of the image source.
-      split: which split of it.
-      num_shards: S.
-
-    Raises RearError: a number is out of its range.
-    """
-
-    num_images: int
-    num_augmentations: int
-    augmentation: str
-    codes_per_image: int
-    codebook_size: int
-    image_size: int
-    num_classes: int
-    fingerprint: str
-    source: str
-    split: str
-    num_shards: int
-
-    def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            if isinstance(value, int) and value < 1:
-                raise RearError(f"codes header: {name} is {value}; it must be at least 1")
-            if name in ("codebook_size", "num_classes", "num_augmentations") and value > LIMIT:
-                raise RearError(f"codes header: {name} {value} does not fit the uint16 format; at most {LIMIT} does")
-        if self.num_shards > self.num_images:
-            raise RearError(f"codes header: {self.num_shards} shards for {self.num_images} images; use fewer shards")
-
-    @property
-    def num_records(self) -> int:
-        return self.num_images * self.num_augmentations
-
-    @property
-    def image_ranges(self) -> list[tuple[int, int]]:
-        """Images [start, stop) of each shard."""
-        bounds = [shard * self.num_images // self.num_shards for shard in range(self.num_shards + 1)]
-        return list(itertools.pairwise(bounds))
-
-    @property
-    def shard_sizes(self) -> list[int]:
-        """Records of each shard."""
-        return [(stop - start) * self.num_augmentations for start, stop in self.image_ranges]
-
-    def shard_path(self, directory: Path, shard: int) -> Path:
-        return directory / f"codes-{shard:05d}-of-{self.num_shards:05d}.array_record"
 
 
 def write_codes(
@@ -311,34 +249,13 @@ def open_codes(directory: os.PathLike[str], *, in_memory: bool = False, max_corr
     Raises RearError: the folder is not complete, a shard is missing or damaged, or the share is no such number.
     """
     directory = _local(directory)
-    if not 0 <= max_corrupt_share < 1:
-        raise RearError(f"codes.max_corrupt_share = {max_corrupt_share}: choose a share from 0 to below 1")
+    check_share(max_corrupt_share)
     if not (directory / HEADER).is_file():
         begun = (directory / UNFINISHED_HEADER).is_file()
         state = "is not finished: continue" if begun else "holds no codes: write them with"
         raise RearError(f"{directory} {state} the job `tokenize` or `import`")
-    header = _read_header(directory / HEADER)
+    header = read_header(directory / HEADER)
     return Codes(directory, header, in_memory=in_memory, max_corrupt_share=max_corrupt_share)
-
-
-def check_codes(
-    header: CodesHeader, *, fingerprint: str, codebook_size: int, codes_per_image: int, num_classes: int
-) -> None:
-    """Makes sure that codes fit the tokenizer and the generator that are to use them.
-
-    Raises RearError: one of the four differs; names both values.
-    """
-    pairs = {
-        "fingerprint": (header.fingerprint, fingerprint),
-        "codebook_size": (header.codebook_size, codebook_size),
-        "codes_per_image": (header.codes_per_image, codes_per_image),
-        "num_classes": (header.num_classes, num_classes),
-    }
-    for name, (stored, wanted) in pairs.items():
-        if stored != wanted:
-            raise RearError(
-                f"the codes have {name} {stored!r}, this run has {wanted!r}; tokenize again into a new folder"
-            )
 
 
 def _local(directory: os.PathLike[str]) -> Path:
@@ -349,37 +266,9 @@ def _local(directory: os.PathLike[str]) -> Path:
 
 def _claim(directory: Path, header: CodesHeader, process_index: int) -> None:
     """Records the plan in the folder, or makes sure that it is the one already there."""
-    for path in (directory / HEADER, directory / UNFINISHED_HEADER):
-        if path.is_file():
-            stored = dataclasses.asdict(_read_header(path))
-            for name, value in dataclasses.asdict(header).items():
-                if stored[name] != value:
-                    raise RearError(
-                        f"{directory} was begun with {name} {stored[name]!r}, not {value!r}; "
-                        "name another folder or delete this one"
-                    )
-            return
-    if any(directory.glob("codes-*.array_record")):
-        raise RearError(f"{directory} holds shards without a header; name another folder or delete them")
-    with atomic_file(directory / UNFINISHED_HEADER, writer=process_index) as temporary:
-        temporary.write_text(json.dumps(_as_json(header), indent=2) + "\n")
-
-
-def _as_json(header: CodesHeader) -> dict[str, Any]:
-    """The header as it is stored: its fields, and for other readers what follows from them."""
-    derived = {"num_records": header.num_records, "shard_sizes": header.shard_sizes}
-    return {"format_version": FORMAT_VERSION, **dataclasses.asdict(header), **derived}
-
-
-def _read_header(path: Path) -> CodesHeader:
-    try:
-        content = json.loads(path.read_text())
-        header = CodesHeader(**{field.name: content[field.name] for field in dataclasses.fields(CodesHeader)})
-    except (ValueError, KeyError, TypeError) as error:
-        raise RearError(f"{path} is damaged ({error!r}); tokenize again into a new folder") from None
-    if _as_json(header) != content:
-        raise RearError(f"{path} is not of format version {FORMAT_VERSION} or was altered; tokenize again")
-    return header
+    if not refuse_other_plan(directory, header):
+        with atomic_file(directory / UNFINISHED_HEADER, writer=process_index) as temporary:
+            temporary.write_text(json.dumps(as_json(header), indent=2) + "\n")
 
 
 def _is_complete(path: Path, num_records: int) -> bool:

@@ -1,6 +1,7 @@
 """Checks come before work: a fault in the last job is told before the first one starts, and nothing is written."""
 
 import dataclasses
+import gc
 import pathlib
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from rear_jax import generators, jobs, main, tokenizers
-from rear_jax.data.codes import CodesHeader
+from rear_jax.data.codes_header import CodesHeader, as_json
 from rear_jax.errors import RearError
+from rear_jax.runtime.atomic import write_json
 from rear_jax.runtime.checkpoints import Checkpoints
 from rear_jax.weights import safetensors_file
 from tests import toy
@@ -242,6 +244,7 @@ def study(variants, **changes) -> ConfigDict:
         ({"both": {}}, {"study__variant_jobs": ("sample", "evaluate")}, "must begin with a training job"),
         ({"both": {}}, {"study__variant_jobs": ("posttrain",)}, "must score samples"),
         ({"both": {}}, {"study__jobs": ()}, "seed_0/generator does not exist"),
+        ({"both": {"posttrain": {"loop": {"checkpoint_every": 0}}}}, {}, "loop.checkpoint_every = 0"),
     ],
 )
 def test_a_study_checks_its_variants(tmp_path, variants, changes, message):
@@ -267,10 +270,56 @@ def test_what_is_there_already_is_looked_at(tmp_path):
     assert "holds other parameters" in refused(("tokenizer", "sample"), toy.config(model__depth=3), tmp_path)
 
 
-def test_codes_of_another_plan(tmp_path):
-    from rear_jax.data.codes_header import as_json
-    from rear_jax.runtime.atomic import write_json
+def test_what_an_earlier_job_makes_is_not_looked_for(tmp_path, monkeypatch, files):
+    """Networks of this workdir, by a path from the current folder; the earlier job's own check is another matter."""
+    monkeypatch.chdir(tmp_path)
+    given = {"init_from": "converted", "tokenizer_from": str(files / "tokenizer.safetensors")}
+    jobs.check_all(("sample",), toy.config(**given | {"init_from": str(files / "small.safetensors")}), tmp_path)
+    assert "converted does not exist" in refused(("sample",), toy.config(**given), tmp_path)
+    pass_all_but_the_last(monkeypatch, ("convert", "sample"))
+    jobs.check_all(("convert", "sample"), toy.config(**given), tmp_path)
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    names = ("tokenizer", "tokenize", "train", "convert")
+    exported = {"convert__source": "generator", "convert__export": "a.onnx"}
+    assert "must end in .safetensors" in refused(names, toy.config(**exported), tmp_path)
+    jobs.check_all(names, toy.config(**exported | {"convert__export": "a.bin"}), tmp_path)
+    decoder = POST | {"posttrain__method": "tokenizer", "posttrain__loop__batch_size": 8}
+    jobs.check_all(UP_TO["sample"], toy.config(**decoder), tmp_path)
+    watched = {"sample__stage": "best", "train__evaluate_every": 12, "train__evaluate_images": 20}
+    jobs.check_all(("tokenizer", "tokenize", "train", "sample"), toy.config(**watched), tmp_path)
 
+
+def test_only_headers_are_read_and_nothing_is_placed_on_a_device(tmp_path, monkeypatch, files):
+    def read(*_):
+        pytest.fail("a check read more than headers")
+
+    for place in ("torch_files._SafeTensors.__getitem__", "torch_files._TorchTensors.__getitem__"):
+        monkeypatch.setattr(f"rear_jax.weights.{place}", read)
+    monkeypatch.setattr("rear_jax.data.imports.line_bounds", read)
+    (tmp_path / "good.jsonl").write_text(
+        '{"class_id": 1, "tokens": [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4, 5, 6]}\n'
+    )
+    config = toy.config(
+        tokenizer_from=str(files / "tokenizer.safetensors"),
+        init_from=str(files / "small.safetensors"),
+        import_codes__source=str(tmp_path / "good.jsonl"),
+        convert__source=str(files / "small.safetensors"),
+        posttrain__reward__perceptual=0.0,  # whose network is read: its files are small
+        posttrain__loop__batch_size=8,
+    )
+    gc.collect()
+    arrays = len(jax.live_arrays())
+    jobs.check_all(("import", "train", "posttrain", "convert", "sample"), config, tmp_path)
+    gc.collect()
+    assert len(jax.live_arrays()) == arrays
+    monkeypatch.undo()
+    jobs.check_all(("evaluate",), config, tmp_path)
+    gc.collect()
+    assert len(jax.live_arrays()) == arrays
+
+
+def test_codes_of_another_plan(tmp_path):
     header = CodesHeader(2000, 1, "center", 16, 16, 32, 10, "f00", "fashion_mnist", "test", 4)
     (tmp_path / "codes").mkdir()
     write_json(tmp_path / "codes" / "header.json", as_json(header))

@@ -59,12 +59,12 @@ def to_be_made(place: Path, config: ConfigDict, workdir: Path, before: Collectio
       workdir: of these jobs.
       before: their names.
     """
-    maker = next((job for job, folders in MAKERS.items() if place in [folder(workdir) for folder in folders]), "")
-    if maker == "tokenizer" and config.tokenizer_from:  # that job has nothing to train
-        return False
-    if place == best_generator_folder(workdir):
-        return maker in before and 0 < config.train.evaluate_every <= config.train.loop.steps
-    return maker in before
+    made = {job: [folder(workdir.resolve()) for folder in folders] for job, folders in MAKERS.items() if job in before}
+    if config.tokenizer_from:  # that job has nothing to train
+        made.pop("tokenizer", None)
+    if "train" in made and not 0 < config.train.evaluate_every <= config.train.loop.steps:
+        made["train"].remove(best_generator_folder(workdir.resolve()))
+    return any(place.resolve() in folders for folders in made.values())
 
 
 def codes_folder(config: ConfigDict, workdir: Path) -> Path:

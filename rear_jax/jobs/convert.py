@@ -59,7 +59,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
 def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     """See `Job.check`."""
     source = _source(config)
-    is_tokenizer = source == artifacts.tokenizer_folder(workdir)
+    is_tokenizer = source.resolve() == artifacts.tokenizer_folder(workdir.resolve())
     kind = TokenizerFamily.KIND if is_tokenizer else GeneratorFamily.KIND
     if not artifacts.to_be_made(source, config, workdir, before):
         kind = _kind(source)

@@ -60,26 +60,23 @@ def run(config: ConfigDict, workdir: Path, jobs: Mapping[str, Job]) -> None:
 
 
 def check(config: ConfigDict, workdir: Path, before: Collection[str], jobs: Mapping[str, Job]) -> None:
-    """See `Job.check`. The first seed stands for all, but for the settings that folders keep."""
+    """See `Job.check`. Samples and scores are checked of the first seed, which stands for the others."""
     study = config.study
     _check_settings(study, jobs)
-    for seed in study.seeds:
-        base, variants = _plan(config, workdir, seed)
-        _refuse_others(workdir / f"seed_{seed}", base)
-        for name, variant in variants.items():
-            _refuse_others(workdir / f"seed_{seed}" / name, variant)
-    folder = workdir / f"seed_{study.seeds[0]}"
-    base, variants = _plan(config, workdir, study.seeds[0])
     made = tuple({"tokenizer", "tokenize", "import"} & set(before))  # what the whole study shares
-    if "tokenizer" in made and not config.tokenizer_from:
-        for one in (base, *variants.values()):
-            one.tokenizer_from = ""  # so that it counts as still to be made
-    _check_in_turn(study.jobs, base, folder, made, jobs)
-    made += tuple(study.jobs)
-    for name, variant in variants.items():
-        if "train" in study.jobs:
-            variant.init_from = ""  # likewise
-        _check_in_turn(study.variant_jobs, variant, folder / name, made, jobs)
+    for seed in study.seeds:
+        folder, (base, variants) = workdir / f"seed_{seed}", _plan(config, workdir, seed)
+        _refuse_others(folder, base)
+        if "tokenizer" in made and not config.tokenizer_from:
+            for one in (base, *variants.values()):
+                one.tokenizer_from = ""  # so that it counts as still to be made
+        _check_in_turn(study.jobs, base, folder, made, jobs)
+        names = study.variant_jobs if seed == study.seeds[0] else study.variant_jobs[:1]
+        for name, variant in variants.items():
+            _refuse_others(folder / name, variant)
+            if "train" in study.jobs:
+                variant.init_from = ""  # likewise
+            _check_in_turn(names, variant, folder / name, (*made, *study.jobs), jobs)
 
 
 def _check_in_turn(

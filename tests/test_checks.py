@@ -16,6 +16,7 @@ from PIL import Image
 from rear_jax import generators, jobs, main, tokenizers
 from rear_jax.data.codes_header import CodesHeader, as_json
 from rear_jax.errors import RearError
+from rear_jax.evaluation import reference
 from rear_jax.runtime.atomic import write_json
 from rear_jax.runtime.checkpoints import Checkpoints
 from rear_jax.weights import safetensors_file
@@ -314,9 +315,8 @@ def test_only_headers_are_read_and_nothing_is_placed_on_a_device(tmp_path, monke
     gc.collect()
     assert len(jax.live_arrays()) == arrays
     monkeypatch.undo()
-    jobs.check_all(("evaluate",), config, tmp_path)
-    gc.collect()
-    assert len(jax.live_arrays()) == arrays
+    with jax.transfer_guard("disallow_explicit"):
+        assert reference.outline_network(config.evaluate).extractor.name == "EffNetLite2@32"
 
 
 def test_codes_of_another_plan(tmp_path):

@@ -98,7 +98,10 @@ def functions(config: ConfigDict, networks: Networks) -> Functions:
         return networks.tokenizer.apply(variables, unit_images(data), method="encode")
 
     def decode(params, frozen, data):
-        return in_turn(lambda codes: jnp.sum(rewards.images_of(networks, frozen["tokenizer"], codes)), data["samples"])
+        variables = {"params": frozen["tokenizer"]}
+        return in_turn(
+            lambda codes: jnp.sum(networks.tokenizer.apply(variables, codes, method="decode")), data["samples"]
+        )
 
     def perceive(params, frozen, data):
         def one(inputs):

@@ -86,7 +86,7 @@ def run_job(config: ConfigDict, workdir: pathlib.Path) -> Iterator[tuple]:
         watching(SampledSet, "export") as exporting,
     ):
         since = time.perf_counter()
-        jobs.JOBS["sample"](config, workdir)
+        jobs.JOBS["sample"].run(config, workdir)
         seconds = time.perf_counter() - since
     first, later, writing = drawing[0], sum(drawing[1:]), sum(adding + exporting)
     yield f"--job=sample of {count} images, end to end", f"{seconds:.2f}", f"{count / seconds:.2f}"

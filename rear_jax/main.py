@@ -1,4 +1,4 @@
-"""The door: `python -m rear_jax.main --config=configs/quickstart.py --workdir=DIR [--job=train,sample]`."""
+"""The door: `python -m rear_jax.main --config=configs/quickstart.py --workdir=DIR [--job=train,sample] [--dry_run]`."""
 
 import errno
 import re
@@ -13,7 +13,7 @@ from ml_collections import config_flags
 
 from rear_jax import jobs
 from rear_jax.errors import RearError
-from rear_jax.runtime import distributed
+from rear_jax.runtime import determinism, distributed
 from rear_jax.runtime.progress import set_up_logging
 from rear_jax.runtime.stopping import Interrupted
 
@@ -28,6 +28,17 @@ _WORKDIR = flags.DEFINE_string(
 _JOB = flags.DEFINE_list(
     "job", None, f"Jobs to run in turn, of {', '.join(jobs.JOBS)}; without the flag, those of config.jobs."
 )
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run",
+    False,
+    "Check settings, files, labels, mesh and batches of all jobs, say what would run, and run nothing.",
+)
+_DETERMINISTIC = flags.DEFINE_bool(
+    "deterministic",
+    False,
+    "On GPUs: only operations that give the same result in every run, so that a resumed run repeats an unbroken one "
+    "bit for bit. It costs speed. CPUs and TPUs do so in any case.",
+)
 _ADDRESS = flags.DEFINE_string("coordinator_address", None, "host:port of process 0; by default the cluster is asked.")
 _COUNT = flags.DEFINE_integer("num_processes", None, "How many processes take part; with --coordinator_address.")
 _INDEX = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0; with --coordinator_address.")
@@ -37,17 +48,25 @@ SWEPT = re.compile(r"--config\.sample\.(guidance_scale|guidance_power)=")  # in 
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the jobs. Exits with 1 and one line on an error that the user can mend."""
+    """Checks all jobs, then runs them. Exits with 1 and one line on an error that the user can mend."""
     if len(arguments) > 1:
         raise app.UsageError(f"unexpected argument {arguments[1]!r}: settings are given as --config.key=value")
     sys.unraisablehook = _unraisable
     try:
         config, workdir = _CONFIG.value, _local(_WORKDIR.value)
         names = _JOB.value or config.jobs
+        if _DETERMINISTIC.value:
+            determinism.ask_for()
         distributed.start(_ADDRESS.value, _COUNT.value, _INDEX.value)
         workdir.mkdir(parents=True, exist_ok=True)
         set_up_logging(workdir / "log.txt", quiet=not distributed.is_first())
-        jobs.run_all(names, config, workdir)
+        determinism.note(asked=_DETERMINISTIC.value)
+        if _DRY_RUN.value:
+            jobs.check_all(names, config, workdir)
+            if distributed.is_first():
+                print(f"dry run: {', '.join(names)} would run in {workdir}; every check passed, nothing was run.")
+        else:
+            jobs.run_all(names, config, workdir)
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
     except RearError as error:

@@ -116,7 +116,7 @@ def test_one_real_run_at_toy_width(file, trained, tmp_path):
     config = toy.shrink(load(file))
     config.tokenizer_from = str(trained / "tokenizer")
     config.codes_from = str(trained / "codes")
-    jobs.JOBS["train"](config, tmp_path)
+    jobs.JOBS["train"].run(config, tmp_path)
     assert (tmp_path / "generator" / str(config.train.loop.steps)).is_dir()
     assert (tmp_path / "metrics.jsonl").exists()
 
@@ -148,6 +148,6 @@ def test_one_real_post_training_at_toy_width(file, trained, tmp_path):
     config.init_from = str(untrained_generator(config, tmp_path))
     if config.model.get("condition") == "text":
         config.posttrain.captions = str(captions(config.model, tmp_path))
-    jobs.JOBS["posttrain"](config, tmp_path)
+    jobs.JOBS["posttrain"].run(config, tmp_path)
     assert (tmp_path / "posttrained" / "2").is_dir()
     assert (tmp_path / "posttrain.png").exists()

@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from rear_jax import artifacts
+from rear_jax import artifacts, jobs
 from rear_jax.errors import RearError
 from rear_jax.generators.layers import PROJECTOR_KEYS
 from rear_jax.runtime.checkpoints import Checkpoints
@@ -129,6 +129,18 @@ def test_fine_tuning_a_tokenizer_starts_from_it(files, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, want, stored(tmp_path / "tokenizer")["tokenizer"])
 
 
+def refused_by_check_and_job(workdir: pathlib.Path, message: str, **changes) -> None:
+    """Both say it; the check knows no more than headers."""
+    convert = jobs.JOBS["convert"]
+    for refuse in (
+        lambda: convert.check(toy.config(**changes), workdir, ()),
+        lambda: toy.run(workdir, "convert", **changes),
+    ):
+        with pytest.raises(RearError) as caught:
+            refuse()
+        assert message in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("source", "changes", "message"),
     [
@@ -142,9 +154,7 @@ def test_fine_tuning_a_tokenizer_starts_from_it(files, tmp_path):
 )
 def test_refusals(files, tmp_path, source, changes, message):
     place = str(files / f"{source}.safetensors") if source.isalpha() else source
-    with pytest.raises(RearError) as caught:
-        toy.run(tmp_path, "convert", convert__source=place, **changes)
-    assert message in str(caught.value)
+    refused_by_check_and_job(tmp_path, message, convert__source=place, **changes)
     assert not (tmp_path / "converted").exists()
 
 
@@ -161,9 +171,7 @@ def test_nothing_is_loaded_partially(files, tmp_path, change, message):
     tensors = load_file(files / "generator.safetensors")
     change(tensors)
     save_file(tensors, tmp_path / "x.safetensors")
-    with pytest.raises(RearError) as caught:
-        toy.run(tmp_path, "convert", convert__source=str(tmp_path / "x.safetensors"))
-    assert message in str(caught.value)
+    refused_by_check_and_job(tmp_path, message, convert__source=str(tmp_path / "x.safetensors"))
     assert not (tmp_path / "converted").exists()
 
 

@@ -123,7 +123,7 @@ def config(**changes):
 
 def run(workdir: pathlib.Path, *names: str, **changes) -> None:
     for name in names:
-        jobs.JOBS[name](config(**changes), workdir)
+        jobs.JOBS[name].run(config(**changes), workdir)
 
 
 @pytest.fixture(scope="module")

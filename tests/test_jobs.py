@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rear_jax import jobs
 from rear_jax.errors import RearError
 from rear_jax.jobs import tokenize
 from rear_jax.runtime.writer import read_metrics
@@ -108,10 +109,24 @@ def test_evaluate_scores_and_reports(trained, tmp_path):
     ],
 )
 def test_refusals_name_the_thing(trained, job, changes, message):
-    with pytest.raises(RearError) as caught:
-        toy.run(trained, job, **changes)
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
+    """The check tells what the job itself would."""
+    for refuse in (
+        lambda: jobs.check_all((job,), toy.config(**changes), trained),
+        lambda: toy.run(trained, job, **changes),
+    ):
+        with pytest.raises(RearError) as caught:
+            refuse()
+        assert message in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_checks_pass_beside_what_was_made_and_leave_it_alone(trained):
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    names = ("tokenizer", "tokenize", "train", "sample", "evaluate")
+    jobs.check_all(names, toy.config(), trained)
+    for name in names:
+        jobs.check_all((name,), toy.config(), trained)
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
 
 
 def test_samples_missing_or_damaged(tmp_path, trained):

@@ -37,7 +37,7 @@ def experiment(trained):
 @pytest.mark.slow
 def test_training_and_sampling_by_class(experiment, tmp_path):
     config = experiment()
-    jobs.JOBS["train"](config, tmp_path)
+    jobs.JOBS["train"].run(config, tmp_path)
     written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert written[-1]["step"] == config.train.loop.steps
     assert np.isfinite([r["loss"] for r in written]).all()
@@ -45,7 +45,7 @@ def test_training_and_sampling_by_class(experiment, tmp_path):
     for batch_size in (8, 5):
         config.sample.batch_size = batch_size
         (tmp_path / "samples.json").unlink(missing_ok=True)
-        jobs.JOBS["sample"](config, tmp_path)
+        jobs.JOBS["sample"].run(config, tmp_path)
         with np.load(tmp_path / "samples.npz") as file:
             sets.append(file["arr_0"])
             np.testing.assert_array_equal(file["labels"], np.arange(24) % 10)
@@ -104,12 +104,12 @@ def test_sampling_by_caption(experiment, tmp_path):
     config = experiment(condition="text", caption_length=4, caption_dim=6)
     config.init_from = published_file(config, tmp_path / "t2i.safetensors")
     with pytest.raises(RearError, match=r"config.sample.captions = ''"):
-        jobs.JOBS["sample"](config, tmp_path)
+        jobs.JOBS["sample"].run(config, tmp_path)
     config.sample.captions = str(tmp_path / "captions.npz")
     features = np.random.default_rng(0).normal(size=(3, 4, 6))
     np.savez(config.sample.captions, features=features, mask=np.tril(np.ones((3, 4))))
     config.sample.num_images, config.sample.batch_size = 7, 3
-    jobs.JOBS["sample"](config, tmp_path)
+    jobs.JOBS["sample"].run(config, tmp_path)
     with np.load(tmp_path / "samples.npz") as file:
         images, labels = file["arr_0"], file["labels"]
     np.testing.assert_array_equal(labels, [0, 1, 2, 0, 1, 2, 0])
@@ -120,10 +120,10 @@ def test_sampling_by_caption(experiment, tmp_path):
     assert "captions" in recipe["labels"]
 
     stamp = (tmp_path / "samples.npz").stat().st_mtime_ns
-    jobs.JOBS["sample"](config, tmp_path)
+    jobs.JOBS["sample"].run(config, tmp_path)
     assert (tmp_path / "samples.npz").stat().st_mtime_ns == stamp  # done already
     np.savez(config.sample.captions, features=-features, mask=np.ones((3, 4)))
-    jobs.JOBS["sample"](config, tmp_path)
+    jobs.JOBS["sample"].run(config, tmp_path)
     assert json.loads((tmp_path / "samples.json").read_text())["captions"] != recipe["captions"]
     with np.load(tmp_path / "samples.npz") as file:
         assert (file["arr_0"] != images).any()
@@ -131,13 +131,13 @@ def test_sampling_by_caption(experiment, tmp_path):
 
 def test_training_on_captions_is_refused(experiment, tmp_path):
     with pytest.raises(RearError, match="condition = 'class'"):
-        jobs.JOBS["train"](experiment(condition="text"), tmp_path)
+        jobs.JOBS["train"].run(experiment(condition="text"), tmp_path)
 
 
 def test_parity_report_of_a_text_generator(experiment, tmp_path, capsys):
     config = experiment(condition="text", caption_length=4, caption_dim=6)
     config.convert.source, config.convert.verify = published_file(config, tmp_path / "t2i.safetensors"), True
-    jobs.JOBS["convert"](config, tmp_path)
+    jobs.JOBS["convert"].run(config, tmp_path)
     assert "code files have no captions" in capsys.readouterr().out
 
 
@@ -145,7 +145,7 @@ def test_a_pickled_file_has_its_state_dict_where_the_authors_code_looks(experime
     config = experiment()
     config.convert.source = published_file(config, tmp_path / "c2i.safetensors")
     config.convert.export = str(tmp_path / "c2i.bin")
-    jobs.JOBS["convert"](config, tmp_path)
+    jobs.JOBS["convert"].run(config, tmp_path)
     with zipfile.ZipFile(config.convert.export) as archive:
         opcodes = list(pickletools.genops(archive.read("archive/data.pkl")))
     assert next(text for opcode, text, _ in opcodes if opcode.name == "BINUNICODE") == "model"

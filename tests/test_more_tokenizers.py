@@ -273,7 +273,7 @@ def test_one_rear_step_on_embeddings_of_any_width(name):
 def test_from_images_to_samples(name, tmp_path):
     for job in ("tokenizer", "tokenize", "train", "sample"):
         section = shrunk(SECTIONS[name](), channel_mult=(1, 1, 2, 2))
-        jobs.JOBS[job](toy.config(tokenizer=section), tmp_path)
+        jobs.JOBS[job].run(toy.config(tokenizer=section), tmp_path)
     assert (tmp_path / "samples.npz").exists()
 
 

@@ -189,6 +189,10 @@ def test_rewards_by_hand(setting):
     e = np.asarray(tokenizer.apply(variables, codes, method="embed"))
     norms = np.linalg.norm(z, axis=-1) * np.linalg.norm(e, axis=-1)
     np.testing.assert_allclose(cosine, ((z * e).sum(-1) / norms).mean(-1) - 1.0, rtol=1e-4)
+    flattened = rewards.flattened_codebook_cosine(images, None, seen)
+    z, e = z.reshape(1, -1), e.reshape(2, -1)
+    norms = np.linalg.norm(z, axis=-1) * np.linalg.norm(e, axis=-1)
+    np.testing.assert_allclose(flattened, (z * e).sum(-1) / norms - 1.0, rtol=1e-4)
 
 
 def test_a_reward_that_is_not_finite_names_its_image(setting, trained, tmp_path, monkeypatch):
@@ -235,7 +239,7 @@ def test_an_unknown_reward_is_named(trained, tmp_path):
         made.posttrain.reward.beauty = 1.0
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     with pytest.raises(RearError, match=r"reward\.beauty is no reward: use mse"):
-        jobs.JOBS["posttrain"](made, tmp_path)
+        jobs.JOBS["posttrain"].run(made, tmp_path)
 
 
 @pytest.mark.parametrize("changes", [{"posttrain__method": "ste"}, FREE], ids=["ste", "ar_grpo"])
@@ -301,7 +305,7 @@ def test_captions_condition_post_training(trained, tmp_path):
     store.save(0, new_state(params, optax.sgd(1.0)), made.to_dict())
     store.close()
     made.tokenizer_from, made.init_from = str(trained / "tokenizer"), str(tmp_path / "start")
-    jobs.JOBS["posttrain"](made, tmp_path)
+    jobs.JOBS["posttrain"].run(made, tmp_path)
     assert (tmp_path / "posttrained" / "2").is_dir()
 
 
@@ -315,7 +319,7 @@ def test_every_split_needs_its_captions(trained, tmp_path, split):
     made.data.update(source="arrays", path=str(tmp_path / "pairs.npz"), train_split="train", eval_split="validation")
     made.tokenizer_from = str(trained / "tokenizer")
     with pytest.raises(RearError, match=rf"\({split}\) has labels up to 9, .* an image's label is the number of its"):
-        jobs.JOBS["posttrain"](made, tmp_path)
+        jobs.JOBS["posttrain"].run(made, tmp_path)
 
 
 def test_the_readmes_ar_grpo_command_is_one():

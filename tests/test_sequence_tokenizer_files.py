@@ -76,7 +76,7 @@ def test_a_hub_folder_is_read_like_a_file(tmp_path):
     folder = hub_folder(tmp_path / "hub", params)
     jax.tree.map(np.testing.assert_array_equal, artifacts.read_tokenizer(folder, config, tokenizer), params)
     config.convert.source = str(folder)
-    jobs.JOBS["convert"](config, tmp_path)
+    jobs.JOBS["convert"].run(config, tmp_path)
     assert (tmp_path / "converted").is_dir()
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     assert published.weights_file(folder) == folder / "pytorch_model.bin"
@@ -116,7 +116,7 @@ def test_a_hub_folder_goes_out_and_comes_back(kind, tmp_path, monkeypatch):
     config = toy.config(tokenizer=section(kind), data__image_size=16)
     config.convert.source, config.convert.export = str(tmp_path / "file.safetensors"), str(tmp_path / "hub")
     save_file(to_torch(params, titok.torch_name), config.convert.source)
-    jobs.JOBS["convert"](config, tmp_path)
+    jobs.JOBS["convert"].run(config, tmp_path)
     assert json.loads((tmp_path / "hub" / "config.json").read_text()) == {
         "model": {
             "vq_model": {
@@ -138,7 +138,7 @@ def test_a_hub_folder_goes_out_and_comes_back(kind, tmp_path, monkeypatch):
     back = artifacts.read_tokenizer(tmp_path / "hub", config, tokenizer)
     jax.tree.map(np.testing.assert_array_equal, back, params)
     with pytest.raises(RearError, match=r"hub' exists already: name a new folder"):
-        jobs.JOBS["convert"](config, tmp_path / "again")
+        jobs.JOBS["convert"].run(config, tmp_path / "again")
 
 
 @pytest.mark.parametrize(
@@ -156,5 +156,5 @@ def test_what_cannot_be_exported(kind, changes, export, message, tmp_path):
     tokenizer, params = tiny(kind)
     save_file(to_torch(params, tokenizers.family_of(tokenizer).layout.torch_name), config.convert.source)
     with pytest.raises(RearError, match=message):
-        jobs.JOBS["convert"](config, tmp_path)
+        jobs.JOBS["convert"].run(config, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["file.safetensors"]

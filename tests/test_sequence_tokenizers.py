@@ -216,7 +216,7 @@ def test_both_stages_as_jobs(trained, tmp_path):
         config = toy.config(tokenizer=section("codes", patch_size=8, proxy_channel_mult=(1, 1, 1, 1)), **changes)
         config.tokenizer_training.loop.update(steps=2, checkpoint_every=2, log_every=1)
         config.tokenizer_training.perceptual_weight = 0.0
-        jobs.JOBS["tokenizer"](config, tmp_path / stage)
+        jobs.JOBS["tokenizer"].run(config, tmp_path / stage)
         return Checkpoints(tmp_path / stage / "tokenizer", keep=1), config
 
     proxy = str(trained / "tokenizer")
@@ -242,7 +242,7 @@ def test_a_new_decoder_on_an_encoder_that_is_trained_already(tmp_path):
         config = toy.config(tokenizer=section(kind, patch_size=8), **changes)
         config.tokenizer_training.loop.update(steps=1, checkpoint_every=1, log_every=1)
         config.tokenizer_training.perceptual_weight = 0.0
-        jobs.JOBS["tokenizer"](config, tmp_path / stage)
+        jobs.JOBS["tokenizer"].run(config, tmp_path / stage)
         tokenizer = tokenizers.build(config.tokenizer, 32)
         return artifacts.read_tokenizer(tmp_path / stage / "tokenizer", config, tokenizer)
 
@@ -298,7 +298,7 @@ def experiment(kind: str, longer: int = 0):
 def test_a_whole_experiment(kind, codes, tmp_path):
     config = experiment(kind)
     for job in ("tokenizer", "tokenize", "train", "sample", "evaluate"):
-        jobs.JOBS[job](config, tmp_path)
+        jobs.JOBS[job].run(config, tmp_path)
     header = json.loads((tmp_path / "codes" / "header.json").read_text())
     assert (header["codes_per_image"], header["codebook_size"]) == (codes, 12)
     with np.load(tmp_path / "samples.npz") as file:
@@ -311,10 +311,10 @@ def test_a_whole_experiment(kind, codes, tmp_path):
     longer.tokenizer_from = str(stored(tmp_path / "longer", longer, params))
     longer.init_from = str(tmp_path / "generator")
     with pytest.raises(RearError, match=r"generator belongs to another config: .* \(was \d, now \d\)"):
-        jobs.JOBS["sample"](longer, tmp_path / "other")
+        jobs.JOBS["sample"].run(longer, tmp_path / "other")
     longer.codes_from, longer.init_from = str(tmp_path / "codes"), ""
     with pytest.raises(RearError, match="the codes have fingerprint"):
-        jobs.JOBS["train"](longer, tmp_path / "other")
+        jobs.JOBS["train"].run(longer, tmp_path / "other")
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def test_refusals_of_training(tmp_path, kind, changes, message):
     config = toy.config(tokenizer=section(kind))
     config.tokenizer_training.update(changes)
     with pytest.raises(RearError, match=message):
-        jobs.JOBS["tokenizer"](config, tmp_path)
+        jobs.JOBS["tokenizer"].run(config, tmp_path)
 
 
 @pytest.mark.parametrize(

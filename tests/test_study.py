@@ -45,14 +45,14 @@ def study(variants, **changes):
 )
 def test_a_variant_that_does_not_fit_is_named_before_anything_runs(tmp_path, variants, message):
     with pytest.raises(RearError, match=message) as caught:
-        jobs.JOBS["study"](study(variants), tmp_path)
+        jobs.JOBS["study"].run(study(variants), tmp_path)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_job_is_named_before_anything_runs(tmp_path):
     with pytest.raises(RearError, match="unknown job 'score'"):
-        jobs.JOBS["study"](study({"both": {}}, study__variant_jobs=("posttrain", "score")), tmp_path)
+        jobs.JOBS["study"].run(study({"both": {}}, study__variant_jobs=("posttrain", "score")), tmp_path)
 
 
 def test_the_va_pi_study_watches_all_variants_over_the_same_images():
@@ -70,7 +70,7 @@ def test_a_study_runs_once_and_leaves_its_tables(tmp_path):
     sweep = {"study__variant_jobs": ("posttrain", "sweep"), "sweep__guidance_scale": (1.0, 2.0)}
     config = study(variants, posttrain__kl_weight=1e-6, **sweep)
     for job in ("tokenizer", "tokenize", "study"):
-        jobs.JOBS[job](config, tmp_path)
+        jobs.JOBS[job].run(config, tmp_path)
     results = json.loads((tmp_path / "study.json").read_text())["results"]
     assert [len(runs) for runs in results.values()] == [2, 2]
     first, second = results["before"]
@@ -82,14 +82,14 @@ def test_a_study_runs_once_and_leaves_its_tables(tmp_path):
     assert page.count("| before |") == page.count("| both |") == 3
     score = tmp_path / "seed_1" / "both" / "sweep" / "1_1" / "scores.json"
     stamp = score.stat().st_mtime_ns
-    jobs.JOBS["study"](config, tmp_path)
+    jobs.JOBS["study"].run(config, tmp_path)
     assert score.stat().st_mtime_ns == stamp
     assert (tmp_path / "study.png").stat().st_size > 0
 
     config.study.variants.before.posttrain.optimizer.learning_rate = 1e-3
     with pytest.raises(RearError, match=r"before belongs to another config: posttrain\.optimizer\.learning_rate \(was"):
-        jobs.JOBS["study"](config, tmp_path)
+        jobs.JOBS["study"].run(config, tmp_path)
 
     plain = study({"both": {}}, posttrain__kl_weight=1e-6)  # one set of samples; the training is done
-    jobs.JOBS["study"](plain, tmp_path)
+    jobs.JOBS["study"].run(plain, tmp_path)
     assert "## Samples\n" in (tmp_path / "study.md").read_text()

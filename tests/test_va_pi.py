@@ -12,7 +12,8 @@ from PIL import Image
 
 from rear_jax import generators, grpo, losses, tokenizers
 from rear_jax.errors import RearError
-from rear_jax.training.posttraining import va_pi
+from rear_jax.runtime.writer import read_metrics
+from rear_jax.training.posttraining import teacher_forcing, va_pi
 from rear_jax.training.posttraining.rewards import score
 from rear_jax.training.posttraining.teacher_forcing import Networks, bare_generator
 from rear_jax.training.state import new_state
@@ -72,7 +73,7 @@ def test_one_forward_pass_gives_loss_and_gradient_of_g(parts):
     state, metrics = run_step((networks, params, frozen, batch))
     mine = jax.tree.map(lambda before, after: before - after, params, state.params)
 
-    _, sample_key = jax.random.split(KEY)
+    _, sample_key, drop_key = jax.random.split(KEY, 3)
     images = batch["image"].astype(jnp.float32) / 255.0
     codes = networks.tokenizer.apply({"params": frozen["tokenizer"]}, images, method="encode")
     group = made.posttrain.group
@@ -86,7 +87,11 @@ def test_one_forward_pass_gives_loss_and_gradient_of_g(parts):
             {"params": params}, jnp.repeat(codes, group, axis=0), jnp.repeat(batch["label"], group)
         ).logits
         new = -losses.next_code_cross_entropy(many, samples.reshape(-1, codes.shape[1])).reshape(samples.shape)
-        prior = jnp.mean(losses.next_code_cross_entropy(many, jnp.repeat(codes, group, axis=0)))
+        prior = 0.9 * jnp.mean(losses.next_code_cross_entropy(many, jnp.repeat(codes, group, axis=0)))
+        row = jax.random.choice(drop_key, len(codes), (1,), replace=False)  # a tenth of four images, rounded up
+        null = jnp.full(1, made.data.num_classes)
+        dropped = networks.generator.apply({"params": params}, codes[row], null).logits
+        prior += 0.1 * jnp.mean(losses.next_code_cross_entropy(dropped, codes[row]))
         return grpo.policy_terms(new, jax.lax.stop_gradient(new), advantages).loss + 0.1 * prior
 
     loss, theirs = jax.value_and_grad(repeated)(params)
@@ -104,8 +109,50 @@ def test_rewards_are_those_of_decoded_images_whatever_is_decoded_together(parts)
     many, _ = score(networks, config(posttrain__images_at_once=3).posttrain, frozen, samples, batch)
     np.testing.assert_allclose(one, many, rtol=1e-5)
     decoded = networks.tokenizer.apply({"params": frozen["tokenizer"]}, samples[2], method="decode")
-    want = -np.mean((2 * np.clip(decoded, 0, 1) - 2 * np.asarray(images[2])) ** 2, axis=(1, 2, 3))
+    assert decoded.min() < 0.0  # what lies outside [0, 1] is not clipped, it counts
+    want = -np.mean((2 * np.asarray(decoded) - 2 * np.asarray(images[2])) ** 2, axis=(1, 2, 3))
     np.testing.assert_allclose(one[2], want, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("share", "rows", "wanted"), [(0.1, 128, 16), (0.1, 4, 1), (0.5, 6, 4), (1.0, 6, 6), (0.01, 8, 1)]
+)
+def test_rows_of_the_unconditional_prior(share, rows, wanted):
+    assert teacher_forcing.dropped_rows(share, rows) == wanted
+
+
+def test_label_drop_teaches_the_null_class_and_leaves_the_ratio_at_one(parts):
+    """The null class is the last row of the embeddings; its gradient comes from the unconditional prior alone."""
+    networks, params, frozen, batch = parts
+    moved = {}
+    for share in (0.0, 0.1, 1.0):
+        optimizer = optax.sgd(1.0)
+        step = jax.jit(va_pi.make_step(networks, config(posttrain__label_drop=share), optimizer))
+        state, metrics = step(new_state(params, optimizer), batch, KEY, frozen)
+        moved[share] = jnp.abs(state.params["embeddings"] - params["embeddings"])[-1].sum()
+        assert (metrics["ratio"], metrics["clip_share"]) == (1.0, 0.0)
+        assert ("prior_unconditional" in metrics) == (share > 0.0)
+    assert moved[0.0] == 0.0 < moved[0.1] < moved[1.0]
+
+
+def test_the_prior_is_a_mixture(parts):
+    """With a share of one it is the cross-entropy under the null label, of all images."""
+    networks, params, frozen, batch = parts
+    made = config(posttrain__label_drop=1.0).posttrain
+    context = teacher_forcing.read_context(networks, made, frozen, batch, KEY)
+    logits = teacher_forcing.predict(networks, params, context)
+    found, terms = teacher_forcing.prior(networks, made, params, logits, context, KEY)
+    null = jnp.full_like(batch["label"], networks.generator.num_classes)
+    dropped = networks.generator.apply({"params": params}, context.noisy, null).logits
+    wanted = float(jnp.mean(losses.next_code_cross_entropy(dropped, context.codes)))
+    assert float(found) == pytest.approx(wanted, rel=1e-6)
+    assert float(terms["prior"]) == pytest.approx(
+        float(teacher_forcing.cross_entropy(networks, params, context)), rel=1e-6
+    )
+    mixed, _ = teacher_forcing.prior(
+        networks, config(posttrain__label_drop=0.5).posttrain, params, logits, context, KEY
+    )
+    assert min(found, terms["prior"]) - 0.5 < mixed < max(found, terms["prior"]) + 0.5
 
 
 @pytest.mark.slow
@@ -206,6 +253,9 @@ def test_the_job_resumes_bit_for_bit_and_is_sampled(trained, tmp_path):
     lines = [json.loads(line) for line in (halves / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines if line["job"] == "posttrain"]
     assert steps == [1, 2, 3, 4]
+    watched = [line for line in lines if line["job"] == "posttrain_held_out"]
+    assert [line["step"] for line in watched] == [0, 2, 4]  # before, where it was interrupted, after
+    assert all(line["cross_entropy"] > 0 and line["unconditional_cross_entropy"] > 0 for line in watched)
 
 
 @pytest.mark.slow
@@ -215,8 +265,8 @@ def test_starting_from_a_published_file(trained, tmp_path):
     for name, given in (("file", {"init_from": str(file)}), ("folder", {"init_from": str(trained / "generator")})):
         (tmp_path / name).mkdir()
         toy.run(tmp_path / name, "posttrain", tokenizer_from=str(trained / "tokenizer"), **given, **MSE_ONLY)
-    a, b = ((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0] for name in ("file", "folder"))
-    assert json.loads(a)["reward"] == json.loads(b)["reward"]
+    a, b = (read_metrics(tmp_path / name, "posttrain")[0] for name in ("file", "folder"))
+    assert a["reward"] == b["reward"]
 
 
 @pytest.mark.parametrize(("job", "changes"), [("posttrain", MSE_ONLY), ("train", {"codes__on_the_fly": True})])

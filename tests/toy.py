@@ -61,7 +61,7 @@ def only_sizes(num_codes: int, *, grid: tuple[int, int]) -> types.SimpleNamespac
 def run(workdir: pathlib.Path, *names: str, **changes) -> None:
     """Runs jobs in this process."""
     for name in names:
-        jobs.JOBS[name](config(**changes), workdir)
+        jobs.JOBS[name].run(config(**changes), workdir)
 
 
 def shrink(made):

@@ -1,6 +1,7 @@
 """Generators as jobs leave them or others publish them."""
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,17 @@ from ml_collections import ConfigDict
 from rear_jax import generators
 from rear_jax.artifacts import published
 from rear_jax.artifacts.tokenizer import Tokenizer
-from rear_jax.artifacts.workdir import best_generator_folder, generator_folder, open_checkpoints, posttrained_folder
+from rear_jax.artifacts.workdir import (
+    best_generator_folder,
+    generator_folder,
+    open_checkpoints,
+    posttrained_folder,
+    saved,
+    to_be_made,
+)
 from rear_jax.errors import RearError
 from rear_jax.runtime import identity, sharding
-from rear_jax.runtime.checkpoints import Checkpoints, abstract
+from rear_jax.runtime.checkpoints import Checkpoints, Saved, abstract
 from rear_jax.runtime.mesh import make_mesh
 
 STAGES = {  # value of config.sample.stage -> the job that trained the generator, and where it is
@@ -42,17 +50,14 @@ def load_generator(
 
     Raises RearError: it is missing, damaged, of other sizes, or made with another tokenizer.
     """
+    _check_ema_of(stage, config)
     job, folder = STAGES[stage]
     place = folder(workdir)
-    if config.sample.use_ema and stage == "posttrain":
-        raise RearError("config.sample.use_ema: --job=posttrain keeps no moving average: set it to False.")
     if config.init_from and stage == "train" and not place.exists():
         params = read_generator(Path(config.init_from), config, network, tokenizer)
         return Generator(network, params, 0, identity.fingerprint(params, {}))
     checkpoints = open_checkpoints(place, job)
-    record = _checked_record(checkpoints, config, tokenizer)
-    if config.sample.use_ema and not record["train"]["ema_decay"]:
-        raise RearError(f"config.sample.use_ema: {place} holds no moving average; train with config.train.ema_decay.")
+    _require_ema(_checked_record(checkpoints, config, tokenizer), config, place)
     step, params = _restore(checkpoints, config, network, ema=config.sample.use_ema)
     return Generator(network, params, step, identity.fingerprint(params, {}))
 
@@ -71,7 +76,56 @@ def read_generator(place: Path, config: ConfigDict, network: nn.Module, tokenize
     return _restore(checkpoints, config, network)[1]
 
 
-def _checked_record(checkpoints: Checkpoints, config: ConfigDict, tokenizer: Tokenizer | None) -> dict:
+def check_stage(config: ConfigDict, workdir: Path, network: nn.Module, before: Collection[str], *, stage: str) -> None:
+    """Raises RearError where headers tell that `load_generator` will fail.
+
+    `before` are jobs that run first: what these will make is not looked for.
+    """
+    _check_ema_of(stage, config)
+    job, folder = STAGES[stage]
+    place = folder(workdir)
+    if to_be_made(place, config, workdir, before):
+        _require_ema(config.to_dict(), config, place)
+    elif config.init_from and stage == "train" and not place.exists():
+        check_generator(Path(config.init_from), config, workdir, network, before)
+    else:
+        found = saved(place, job)
+        _require_ema(_checked_record(found, config, None), config, place)
+        _check_saved(found, config, network, ema=config.sample.use_ema)
+
+
+def check_generator(
+    place: Path, config: ConfigDict, workdir: Path, network: nn.Module, before: Collection[str]
+) -> None:
+    """Raises RearError where headers tell that `read_generator` cannot read `place`, unless it is still to be made."""
+    if to_be_made(place, config, workdir, before):
+        return
+    if published.weights_file(place) is None:
+        _check_saved(saved(place, "train"), config, network)
+    else:
+        family = generators.family_of(network)
+        published.check_params(place, config, family, family.shapes(network))
+
+
+def _check_saved(found: Saved, config: ConfigDict, network: nn.Module, *, ema: bool = False) -> None:
+    _checked_record(found, config, None)
+    family = generators.family_of(network)
+    kept = published.without_absent(family, family.shapes(network), found.param_names())
+    found.refuse_other_params(kept, ema=ema)
+
+
+def _check_ema_of(stage: str, config: ConfigDict) -> None:
+    if config.sample.use_ema and stage == "posttrain":
+        raise RearError("config.sample.use_ema: --job=posttrain keeps no moving average: set it to False.")
+
+
+def _require_ema(record: dict, config: ConfigDict, place: Path) -> None:
+    """Raises RearError where a moving average is asked for that the training with this record did not keep."""
+    if config.sample.use_ema and not record["train"]["ema_decay"]:
+        raise RearError(f"config.sample.use_ema: {place} holds no moving average; train with config.train.ema_decay.")
+
+
+def _checked_record(checkpoints: Saved, config: ConfigDict, tokenizer: Tokenizer | None) -> dict:
     """What is stored beside a generator; raises RearError where config or tokenizer are others."""
     record, place = checkpoints.record(), checkpoints.folder
     identity.refuse_changes(record, config, identity.GENERATOR, str(place))

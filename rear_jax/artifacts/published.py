@@ -65,29 +65,47 @@ def read_params(path: Path, config: ConfigDict, family: Family, shapes: Any) -> 
 
     Raises RearError: the file holds something else, other sizes, or not everything; each key or setting is named.
     """
+    tensors, found, present, ignore = _opened(path, config, family, shapes)
+    kept = keep_optional(found, shapes, present, str(path))
+    return layout.from_torch(tensors, kept, found.layout.torch_name, ignore=ignore, source=str(path))
+
+
+def check_params(path: Path, config: ConfigDict, family: Family, shapes: Any) -> None:
+    """Raises RearError where the header of a file tells that `read_params` will; the arguments are the same."""
+    tensors, found, present, ignore = _opened(path, config, family, shapes)
+    kept = without_absent(found, shapes, present)
+    layout.require_fit(layout.outline(tensors), kept, found.layout.torch_name, ignore=ignore, source=str(path))
+
+
+def _opened(
+    path: Path, config: ConfigDict, family: Family, shapes: Any
+) -> tuple[Mapping[str, np.ndarray], Family, set[str], tuple[str, ...]]:
+    """The file's tensors, family and optional modules, and the prefixes of keys that carry nothing for the network.
+
+    Raises RearError: the file holds something else, or other sizes.
+    """
     tensors = read_tensors(weights_file(path) or path)
     found = detect(tensors, str(path))
     if found.SECTION != family.SECTION:
         raise RearError(f"{path} holds a {found.KIND} ({found.name}), not a {family.KIND}.")
-    _require_sizes(found, tensors, config, path)
+    _require_sizes(found, layout.outline(tensors), config, path)
     optional = found.layout.optional
     present = {module for module, prefix in optional.items() if any(key.startswith(f"{prefix}.") for key in tensors)}
     spare = tuple(f"{prefix}." for module, prefix in optional.items() if module not in shapes)
-    return layout.from_torch(
-        tensors,
-        keep_optional(found, shapes, present, str(path)),
-        found.layout.torch_name,
-        ignore=found.layout.ignore + spare,
-        source=str(path),
-    )
+    return tensors, found, present, found.layout.ignore + spare
+
+
+def without_absent(family: Family, shapes: Mapping[str, Any], present: Collection[str]) -> dict[str, Any]:
+    """The modules of `shapes` without the optional ones that are not `present` in a source."""
+    return {name: tree for name, tree in shapes.items() if name not in family.layout.optional or name in present}
 
 
 def keep_optional(family: Family, shapes: Mapping[str, Any], present: Collection[str], source: str) -> dict[str, Any]:
-    """The modules of `shapes` without the optional ones that are not `present` in a source.
+    """`without_absent`, for the reading of a source.
 
-    These are modules that serve in training alone (reAR's projectors). A source without them can be trained further by
-    a method that has them, which then starts them afresh; a source with them serves a method that has none. The log
-    tells.
+    Optional are modules that serve in training alone (reAR's projectors). A source without them can be trained further
+    by a method that has them, which then starts them afresh; a source with them serves a method that has none. The
+    log tells.
     """
     optional: Iterable[str] = family.layout.optional
     absent = [module for module in optional if module in shapes and module not in present]
@@ -96,7 +114,7 @@ def keep_optional(family: Family, shapes: Mapping[str, Any], present: Collection
         log.info("%s has no %s, which serves in training alone", source, " and no ".join(absent))
     if spare:
         log.info("%s: leaving out %s, which this method does not use", source, " and ".join(spare))
-    return {module: tree for module, tree in shapes.items() if module not in absent}
+    return without_absent(family, shapes, present)
 
 
 def _require_sizes(found: Family, tensors: Mapping[str, np.ndarray], config: ConfigDict, path: Path) -> None:

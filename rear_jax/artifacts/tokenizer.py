@@ -1,6 +1,7 @@
 """Tokenizers as jobs leave them or others publish them."""
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,17 @@ from ml_collections import ConfigDict
 
 from rear_jax import tokenizers
 from rear_jax.artifacts import published
-from rear_jax.artifacts.workdir import on_all_devices, open_checkpoints, posttrained_decoder_folder, tokenizer_folder
+from rear_jax.artifacts.workdir import (
+    on_all_devices,
+    open_checkpoints,
+    posttrained_decoder_folder,
+    saved,
+    to_be_made,
+    tokenizer_folder,
+)
 from rear_jax.errors import RearError
 from rear_jax.runtime import identity
+from rear_jax.runtime.checkpoints import Saved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +91,47 @@ def load_tokenizer(config: ConfigDict, workdir: Path, *, decoder_posttrained: bo
     return Tokenizer(module, params | decoder, original, identity.fingerprint(decoder, sizes), str(place))
 
 
+def check_tokenizer(
+    config: ConfigDict, workdir: Path, before: Collection[str], *, decoder_posttrained: bool = False
+) -> None:
+    """Raises RearError where headers tell that `load_tokenizer` will fail.
+
+    `before` are jobs that run first: what these will make is not looked for.
+    """
+    module = tokenizers.build(config.tokenizer, config.data.image_size)
+    check_tokenizer_at(tokenizer_place(config, workdir), config, workdir, module, before)
+    place = posttrained_decoder_folder(workdir)
+    if decoder_posttrained and not to_be_made(place, config, workdir, before):
+        found = saved(place, "posttrain")
+        identity.refuse_changes(found.record(), config, identity.TOKENIZER, str(place))
+        found.refuse_other_params({"decoder": tokenizers.shapes(module)["decoder"]})
+
+
+def check_tokenizer_at(
+    place: Path, config: ConfigDict, workdir: Path, module: nn.Module, before: Collection[str]
+) -> None:
+    """Raises RearError where headers tell that `read_tokenizer` cannot read `place`, unless it is still to be made."""
+    if to_be_made(place, config, workdir, before):
+        return
+    if published.weights_file(place) is not None:
+        published.check_params(place, config, tokenizers.family_of(module), tokenizers.shapes(module))
+        return
+    found = saved(place, "tokenizer")
+    identity.refuse_changes(found.record(), config, identity.TOKENIZER, str(place))
+    found.refuse_other_params({"tokenizer": tokenizers.shapes(module)})
+
+
+def check_encoder_at(
+    place: Path, config: ConfigDict, workdir: Path, module: nn.Module, before: Collection[str]
+) -> None:
+    """The same of `read_encoder`."""
+    if to_be_made(place, config, workdir, before):
+        return
+    if published.weights_file(place) is None:
+        config, module = _with_decoder_of(saved(place, "tokenizer"), config, module)
+    check_tokenizer_at(place, config, workdir, module, before)
+
+
 def tokenizer_place(config: ConfigDict, workdir: Path) -> Path:
     """The file or folder that holds the tokenizer of this experiment."""
     return Path(config.tokenizer_from) if config.tokenizer_from else tokenizer_folder(workdir)
@@ -114,15 +164,19 @@ def read_encoder(place: Path, config: ConfigDict, module: nn.Module) -> Any:
     In a published file the decoder must be the config's all the same.
     """
     if published.weights_file(place) is None:
-        record = open_checkpoints(place, "tokenizer").record()
-        of_decoder = tokenizers.family_of(module).of_decoder
-        own = tuple(f"tokenizer.{key}" for key in config.tokenizer if not key.startswith(of_decoder))
-        identity.refuse_changes(record, config, ("data.image_size", *own), str(place))
-        config = config.copy_and_resolve_references()
-        config.tokenizer.update(record["tokenizer"])
-        module = tokenizers.build(config.tokenizer, config.data.image_size)
+        config, module = _with_decoder_of(open_checkpoints(place, "tokenizer"), config, module)
     params = read_tokenizer(place, config, module)
     return {part: params[part] for part in ("encoder", "codebook")}
+
+
+def _with_decoder_of(found: Saved, config: ConfigDict, module: nn.Module) -> tuple[ConfigDict, nn.Module]:
+    """The config and its tokenizer with the decoder of a saved one; raises RearError where more than that differs."""
+    record, of_decoder = found.record(), tokenizers.family_of(module).of_decoder
+    own = tuple(f"tokenizer.{key}" for key in config.tokenizer if not key.startswith(of_decoder))
+    identity.refuse_changes(record, config, ("data.image_size", *own), str(found.folder))
+    config = config.copy_and_resolve_references()
+    config.tokenizer.update(record["tokenizer"])
+    return config, tokenizers.build(config.tokenizer, config.data.image_size)
 
 
 def read_discriminator(config: ConfigDict, workdir: Path, shapes: Any) -> Any:
@@ -130,12 +184,22 @@ def read_discriminator(config: ConfigDict, workdir: Path, shapes: Any) -> Any:
 
     Raises RearError: the tokenizer is a published file, or was trained without.
     """
+    check_discriminator(config, workdir, shapes, ())
+    like = {"discriminator": on_all_devices(shapes, config)}
+    return open_checkpoints(tokenizer_place(config, workdir), "tokenizer").restore_params(like)[1]["discriminator"]
+
+
+def check_discriminator(config: ConfigDict, workdir: Path, shapes: Any, before: Collection[str]) -> None:
+    """Raises RearError where headers tell that `read_discriminator` will fail, or where no job of `before` makes it."""
     place = tokenizer_place(config, workdir)
-    if published.weights_file(place) is None:
-        checkpoints = open_checkpoints(place, "tokenizer")
-        if "discriminator" in checkpoints.param_names():
-            like = {"discriminator": on_all_devices(shapes, config)}
-            return checkpoints.restore_params(like)[1]["discriminator"]
+    if to_be_made(place, config, workdir, before):
+        if config.tokenizer_training.discriminator_weight:
+            return
+    elif published.weights_file(place) is None:
+        found = saved(place, "tokenizer")
+        if "discriminator" in found.param_names():
+            found.refuse_other_params({"discriminator": shapes})
+            return
     raise RearError(
         f"config.posttrain.reward.discriminator: {place} has no discriminator; train a tokenizer with "
         "config.tokenizer_training.discriminator_weight, or set it to 0."

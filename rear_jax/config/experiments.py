@@ -76,6 +76,7 @@ def titok_imagenet(stage: str) -> ConfigDict:
     vq = config.tokenizer_training
     vq.objective, vq.trained = ("codes", "all") if stage == "1" else ("pixels", "decoder")
     vq.update(mse_weight=1.0, perceptual_weight=0.1, perceptual_network="lite2", revive_below=0.0)
+    vq.augmentation = "window_flip"
     vq.commitment_weight = 0.25 if stage == "1" else 0.0
     vq.discriminator_weight = 0.0 if stage == "1" else 0.01
     vq.update(discriminator_start=20_000, discriminator_adaptive=False, discriminator_channels=128)

@@ -51,7 +51,9 @@ def tokenizer_training() -> ConfigDict:
     vq.codebook_decay = 0.99  # decay per step of the moving averages: usage of codes and, with 'ema', their latents
     # lowest usage of a code, relative to the mean of all codes; a code below it becomes a random latent; 0 = off
     vq.revive_below = 0.01
-    vq.augmentation = "crop_flip"  # random view of each training image: 'none', 'flip' or 'crop_flip'
+    # random view of each training image: 'none', 'flip', 'crop_flip', 'wide_crop_flip' (LlamaGen) or 'window_flip'
+    # (TiTok); see rear_jax/data/crops.py
+    vq.augmentation = "crop_flip"
     vq.discriminator_weight = 0.0  # weight of the adversarial loss; 0 = no discriminator
     vq.discriminator_start = 0  # first step with the adversarial loss
     vq.discriminator_adaptive = True  # True = multiply the weight by the ratio of gradient norms at the last layer
@@ -125,10 +127,13 @@ def posttrain() -> ConfigDict:
     post.policy_weight = 1.0  # weight of the clipped objective; 0 = off, rewards are still logged
     # β, weight of the cross-entropy of the image's own codes; 'va_pi' and 'ste' read it, 'ar_grpo' needs 0
     post.prior_weight = 0.1
+    # share of the prior that is the cross-entropy without label or caption, 0 to 1; it keeps guidance in order.
+    # 'va_pi' and 'ste' read it.
+    post.label_drop = 0.1
     post.kl_weight = 0.0  # weight of the divergence from the generator at the start; 0 = off
     post.inner_updates = 1  # optimiser steps per rollout
     post.accumulation = 1  # microbatches per step
-    post.augmentation = "none"  # random view of each training image: 'none', 'flip' or 'crop_flip'
+    post.augmentation = "none"  # random view of each training image, as in tokenizer_training.augmentation
     # a batch is of images, each with G samples
     post.loop = loop_settings(steps=100, batch_size=128, log_every=1, picture_every=50, checkpoint_every=50)
     post.optimizer = optimizer_settings(learning_rate=1e-6, final_learning_rate=1e-6, warmup_steps=0)
@@ -142,7 +147,8 @@ def reward() -> ConfigDict:
     reward.mse = 1.0  # minus the mean squared difference from the original
     reward.perceptual = 1.0  # minus the perceptual distance from the original
     reward.l1 = 0.0  # minus the mean absolute difference from the original
-    reward.codebook = 0.0  # cosine between the vectors of the sampled codes and the latents of the original
+    reward.codebook = 0.0  # mean cosine between the vectors of the sampled codes and the latents of the original
+    reward.codebook_flattened = 0.0  # one cosine between all vectors of an image together and all latents together
     reward.discriminator = 0.0  # logit of the discriminator that the tokenizer was trained with
     reward.class_probability = 0.0  # log-probability of the label, from a linear classifier of real images
     return reward

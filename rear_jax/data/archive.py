@@ -65,7 +65,7 @@ class ImageArchive:
         count, *image = self.shape
         try:
             with zipfile.ZipFile(self.path) as file, file.open(f"{IMAGES}.npy") as member:
-                _read_header(member)
+                read_header(member)
                 for start in range(0, count, size):
                     wanted = min(size, count - start)
                     yield np.frombuffer(_read(member, wanted * int(np.prod(image))), np.uint8).reshape(wanted, *image)
@@ -86,7 +86,7 @@ class ImageArchive:
 
     def _image_shape(self, file: zipfile.ZipFile) -> tuple[int, ...]:
         with file.open(f"{IMAGES}.npy") as member:
-            shape, fortran, dtype = _read_header(member)
+            shape, fortran, dtype = read_header(member)
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran:
             raise ValueError(f"{IMAGES} is {dtype} {shape}, wanted uint8 [n, H, W, 3] in C order")
         return shape
@@ -95,7 +95,7 @@ class ImageArchive:
         return RearError(f"{self.path} cannot be read ({error}): {self._remedy}.")
 
 
-def _read_header(member: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+def read_header(member: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, whether in Fortran order, and dtype of a .npy, which is left at its first value."""
     version = np.lib.format.read_magic(member)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

@@ -55,7 +55,7 @@ def image_batches(
 
     Raises RearError: `augment` is unknown or B does not divide; while iterating, an image cannot be read.
     """
-    view = RANDOM_VIEWS[_known(augment, tuple(RANDOM_VIEWS))]
+    view = random_view_of(augment)
 
     def numbered(index: int, element: tuple[np.ndarray, int]) -> tuple[int, np.ndarray, int]:
         return index, *element
@@ -68,6 +68,11 @@ def image_batches(
     sequence = numbers.seed(seed).shuffle().repeat().random_map(random_view)
     share = _Share(batch_size, start_step, process_index, process_count)
     return _iterate(grain.MapDataset.source(_ImageRows(sequence, share)).batch(share.rows), num_threads)
+
+
+def random_view_of(augment: str) -> Callable[[np.ndarray, int, np.random.Generator], np.ndarray]:
+    """The random view that a training job makes of each image; raises RearError where there is none of that name."""
+    return RANDOM_VIEWS[_known(augment, tuple(RANDOM_VIEWS))]
 
 
 def training_stream(

@@ -1,10 +1,15 @@
 """Captions of text-conditional generators: features that a text encoder has made beforehand."""
 
+import contextlib
+import functools
 import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from rear_jax.data.archive import read_header
 from rear_jax.errors import RearError
 from rear_jax.generators.interface import Captions
 
@@ -12,7 +17,8 @@ from rear_jax.generators.interface import Captions
 class CaptionFile:
     """Captions on disk, padded on the left when they are asked for, as LlamaGen does.
 
-    The features of a folder are memory-mapped: only the captions that are asked for are read. An .npz is read whole.
+    Features are read when captions are first asked for: those of an .npz whole; those of a folder are memory-mapped, so
+    that only these captions are read.
     """
 
     def __init__(self, path: str, *, option: str, length: int, dim: int):
@@ -27,8 +33,12 @@ class CaptionFile:
         Raises RearError: the file is missing, no such file, or has arrays of other shapes; a caption is empty.
         """
         self.path, self._length = path, length
-        self._features, mask = _load(path, option)
-        shape = self._features.shape
+        if not path or not Path(path).exists():
+            raise RearError(
+                f"{option} = {path!r} does not exist: name an .npz with features and mask, or a folder with "
+                "features.npy and mask.npy."
+            )
+        shape, mask = _read(path, _shape_of_features), _read(path, lambda arrays: np.asarray(arrays["mask"]))
         if len(shape) != 3 or shape[2] != dim or shape[1] > length or shape[0] == 0:
             raise RearError(f"{path}: features are {shape}, wanted [captions, at most {length}, {dim}].")
         if mask.shape != shape[:2]:
@@ -36,6 +46,10 @@ class CaptionFile:
         self._mask = np.asarray(mask) > 0
         if not self._mask.any(axis=1).all():
             raise RearError(f"{path}: caption {int(np.argmin(self._mask.any(axis=1)))} is all padding: leave it out.")
+
+    @functools.cached_property
+    def _features(self) -> np.ndarray:
+        return _read(self.path, lambda arrays: arrays["features"])
 
     def __len__(self) -> int:
         return len(self._mask)
@@ -60,18 +74,31 @@ class CaptionFile:
         return Captions(np.pad(features, ((0, 0), (missing, 0), (0, 0))), np.pad(mask, ((0, 0), (missing, 0))))
 
 
-def _load(path: str, option: str) -> tuple[np.ndarray, np.ndarray]:
-    """The two arrays."""
-    place = Path(path)
-    if not path or not place.exists():
-        raise RearError(
-            f"{option} = {path!r} does not exist: name an .npz with features and mask, or a folder with features.npy "
-            "and mask.npy."
-        )
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[Mapping[str, np.ndarray]]:
+    """The arrays of a folder, memory-mapped, or of an .npz, each read when it is asked for."""
+    if Path(path).is_dir():
+        yield {name: np.load(Path(path) / f"{name}.npy", mmap_mode="r") for name in ("features", "mask")}
+        return
+    with np.load(path, allow_pickle=False) as file:
+        yield file
+
+
+def _read(path: str, what: Callable[[Any], Any]) -> Any:
+    """What a function makes of the arrays; raises RearError where they cannot be read."""
     try:
-        if place.is_dir():
-            return np.load(place / "features.npy", mmap_mode="r"), np.load(place / "mask.npy")
-        with np.load(path, allow_pickle=False) as file:
-            return file["features"], file["mask"]
-    except (KeyError, ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        with _opened(path) as arrays:
+            return what(arrays)
+    except (KeyError, ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise RearError(f"{path} does not hold captions as features and mask ({error}).") from error
+
+
+def _shape_of_features(arrays: Any) -> tuple[int, ...]:
+    """From the header alone."""
+    if isinstance(arrays, dict):
+        return arrays["features"].shape
+    with arrays.zip.open("features.npy") as member:
+        shape, _, dtype = read_header(member)
+    if dtype.hasobject:
+        raise ValueError("features are objects")
+    return shape

@@ -10,7 +10,6 @@ The folder is local or mounted. `header.json` appears, under that name, when the
 """
 
 import contextlib
-import dataclasses
 import itertools
 import json
 import logging
@@ -22,14 +21,20 @@ import jax
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from rear_jax.data.codes_header import CodesHeader, as_json, read_header
+from rear_jax.data.codes_header import (
+    HEADER,
+    UNFINISHED_HEADER,
+    CodesHeader,
+    as_json,
+    check_share,
+    read_header,
+    refuse_other_plan,
+)
 from rear_jax.errors import RearError
 from rear_jax.runtime.atomic import atomic_file
 
 log = logging.getLogger(__name__)
 
-HEADER = "header.json"
-UNFINISHED_HEADER = "header.json.partial"
 RECORD_DTYPE = np.dtype("<u2")
 RECORD_PREFIX = 2  # label and view, before the codes
 WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -249,8 +254,7 @@ def open_codes(directory: os.PathLike[str], *, in_memory: bool = False, max_corr
     Raises RearError: the folder is not complete, a shard is missing or damaged, or the share is no such number.
     """
     directory = _local(directory)
-    if not 0 <= max_corrupt_share < 1:
-        raise RearError(f"codes.max_corrupt_share = {max_corrupt_share}: choose a share from 0 to below 1")
+    check_share(max_corrupt_share)
     if not (directory / HEADER).is_file():
         begun = (directory / UNFINISHED_HEADER).is_file()
         state = "is not finished: continue" if begun else "holds no codes: write them with"
@@ -267,20 +271,9 @@ def _local(directory: os.PathLike[str]) -> Path:
 
 def _claim(directory: Path, header: CodesHeader, process_index: int) -> None:
     """Records the plan in the folder, or makes sure that it is the one already there."""
-    for path in (directory / HEADER, directory / UNFINISHED_HEADER):
-        if path.is_file():
-            stored = dataclasses.asdict(read_header(path))
-            for name, value in dataclasses.asdict(header).items():
-                if stored[name] not in (value, ""):  # what is not said there is taken on trust
-                    raise RearError(
-                        f"{directory} was begun with {name} {stored[name]!r}, not {value!r}; "
-                        "name another folder or delete this one"
-                    )
-            return
-    if any(directory.glob("codes-*.array_record")):
-        raise RearError(f"{directory} holds shards without a header; name another folder or delete them")
-    with atomic_file(directory / UNFINISHED_HEADER, writer=process_index) as temporary:
-        temporary.write_text(json.dumps(as_json(header), indent=2) + "\n")
+    if not refuse_other_plan(directory, header):
+        with atomic_file(directory / UNFINISHED_HEADER, writer=process_index) as temporary:
+            temporary.write_text(json.dumps(as_json(header), indent=2) + "\n")
 
 
 def _is_complete(path: Path, num_records: int) -> bool:

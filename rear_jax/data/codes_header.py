@@ -1,4 +1,4 @@
-"""The header of a folder of codes: what they are, and who made them."""
+"""The header of a folder of codes: what it holds, and whether that is what is wanted."""
 
 import dataclasses
 import itertools
@@ -9,7 +9,9 @@ from typing import Any
 from rear_jax.errors import RearError
 
 FORMAT_VERSION = 1
-LIMIT = 2**16  # what the uint16 of a record counts
+HEADER = "header.json"
+UNFINISHED_HEADER = "header.json.partial"
+LIMIT = 2**16  # what a uint16 counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +78,9 @@ class CodesHeader:
 
 
 def check_codes(
-    header: CodesHeader, *, fingerprint: str, codebook_size: int, codes_per_image: int, num_classes: int
+    header: CodesHeader, *, fingerprint: str | None, codebook_size: int, codes_per_image: int, num_classes: int
 ) -> None:
-    """Makes sure that codes fit the tokenizer and the generator that are to use them.
+    """Makes sure that codes fit the tokenizer and the generator that are to use them; a fingerprint of None fits any.
 
     Raises RearError: one of the four differs; names both values.
     """
@@ -89,10 +91,36 @@ def check_codes(
         "num_classes": (header.num_classes, num_classes),
     }
     for name, (stored, wanted) in pairs.items():
-        if stored != wanted:
+        if wanted not in (stored, None):
             raise RearError(
                 f"the codes have {name} {stored!r}, this run has {wanted!r}; tokenize again into a new folder"
             )
+
+
+def check_share(max_corrupt_share: float) -> None:
+    """Raises RearError unless `config.codes.max_corrupt_share` is a share."""
+    if not 0 <= max_corrupt_share < 1:
+        raise RearError(f"codes.max_corrupt_share = {max_corrupt_share}: choose a share from 0 to below 1")
+
+
+def refuse_other_plan(directory: Path, header: CodesHeader, *, but: tuple[str, ...] = ()) -> bool:
+    """Whether the folder of codes was begun, by this plan; entries named in `but` may differ.
+
+    Raises RearError: it was begun by another plan, or holds shards without one.
+    """
+    for path in (directory / HEADER, directory / UNFINISHED_HEADER):
+        if path.is_file():
+            stored = dataclasses.asdict(read_header(path))
+            for name, value in dataclasses.asdict(header).items():
+                if stored[name] not in (value, "") and name not in but:  # what is not said is taken on trust
+                    raise RearError(
+                        f"{directory} was begun with {name} {stored[name]!r}, not {value!r}; "
+                        "name another folder or delete this one"
+                    )
+            return True
+    if any(directory.glob("codes-*.array_record")):
+        raise RearError(f"{directory} holds shards without a header; name another folder or delete them")
+    return False
 
 
 def as_json(header: CodesHeader) -> dict[str, Any]:
@@ -103,7 +131,7 @@ def as_json(header: CodesHeader) -> dict[str, Any]:
 
 
 def read_header(path: Path) -> CodesHeader:
-    """Reads a stored header; raises RearError where it is damaged, altered, or of another format."""
+    """The header in a file; raises RearError where it is damaged or of another version."""
     try:
         content = json.loads(path.read_text())
         fields = [field.name for field in dataclasses.fields(CodesHeader)]

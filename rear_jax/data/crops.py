@@ -3,12 +3,14 @@
 Every function takes an array uint8 [H, W, 3] of any size and returns square crops of `size` pixels.
 """
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
 
 TEN_CROP_RANGE = 1.1  # short side of the image that ten crops are cut from, in units of the crop's side
+WIDE_RANGE = 1.25  # the largest one of LlamaGen's tokenizer training
 
 
 def center_crop(image: np.ndarray, size: int) -> np.ndarray:
@@ -47,20 +49,24 @@ def ten_crop(image: np.ndarray, size: int) -> list[np.ndarray]:
     return _five_crop(square, size) + _five_crop(_mirror(square), size)
 
 
-def random_crop_flip(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """A random window of the image resized to a random short side in [size, 1.1 size], mirrored with probability 1/2.
+def random_crop_flip(
+    image: np.ndarray, size: int, rng: np.random.Generator, *, largest: float = TEN_CROP_RANGE
+) -> np.ndarray:
+    """A random window of the image resized to a random short side in [size, largest·size], mirrored with probability ½.
 
-    The continuous counterpart of `ten_crop`, for training on pixels. It resamples even an image of the right size.
+    By default it is the continuous counterpart of `ten_crop`. It resamples even an image of the right size.
 
     Args:
       image: uint8 [H, W, 3].
       size: side of the crop in pixels.
       rng: source of the four draws (short side, top, left, mirroring).
+      largest: 1.25 in LlamaGen's tokenizer training (`random_crop_arr`); 1 in TiTok's, whose window moves along the
+        long side alone.
 
     Returns:
       uint8 [size, size, 3].
     """
-    short_side = int(rng.integers(size, int(size * TEN_CROP_RANGE), endpoint=True))
+    short_side = int(rng.integers(size, int(size * largest), endpoint=True))
     resized = _resize_short_side(image, short_side)
     height, width, _ = resized.shape
     top = int(rng.integers(0, height - size, endpoint=True))
@@ -99,6 +105,8 @@ RANDOM_VIEWS: dict[str, Callable[[np.ndarray, int, np.random.Generator], np.ndar
     "none": _center_only,
     "flip": center_crop_flip,
     "crop_flip": random_crop_flip,
+    "wide_crop_flip": functools.partial(random_crop_flip, largest=WIDE_RANGE),
+    "window_flip": functools.partial(random_crop_flip, largest=1.0),
 }
 
 

@@ -12,6 +12,7 @@ A source is a random-access sequence of (image, label). `open_source(name, path,
                  `labels`; a `num_classes` in it is heeded.
 """
 
+import functools
 import hashlib
 import io
 import json
@@ -19,9 +20,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol, SupportsIndex
+from typing import Any, NamedTuple, Protocol, SupportsIndex
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image, UnidentifiedImageError
 
 from rear_jax.data import fashion_mnist
@@ -147,7 +149,7 @@ def spread(total: int, wanted: int) -> np.ndarray:
     return np.arange(count) * total // count
 
 
-def require_classes(source: ImageSource, num_classes: int) -> None:
+def require_classes(source: "ImageSource | SplitFacts", num_classes: int) -> None:
     """Raises RearError where a source has labels that `config.data.num_classes` leaves no room for."""
     if source.num_classes > num_classes:
         raise RearError(
@@ -175,6 +177,37 @@ def open_source(name: str, path: str, split: str) -> ImageSource:
     if name not in SOURCES:
         raise RearError(f"unknown image source {name!r}; the known ones are: {', '.join(SOURCES)}")
     return SOURCES[name](path, split)
+
+
+def open_split(data: ConfigDict, split: str) -> ImageSource:
+    """The images of one split of `config.data`; raises RearError as `open_source` and `require_classes`."""
+    source = open_source(data.source, data.path, split)
+    require_classes(source, data.num_classes)
+    return source
+
+
+class SplitFacts(NamedTuple):
+    """What checks ask of a split; the same attributes as of its source, and the number of its images."""
+
+    name: str
+    num_classes: int
+    num_images: int
+
+
+def split_facts(data: ConfigDict, split: str) -> SplitFacts:
+    """What `open_split` finds, and its errors; a split that several jobs read is opened once, until `forget_splits`."""
+    facts = _facts(data.source, data.path, split)
+    require_classes(facts, data.num_classes)
+    return facts
+
+
+@functools.cache
+def _facts(name: str, path: str, split: str) -> SplitFacts:
+    source = open_source(name, path, split)
+    return SplitFacts(source.name, source.num_classes, len(source))
+
+
+forget_splits = _facts.cache_clear
 
 
 def _open_fashion_mnist(path: str, split: str) -> ImageSource:

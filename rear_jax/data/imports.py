@@ -18,10 +18,11 @@ import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from rear_jax.data.archive import read_header
 from rear_jax.errors import RearError
 
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]  # codes [m, N], labels [m] and view indices [m], int32
@@ -88,14 +89,23 @@ def open_import(path: Path, limits: Limits) -> ImportedCodes:
 
     Raises RearError: there is nothing at `path`, or it is in none of the three formats.
     """
+    return _format_of(path)(path, limits)
+
+
+def check_import(path: Path, limits: Limits) -> None:
+    """Raises RearError where the first lines, files or headers of a published set of codes tell that it is none."""
+    _format_of(path).check(path, limits)
+
+
+def _format_of(path: Path) -> "type[JsonLines | NpyFolder | NpzFile]":
     if not path.exists():
         raise RearError(f"{path} does not exist: mend config.import_codes.source.")
     if path.is_dir():
-        return NpyFolder(path, limits)
+        return NpyFolder
     formats = {".jsonl": JsonLines, ".npz": NpzFile}
     if path.suffix not in formats:
         raise RearError(f"{path} is neither a .jsonl file (RAR), nor a folder (LlamaGen), nor an .npz file (AliTok).")
-    return formats[path.suffix](path, limits)
+    return formats[path.suffix]
 
 
 class JsonLines:
@@ -105,16 +115,28 @@ class JsonLines:
 
     def __init__(self, path: Path, limits: Limits):
         self._path, self._limits = path, limits
+        line, codes, label = self._first(path, limits)
         self._bounds = line_bounds(path)
         self.description = f"RAR's lines, {self._bounds[-1]} bytes"
         self.num_images = len(self._bounds) - 1
-        if not self.num_images:
-            raise RearError(f"{path} is empty; fetch it again.")
-        with path.open("rb") as file:
-            line = file.readline().removesuffix(b"\n")
-        codes, label = self._row(line, 1)
         plain = np.array_equal(_numbers_in(line), [label, *codes])  # no other numbers, and in this order
         self._frame = line.translate(None, DIGITS) + b"\n" if plain else b""
+
+    @classmethod
+    def check(cls, path: Path, limits: Limits) -> None:
+        """Looks at the first line alone."""
+        _, codes, label = cls._first(path, limits)
+        limits.check(codes[None], label[None], lambda _: f"{path}, line 1")
+
+    @staticmethod
+    def _first(path: Path, limits: Limits) -> tuple[bytes, np.ndarray, np.ndarray]:
+        """The first line, its codes [N] and its label []."""
+        with path.open("rb") as file:
+            line = file.readline()
+        if not line:
+            raise RearError(f"{path} is empty; fetch it again.")
+        line = line.removesuffix(b"\n")
+        return line, *_row(path, line, 1, limits.codes_per_image)
 
     def read(self, start: int, stop: int) -> Rows:
         codes = np.empty((stop - start, self._limits.codes_per_image), np.int32)
@@ -141,25 +163,26 @@ class JsonLines:
             if numbers.size == count * (1 + self._limits.codes_per_image):
                 table = numbers.reshape(count, -1)
                 return table[:, 1:], table[:, 0]
-        rows = [self._row(line, number) for number, line in enumerate(text.split(b"\n"), start=first + 1)]
+        lines, wanted = enumerate(text.split(b"\n"), start=first + 1), self._limits.codes_per_image
+        rows = [_row(self._path, line, number, wanted) for number, line in lines]
         codes, labels = zip(*rows, strict=True)
         return np.stack(codes), np.array(labels)
 
-    def _row(self, line: bytes, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Codes [N] and label [] of one line, by the JSON parser."""
-        try:
-            row = json.loads(line)
-            codes, label = np.array(row["tokens"]), np.array(row["class_id"])
-        except (ValueError, TypeError, LookupError, RecursionError) as error:
-            wanted = 'wanted {"class_id": ..., "tokens": [...]}'
-            raise RearError(f"{self._path}, line {number}: {wanted}, this cannot be read ({error!r})") from None
-        count = self._limits.codes_per_image
-        if not codes.dtype.kind == label.dtype.kind == "i" or codes.shape != (count,) or label.shape:
-            raise RearError(
-                f"{self._path}, line {number}: wanted {count} integers as tokens and one as class_id, found "
-                f"{codes.shape} {codes.dtype} and {label.shape} {label.dtype}; is the tokenizer the right one?"
-            )
-        return codes, label
+
+def _row(path: Path, line: bytes, number: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Codes [count] and label [] of a line of a file, by the JSON parser."""
+    try:
+        row = json.loads(line)
+        codes, label = np.array(row["tokens"]), np.array(row["class_id"])
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        wanted = 'wanted {"class_id": ..., "tokens": [...]}'
+        raise RearError(f"{path}, line {number}: {wanted}, this cannot be read ({error!r})") from None
+    if not codes.dtype.kind == label.dtype.kind == "i" or codes.shape != (count,) or label.shape:
+        raise RearError(
+            f"{path}, line {number}: wanted {count} integers as tokens and one as class_id, found "
+            f"{codes.shape} {codes.dtype} and {label.shape} {label.dtype}; is the tokenizer the right one?"
+        )
+    return codes, label
 
 
 def _numbers_in(text: bytes) -> np.ndarray:
@@ -191,6 +214,11 @@ class NpyFolder:
             raise RearError(f"{path}: {lonely[0]}.npy is in only one of its two folders; fetch the other or delete it.")
         self.num_images = len(self._names)
         self.num_views = self._load(self._codes, self._names[0], (1, None, limits.codes_per_image)).shape[1]
+
+    @classmethod
+    def check(cls, path: Path, limits: Limits) -> None:
+        """Looks at the names of all files and at the first image."""
+        cls(path, limits).read(0, 1)
 
     def read(self, start: int, stop: int) -> Rows:
         codes = np.empty((stop - start, self.num_views, self._limits.codes_per_image), np.int32)
@@ -242,16 +270,28 @@ class NpzFile:
     def __init__(self, path: Path, limits: Limits):
         self._path, self._limits = path, limits
         self.description = f"AliTok's archive, {path.stat().st_size} bytes"
-        try:
-            with np.load(path) as file:
-                codes, self._labels = (_pick(path, file, names) for names in (CODES_NAMES, LABELS_NAMES))
-        except (ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise RearError(f"{path} cannot be read ({error}); fetch it again.") from None
-        if codes.ndim not in (2, 3) or self._labels.shape != codes.shape[:1] or not codes.size:
-            shapes = f"codes {codes.shape} and labels {self._labels.shape}"
-            raise RearError(f"{path} has {shapes}, wanted [n, N] or [n, A, N] and [n].")
+        codes, self._labels = self._arrays(path, lambda file, name: file[name])
         self._codes = codes if codes.ndim == 3 else codes[:, None]
         self.num_images, self.num_views, _ = self._codes.shape
+
+    @classmethod
+    def check(cls, path: Path, limits: Limits) -> None:
+        """Looks at the names and shapes of the arrays."""
+        codes, labels = cls._arrays(path, _stand_in)
+        limits.check(codes[:1], labels[:1], lambda _: f"{path}")
+
+    @staticmethod
+    def _arrays(path: Path, read: Callable[[Any, str], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Codes and labels as `read` makes them of the open file and a name."""
+        try:
+            with np.load(path) as file:
+                codes, labels = (read(file, _pick(path, file, names)) for names in (CODES_NAMES, LABELS_NAMES))
+        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise RearError(f"{path} cannot be read ({error}); fetch it again.") from None
+        if codes.ndim not in (2, 3) or labels.shape != codes.shape[:1] or not codes.size:
+            shapes = f"codes {codes.shape} and labels {labels.shape}"
+            raise RearError(f"{path} has {shapes}, wanted [n, N] or [n, A, N] and [n].")
+        return codes, labels
 
     def read(self, start: int, stop: int) -> Rows:
         codes, labels = self._codes[start:stop], self._labels[start:stop]
@@ -259,12 +299,19 @@ class NpzFile:
         return _by_view(codes, labels)
 
 
-def _pick(path: Path, file: np.lib.npyio.NpzFile, names: tuple[str, ...]) -> np.ndarray:
-    """The one array in the file that has one of the names."""
+def _stand_in(file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    """Zeros of the shape and dtype of an array, which take no memory; only its header is read."""
+    with file.zip.open(f"{name}.npy") as member:
+        shape, _, dtype = read_header(member)
+    return np.broadcast_to(np.zeros((), dtype), shape)
+
+
+def _pick(path: Path, file: np.lib.npyio.NpzFile, names: tuple[str, ...]) -> str:
+    """The one of the names that an array in the file has."""
     found = [name for name in names if name in file.files]
     if len(found) != 1:
         raise RearError(f"{path} must hold one array called {' or '.join(names)}; found {', '.join(file.files)}.")
-    return file[found[0]]
+    return found[0]
 
 
 def _by_view(codes: np.ndarray, labels: np.ndarray) -> Rows:

@@ -11,15 +11,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from rear_jax.data.archive import STATISTICS, ImageArchive
 from rear_jax.data.batches import ordered_batches
-from rear_jax.data.images import Spread, open_source, spread
+from rear_jax.data.images import Spread, open_split, spread
 from rear_jax.errors import RearError
 from rear_jax.metrics import scores
-from rear_jax.metrics.features import FeatureExtractor, Network
+from rear_jax.metrics.features import FeatureExtractor, Network, load_network
 from rear_jax.metrics.statistics import Gaussian
 from rear_jax.runtime.atomic import atomic_file
 from rear_jax.runtime.progress import ProgressBar
@@ -40,7 +41,7 @@ class RealImages(Spread):
     """A number of images of a split of `config.data`, evenly spread over it, or all where it has fewer."""
 
     def __init__(self, data: ConfigDict, split: str, wanted: int):
-        source = open_source(data.source, data.path, split)
+        source = open_split(data, split)
         super().__init__(source, wanted)
         self.size, self._total = data.image_size, len(source)
         self.name = f"{len(self)} images of {data.source} {data.path}/{split}, evenly spread, centre crop"
@@ -81,6 +82,13 @@ class ReferencePlan(NamedTuple):
     fingerprint: str
     size: int
     statistics: tuple[Gaussian, Gaussian] | None
+
+
+def outline_network(settings: ConfigDict) -> Network:
+    """`load_network` for checks: the file is read, but no parameter goes to a device, and nothing can be extracted."""
+    made: list[Network] = []
+    jax.eval_shape(lambda: made.append(load_network(settings)))  # in here, placing an array is a shape alone
+    return made[0]
 
 
 def plan_reference(config: ConfigDict, network: Network) -> ReferencePlan:

@@ -14,7 +14,7 @@ from rear_jax import artifacts
 from rear_jax.errors import RearError
 from rear_jax.evaluation import reference
 from rear_jax.metrics import scores
-from rear_jax.metrics.features import load_network
+from rear_jax.metrics.features import Network, load_network
 from rear_jax.runtime import distributed
 from rear_jax.runtime.atomic import write_json
 from rear_jax.runtime.checkpoints import Checkpoints
@@ -22,11 +22,36 @@ from rear_jax.runtime.identity import environment
 from rear_jax.runtime.mesh import check_batch, make_mesh
 from rear_jax.runtime.writer import MetricWriter
 from rear_jax.sampling import draw
+from rear_jax.sampling.generate import sampler_of
 from rear_jax.training.state import TrainState
 
 log = logging.getLogger(__name__)
 
 JOB = "train_scores"  # under which scores stand in metrics.jsonl and TensorBoard, and the name of their recipe's file
+
+
+def check(config: ConfigDict, model: Any) -> None:
+    """Raises RearError where a `Watch` of this generator will; no parameter goes to a device."""
+    _check_settings(config)
+    draw.check_conditions(config, model)
+    _plan(config, reference.outline_network(config.evaluate))
+
+
+def _check_settings(config: ConfigDict) -> None:
+    if jax.process_count() > 1:
+        raise RearError("config.train.evaluate_every works in one process: set it to 0, and use --job=evaluate.")
+    check_batch(config.mesh, config.sample.batch_size, 1, "config.sample.batch_size")
+    if config.sample.use_ema and not config.train.ema_decay:
+        raise RearError("config.sample.use_ema: train with config.train.ema_decay, or set it to False.")
+    sampler_of(config.sample)
+
+
+def _plan(config: ConfigDict, network: Network) -> reference.ReferencePlan:
+    """What sets are compared with; raises RearError where they do not compare."""
+    plan = reference.plan_reference(config, network)
+    shape = config.train.evaluate_images, *draw.image_shape(config)
+    reference.require_scores(plan, network.extractor, config.evaluate, shape)
+    return plan
 
 
 class Watch:
@@ -45,16 +70,10 @@ class Watch:
         Raises RearError: several processes train; the batch of samples does not divide over the devices; there is no
           moving average to sample from; or so many images of this size cannot be scored against the reference.
         """
-        if jax.process_count() > 1:
-            raise RearError("config.train.evaluate_every works in one process: set it to 0, and use --job=evaluate.")
         settings, self._config, self._workdir, self._record = config.evaluate, config, workdir, record
-        check_batch(config.mesh, config.sample.batch_size, 1, "config.sample.batch_size")
-        if config.sample.use_ema and not config.train.ema_decay:
-            raise RearError("config.sample.use_ema: train with config.train.ema_decay, or set it to False.")
+        _check_settings(config)
         network = load_network(settings)
-        plan = reference.plan_reference(config, network)
-        shape = config.train.evaluate_images, *draw.image_shape(config)
-        reference.require_scores(plan, network.extractor, settings, shape)
+        plan = _plan(config, network)
         folder = Path(settings.cache) if settings.cache else workdir / "references"
         self._extractor = network.extractor
         self._reference = reference.prepare_reference(plan, network.extractor, settings, folder)
@@ -67,7 +86,7 @@ class Watch:
             **reference.recipe_of(settings, network, plan),
             "comparable_with_published_FID": False,
             "not_comparable_because": ["it is for choosing a generator: run --job=sample,evaluate on that one"],
-            "samples": draw.recipe_of(config, model, tokenizer, self._conditions, shape[0]),
+            "samples": draw.recipe_of(config, model, tokenizer, self._conditions, config.train.evaluate_images),
             "drawn_with": environment(),
         }
         write_json(workdir / f"{JOB}.json", recipe)

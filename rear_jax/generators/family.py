@@ -40,6 +40,7 @@ class GeneratorFamily(Family):
       needs_grid: whether the codes must form a square grid.
       check: (config, codes per image) raises RearError where sizes or settings do not fit together.
       condition: makes the condition of one sequence, all zero, from the module: a label, or one caption.
+      unconditional: (module, parameters, conditions) -> what takes their place where they are dropped.
     """
 
     KIND: ClassVar[str] = "generator"
@@ -55,6 +56,9 @@ class GeneratorFamily(Family):
     needs_grid: bool = False
     check: Callable[[ConfigDict, int], None] = lambda config, num_codes: None
     condition: Callable[[nn.Module], Any] = lambda network: jnp.zeros(1, jnp.int32)
+    unconditional: Callable[[nn.Module, Any, Any], Any] = lambda network, params, labels: jnp.full_like(
+        labels, network.num_classes
+    )
 
     def offers_now(self, network: nn.Module, what: str) -> bool:
         """Whether a generator of this family can do something as it is set up."""

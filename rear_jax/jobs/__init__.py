@@ -1,4 +1,4 @@
-"""Jobs: one file each, a `run(config, workdir)` that reads top to bottom."""
+"""Jobs: one file each, with a `check` and a `run(config, workdir)` that reads top to bottom."""
 
 import functools
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ import jax
 from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict
 
+from rear_jax.data.images import forget_splits
 from rear_jax.errors import RearError
 from rear_jax.jobs import (
     convert,
@@ -22,38 +23,51 @@ from rear_jax.jobs import (
     tokenizer,
     train,
 )
+from rear_jax.jobs.job import Job
 from rear_jax.runtime import distributed
 
-JOBS: dict[str, study.Job] = {
-    "tokenizer": tokenizer.run,
-    "tokenize": tokenize.run,
-    "import": import_codes.run,
-    "train": train.run,
-    "posttrain": posttrain.run,
-    "sample": sample.run,
-    "evaluate": evaluate.run,
-    "sweep": sweep.run,
-    "convert": convert.run,
-    "plan": plan.run,
+JOBS: dict[str, Job] = {
+    "tokenizer": Job(tokenizer.run, tokenizer.check, shared=True),
+    "tokenize": Job(tokenize.run, tokenize.check, shared=True),
+    "import": Job(import_codes.run, import_codes.check),
+    "train": Job(train.run, train.check, shared=True),
+    "posttrain": Job(posttrain.run, posttrain.check, shared=True),
+    "sample": Job(sample.run, sample.check, shared=True),
+    "evaluate": Job(evaluate.run, evaluate.check),
+    "sweep": Job(sweep.run, sweep.check),
+    "convert": Job(convert.run, convert.check),
+    "plan": Job(plan.run, plan.check),
 }
-JOBS["study"] = functools.partial(study.run, jobs=dict(JOBS))  # which runs the others
-SHARED = ("tokenizer", "tokenize", "train", "posttrain", "sample")  # by all processes; the others are for one
+_OTHERS = dict(JOBS)  # which 'study' runs
+JOBS["study"] = Job(functools.partial(study.run, jobs=_OTHERS), functools.partial(study.check, jobs=_OTHERS))
 
 
-def run_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> None:
-    """Runs jobs in turn; no process begins with one before all have ended the one before it.
+def check_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> None:
+    """Checks jobs that are to run in turn, each for what can be known before the first of them.
 
-    Raises RearError: a name is unknown, or a job is not for several processes; besides, whatever the jobs raise.
+    Raises RearError: a name is unknown, a job is not for several processes, or a check refuses.
     """
     for name in names:
         if name not in JOBS:
             raise RearError(f"unknown job {name!r}: use {', '.join(JOBS)}.")
-        if jax.process_count() > 1 and name not in SHARED:
-            raise RearError(f"--job={name} runs in one process: run it on one host, after --job={','.join(SHARED)}.")
+        if jax.process_count() > 1 and not JOBS[name].shared:
+            shared = ",".join(other for other, job in JOBS.items() if job.shared)
+            raise RearError(f"--job={name} runs in one process: run it on one host, after --job={shared}.")
     distributed.agree("jobs, config or workdir", f"{names} {config.to_json_best_effort()} {workdir}")
+    forget_splits()
+    for place, name in enumerate(names):
+        JOBS[name].check(config, workdir, tuple(names[:place]))
+
+
+def run_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> None:
+    """Checks all jobs, then runs them in turn; no process begins with one before all have ended the one before it.
+
+    Raises RearError: as `check_all`; besides, whatever the jobs raise.
+    """
+    check_all(names, config, workdir)
     try:
         for name in names:
-            JOBS[name](config, workdir)
+            JOBS[name].run(config, workdir)
             distributed.wait(name)
     except JaxRuntimeError as error:
         if jax.process_count() == 1 or str(error).startswith("RESOURCE_EXHAUSTED"):

@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from rear_jax.errors import RearError
 from rear_jax.evaluation import parity
 from rear_jax.generators import GeneratorFamily
 from rear_jax.runtime.atomic import write_json
-from rear_jax.runtime.checkpoints import Checkpoints
+from rear_jax.runtime.checkpoints import Checkpoints, Saved
 from rear_jax.tokenizers import TokenizerFamily
 from rear_jax.training import objectives
 from rear_jax.weights import safetensors_file, torch_writer
@@ -39,43 +39,77 @@ def run(config: ConfigDict, workdir: Path) -> None:
     `tokenizer_training.init_from` take; a file or a folder of checkpoints becomes the file or hub folder of
     `convert.export`. With `convert.verify` nothing is written: a report is printed.
     """
-    settings = config.convert
-    if not settings.source:
-        raise RearError("config.convert.source is empty: name a published checkpoint, or a folder of checkpoints.")
-    source = Path(settings.source)
-    family, module, read = _described(source, config)
+    settings, source = config.convert, _source(config)
+    family, module = _described(source, _kind(source), config)
     export = _exporter(family, config) if settings.export else None
-    params = read()
+    _refuse_targets(config, workdir, source)
+    if family.KIND == TokenizerFamily.KIND:
+        params = artifacts.read_tokenizer(source, config, module)
+    else:
+        params = artifacts.read_generator(source, config, module, None)
     if settings.verify:
         _report(family, module, params, config, workdir)
         return
-    published_source = published.weights_file(source) is not None
-    if published_source:
-        _save(family, params, config, workdir / "converted")
+    if published.weights_file(source) is not None:
+        _save(family, params, config, artifacts.converted_folder(workdir))
     if export:
         export(params)
         log.info("convert: wrote %s with the authors' key names", settings.export)
-    elif not published_source:
-        raise RearError(f"{source} is converted already: name a file to export to, --config.convert.export=FILE.")
 
 
-def _described(source: Path, config: ConfigDict) -> tuple[Family, Any, Callable[[], Any]]:
-    """Family and module of the config's network of the kind that `source` holds, and what reads its parameters.
+def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
+    """See `Job.check`."""
+    source = _source(config)
+    is_tokenizer = source.resolve() == artifacts.tokenizer_folder(workdir.resolve())
+    kind = TokenizerFamily.KIND if is_tokenizer else GeneratorFamily.KIND
+    if not artifacts.to_be_made(source, config, workdir, before):
+        kind = _kind(source)
+    family, module = _described(source, kind, config)
+    if config.convert.export:
+        _exporter(family, config)
+    _refuse_targets(config, workdir, source)
+    check_at = artifacts.check_tokenizer_at if kind == TokenizerFamily.KIND else artifacts.check_generator
+    check_at(source, config, workdir, module, before)
 
-    Raises RearError: `source` holds neither a generator nor a tokenizer; or the config's network cannot be built.
-    """
+
+def _source(config: ConfigDict) -> Path:
+    if not config.convert.source:
+        raise RearError("config.convert.source is empty: name a published checkpoint, or a folder of checkpoints.")
+    return Path(config.convert.source)
+
+
+def _kind(source: Path) -> str:
+    """What `source` holds, such as 'generator'; raises RearError where it is no checkpoint."""
     file = published.weights_file(source)
     if file is None and source.is_dir():
-        holds = Checkpoints(source, keep=1).record()["holds"]
-    else:
-        holds = published.detect(read_tensors(file or source), str(source)).KIND
+        return Saved(source).record()["holds"]
+    return published.detect(read_tensors(file or source), str(source)).KIND
+
+
+def _described(source: Path, kind: str, config: ConfigDict) -> tuple[Family, Any]:
+    """Family and module of the config's network of the kind that `source` holds.
+
+    Raises RearError: that is neither a generator nor a tokenizer; or the config's network cannot be built.
+    """
     tokenizer = tokenizers.build(config.tokenizer, config.data.image_size)
-    if holds == TokenizerFamily.KIND:
-        return tokenizers.family_of(tokenizer), tokenizer, lambda: artifacts.read_tokenizer(source, config, tokenizer)
-    if holds == GeneratorFamily.KIND:
+    if kind == TokenizerFamily.KIND:
+        return tokenizers.family_of(tokenizer), tokenizer
+    if kind == GeneratorFamily.KIND:
         network = objectives.build_generator(config, tokenizer)
-        return generators.family_of(network), network, lambda: artifacts.read_generator(source, config, network, None)
-    raise RearError(f"{source} holds a {holds}: only a generator or a tokenizer can be converted.")
+        return generators.family_of(network), network
+    raise RearError(f"{source} holds a {kind}: only a generator or a tokenizer can be converted.")
+
+
+def _refuse_targets(config: ConfigDict, workdir: Path, source: Path) -> None:
+    """Raises RearError where there is nothing to write, or it is there already."""
+    settings, folder = config.convert, artifacts.converted_folder(workdir)
+    if settings.verify:
+        return
+    if published.weights_file(source) is not None:
+        if folder.exists() and Saved(folder).latest_step() is not None:
+            raise RearError(f"{folder} holds a converted checkpoint already: delete it, or use another --workdir.")
+    elif not settings.export:
+        raise RearError(f"{source} is converted already: name a file to export to, --config.convert.export=FILE.")
 
 
 def _exporter(family: Family, config: ConfigDict) -> Callable[[Any], None]:
@@ -152,10 +186,8 @@ def _codes(config: ConfigDict, workdir: Path, module: Any) -> Iterator[tuple[np.
 
 
 def _save(family: Family, params: Any, config: ConfigDict, folder: Path) -> None:
-    """Writes a folder of checkpoints with one step, 0; refuses one that holds anything already."""
+    """Writes a folder of checkpoints with one step, 0."""
     checkpoints = Checkpoints(folder, keep=1)
-    if checkpoints.latest_step() is not None:
-        raise RearError(f"{folder} holds a converted checkpoint already: delete it, or use another --workdir.")
     held = {"tokenizer": params} if family.KIND == TokenizerFamily.KIND else params
     record = config.to_dict() | {"holds": family.KIND, "converted_from": config.convert.source}
     checkpoints.save(0, {"params": jax.device_put(held)}, record)  # numpy arrays would be copied once more

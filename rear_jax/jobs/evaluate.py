@@ -4,7 +4,7 @@ import dataclasses
 import importlib.metadata
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from rear_jax.metrics.scores import Described
 from rear_jax.metrics.statistics import frechet_distance
 from rear_jax.runtime.atomic import write_json
 from rear_jax.runtime.identity import fingerprint, is_done
+from rear_jax.sampling import draw
 from rear_jax.training import posttraining
 
 log = logging.getLogger(__name__)
@@ -69,28 +70,65 @@ def run(config: ConfigDict, workdir: Path, place: Path | None = None) -> None:
 
 def gather(config: ConfigDict, workdir: Path, place: Path) -> Compared:
     """Opens what the evaluation needs, and says in one line what it is going to be of."""
-    settings = config.evaluate
-    present = (place / "samples.npz").exists()
-    if not (present or settings.tokenizer):
-        raise RearError(f"{place / 'samples.npz'} does not exist: run --job=sample first.")
-    samples = open_samples(place) if present else None
-    what = {SAMPLES: present, "the tokenizer on held-out images": settings.tokenizer}
+    settings, samples = config.evaluate, _samples(config, place)
+    what = {SAMPLES: samples is not None, "the tokenizer on held-out images": settings.tokenizer}
     log.info("evaluate: scoring %s", " and ".join(name for name, wanted in what.items() if wanted))
     network = load_network(settings)
     plan = reference.plan_reference(config, network)
-    if samples:
-        reference.require_scores(plan, network.extractor, settings, samples.images.shape)
-    held_out = tokenizer = lpips = None
+    held_out = _held_out(config, network, plan, samples.images.shape if samples else None)
+    tokenizer = lpips = None
     if settings.tokenizer:
         _, decoder_posttrained = posttraining.sampled_stage(config)
         tokenizer = artifacts.load_tokenizer(config, workdir, decoder_posttrained=decoder_posttrained)
-        count = len(samples.images) if samples else settings.num_reference
-        held_out = RealImages(config.data, config.data.eval_split, count)
-        if _fits(plan, held_out):
-            reference.require_scores(plan, network.extractor, settings, held_out.shape)
-        if any(config.lpips.values()):
-            lpips = lpips_vgg16(config.lpips, wanted_by="the LPIPS score")
+        lpips = _lpips(config)
     return Compared(network, plan, samples, held_out, tokenizer, lpips)
+
+
+def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
+    """See `Job.check`."""
+    if "sample" in before:
+        shape = config.sample.num_images, *draw.image_shape(config)
+    else:
+        samples = _samples(config, workdir)
+        shape = samples.images.shape if samples else None
+    network = reference.outline_network(config.evaluate)
+    _held_out(config, network, reference.plan_reference(config, network), shape)
+    if config.evaluate.tokenizer:
+        _, decoder_posttrained = posttraining.sampled_stage(config)
+        artifacts.check_tokenizer(config, workdir, before, decoder_posttrained=decoder_posttrained)
+        _lpips(config)
+
+
+def _samples(config: ConfigDict, place: Path) -> Samples | None:
+    """The samples in a folder, None where there are none; raises RearError where there is nothing else to score."""
+    if (place / "samples.npz").exists():
+        return open_samples(place)
+    if not config.evaluate.tokenizer:
+        raise RearError(f"{place / 'samples.npz'} does not exist: run --job=sample first.")
+    return None
+
+
+def _held_out(
+    config: ConfigDict, network: Network, plan: ReferencePlan, samples: tuple[int, ...] | None
+) -> RealImages | None:
+    """The images that the tokenizer is scored on, None where it is left out; `samples` [n, H, W, 3] is their shape.
+
+    Raises RearError: samples or held-out images do not compare with the reference, or are too few.
+    """
+    settings = config.evaluate
+    if samples:
+        reference.require_scores(plan, network.extractor, settings, samples)
+    if not settings.tokenizer:
+        return None
+    held_out = RealImages(config.data, config.data.eval_split, samples[0] if samples else settings.num_reference)
+    if _fits(plan, held_out):
+        reference.require_scores(plan, network.extractor, settings, held_out.shape)
+    return held_out
+
+
+def _lpips(config: ConfigDict) -> PerceptualNetwork | None:
+    """The network of the LPIPS score, None where no file is given."""
+    return lpips_vgg16(config.lpips, wanted_by="the LPIPS score") if any(config.lpips.values()) else None
 
 
 def _fits(plan: ReferencePlan, held_out: RealImages) -> bool:

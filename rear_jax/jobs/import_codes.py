@@ -1,15 +1,17 @@
 """`--job=import`: codes that others have published become code files of this project."""
 
+import contextlib
 import logging
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from rear_jax import artifacts
-from rear_jax.data.codes import HEADER, open_codes, write_codes
-from rear_jax.data.codes_header import CodesHeader
-from rear_jax.data.imports import Limits, open_import
+from rear_jax.data.codes import open_codes, write_codes
+from rear_jax.data.codes_header import HEADER, CodesHeader
+from rear_jax.data.imports import Limits, check_import, open_import
 from rear_jax.errors import RearError
 from rear_jax.runtime.atomic import write_json
 from rear_jax.runtime.progress import ProgressBar
@@ -22,11 +24,10 @@ CLASSES = "classes.json"  # beside the code files: how many records each class h
 def run(config: ConfigDict, workdir: Path) -> None:
     """Writes `workdir/codes`; a killed run goes on with the first shard that is missing."""
     folder = artifacts.codes_folder(config, workdir)
-    path = Path(config.import_codes.source)
-    if not config.import_codes.source:
-        raise RearError("config.import_codes.source is not given: name a .jsonl file, a folder or an .npz file.")
-    tokenizer = _tokenizer(config, workdir)
-    limits = Limits(tokenizer.num_codes, tokenizer.module.codebook_size, config.data.num_classes)
+    path = _source(config)
+    with _of_these_codes():
+        tokenizer = artifacts.load_tokenizer(config, workdir)
+    limits = _limits(config, tokenizer)
     source = open_import(path, limits)
     header = CodesHeader(
         num_images=source.num_images,
@@ -53,9 +54,29 @@ def run(config: ConfigDict, workdir: Path) -> None:
         _count_classes(folder)
 
 
-def _tokenizer(config: ConfigDict, workdir: Path) -> artifacts.Tokenizer:
+def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
+    """See `Job.check`."""
+    path = _source(config)
+    with _of_these_codes():
+        artifacts.check_tokenizer(config, workdir, before)
+    check_import(path, _limits(config, artifacts.outline_tokenizer(config)))
+
+
+def _source(config: ConfigDict) -> Path:
+    if not config.import_codes.source:
+        raise RearError("config.import_codes.source is not given: name a .jsonl file, a folder or an .npz file.")
+    return Path(config.import_codes.source)
+
+
+def _limits(config: ConfigDict, tokenizer: artifacts.Tokenizer) -> Limits:
+    return Limits(tokenizer.num_codes, tokenizer.module.codebook_size, config.data.num_classes)
+
+
+@contextlib.contextmanager
+def _of_these_codes() -> Iterator[None]:
+    """Says of a tokenizer that cannot be had what it is needed for."""
     try:
-        return artifacts.load_tokenizer(config, workdir)
+        yield
     except RearError as error:
         raise RearError(
             f"config.tokenizer_from must give the tokenizer that made the codes to import: {error}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Collection
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -9,6 +10,7 @@ from ml_collections import ConfigDict
 from rear_jax.errors import RearError
 from rear_jax.plan import chips, programs, report, roofline
 from rear_jax.runtime.atomic import atomic_file, write_json
+from rear_jax.runtime.mesh import make_mesh
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,13 @@ def run(config: ConfigDict, workdir: Path) -> None:
         with atomic_file(workdir / "plan.md") as file:
             file.write_text("\n".join(texts))
     log.info("plan: wrote %s", workdir / "plan.md")
+
+
+def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
+    """See `Job.check`."""
+    devices = chips.topology(config.plan.topology).devices
+    for name, (planned, _) in _planned(config, len(devices)).items():
+        programs.PROGRAMS[name](planned, make_mesh(config.mesh, devices))
 
 
 def _planned(config: ConfigDict, chips: int) -> dict[str, tuple[ConfigDict, tuple[str, ...]]]:

@@ -1,7 +1,7 @@
 """`--job=posttrain`: VA-π, a generator learns to sample codes that decode back to the image; or a baseline of it."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,30 @@ from ml_collections import ConfigDict
 from rear_jax import artifacts, generators
 from rear_jax.data import batches
 from rear_jax.data.captions import CaptionFile
-from rear_jax.data.images import ImageSource, fingerprint, open_source, require_classes
+from rear_jax.data.images import ImageSource, SplitFacts, fingerprint, open_split, require_classes, split_facts
 from rear_jax.errors import RearError
 from rear_jax.runtime import distributed, pictures
 from rear_jax.runtime.mesh import check_batch, fetch, make_mesh
+from rear_jax.runtime.writer import MetricWriter
 from rear_jax.training import loop, posttraining
-from rear_jax.training.posttraining.judges import judges_of
+from rear_jax.training.posttraining.judges import check_judges, judges_of
 from rear_jax.training.posttraining.method import Method
-from rear_jax.training.posttraining.rewards import images_of, score
-from rear_jax.training.posttraining.teacher_forcing import Networks, bare_generator, read_context
+from rear_jax.training.posttraining.rewards import score
+from rear_jax.training.posttraining.teacher_forcing import (
+    Context,
+    Networks,
+    bare_generator,
+    cross_entropy,
+    read_context,
+    unit_images,
+)
 from rear_jax.training.state import TrainState
 
 log = logging.getLogger(__name__)
 
 SHEET = 8  # images on posttrain.png
+HELD_OUT = 32  # images whose cross-entropy is watched
+WATCHED = "posttrain_held_out"  # under which it stands in metrics.jsonl and TensorBoard
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -36,12 +46,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
     row for each of a few held-out images with the original, its reconstruction, and samples with their rewards.
     """
     settings, data = config.posttrain, config.data
-    check_batch(config.mesh, settings.loop.batch_size, settings.accumulation, "config.posttrain.loop.batch_size")
-    posttraining.method_of(config)
+    _check_settings(config)
     tokenizer = artifacts.load_tokenizer(config, workdir)
     generator = bare_generator(config, tokenizer.module)
     method = posttraining.checked_method(config, generator)
-    source, held_out = (open_source(data.source, data.path, split) for split in (data.train_split, data.eval_split))
+    source, held_out = (open_split(data, split) for split in (data.train_split, data.eval_split))
     distributed.agree(f"the images of {source.name}", fingerprint(source))
     conditions = _conditions(config, generator, {data.train_split: source, data.eval_split: held_out})
     asked = judges_of(config, workdir)
@@ -50,7 +59,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         tokenizer.require(saved["tokenizer_fingerprint"], f"what {checkpoints.folder} holds")
 
     start = {}
-    if not saved or settings.kl_weight or method.trains == "decoder":
+    if _needs_start(config, resumed=bool(saved)):
         start = _starting_point(config, workdir, generator, tokenizer)
     learning = posttraining.learning(config, tokenizer, start, asked)
 
@@ -62,12 +71,50 @@ def run(config: ConfigDict, workdir: Path) -> None:
     networks = posttraining.networks_of(config, tokenizer.module, asked)
     draw, devices = _drawer(config, networks, learning.frozen, held_out, conditions), make_mesh(config.mesh)
     record = config.to_dict() | {"holds": method.trains, "tokenizer_fingerprint": tokenizer.fingerprint}
-    state = loop.train(learning, loop.Run(stream, devices, record, checkpoints, workdir, draw=draw))
+    watch, look = None, _watcher(config, workdir, method, networks, learning.frozen["tokenizer"], held_out, conditions)
+    if settings.loop.picture_every:
+        watch = settings.loop.picture_every, lambda step, state: look(step, state.params)
+    with jax.set_mesh(devices):
+        if not saved:
+            look(0, start)
+    state = loop.train(learning, loop.Run(stream, devices, record, checkpoints, workdir, draw=draw, watch=watch))
     checkpoints.close()
     with jax.set_mesh(devices):
+        look(int(state.step), state.params)
         sheet = draw(state)["posttrain"]
     if distributed.is_first():
         pictures.save_png(workdir / "posttrain.png", sheet)
+
+
+def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
+    """See `Job.check`."""
+    settings, data = config.posttrain, config.data
+    _check_settings(config)
+    tokenizer = artifacts.outline_tokenizer(config)
+    generator = bare_generator(config, tokenizer.module)
+    learning = posttraining.learning(config, tokenizer, generators.shapes(generator), judges_of(config))
+    loop.check(learning.job, settings.loop)
+    state = learning.state(make_mesh(config.mesh))
+    artifacts.check_tokenizer(config, workdir, before)
+    _conditions(config, generator, {split: split_facts(data, split) for split in (data.train_split, data.eval_split)})
+    check_judges(config, workdir, before)
+    folder = _folder(posttraining.method_of(config), workdir)
+    resumed = artifacts.check_resumable(folder, config, "posttrain", state)
+    if _needs_start(config, resumed=resumed):
+        artifacts.check_generator(_starting_place(config, workdir, before), config, workdir, generator, before)
+
+
+def _check_settings(config: ConfigDict) -> None:
+    settings = config.posttrain
+    check_batch(config.mesh, settings.loop.batch_size, settings.accumulation, "config.posttrain.loop.batch_size")
+    posttraining.method_of(config)
+    batches.random_view_of(settings.augmentation)
+
+
+def _needs_start(config: ConfigDict, *, resumed: bool) -> bool:
+    """Whether the generator that training starts from is read."""
+    trains = posttraining.method_of(config).trains
+    return not resumed or bool(config.posttrain.kl_weight) or trains == "decoder"
 
 
 def _folder(method: Method, workdir: Path) -> Path:
@@ -78,15 +125,22 @@ def _folder(method: Method, workdir: Path) -> Path:
 
 
 def _starting_point(config: ConfigDict, workdir: Path, generator: Any, tokenizer: artifacts.Tokenizer) -> Any:
-    """Parameters of the generator trained in this workdir, or of `config.init_from` where none was."""
-    place = artifacts.generator_folder(workdir)
-    if config.init_from and not place.exists():
-        place = Path(config.init_from)
+    """Parameters of the generator that training starts from."""
+    place = _starting_place(config, workdir)
     log.info("posttrain: starting from %s", place)
     return artifacts.read_generator(place, config, generator, tokenizer)
 
 
-def _conditions(config: ConfigDict, generator: Any, sources: dict[str, ImageSource]) -> Callable[[np.ndarray], Any]:
+def _starting_place(config: ConfigDict, workdir: Path, before: Collection[str] = ()) -> Path:
+    """The generator trained in this workdir, now or by a job that runs before, or `config.init_from` where none is."""
+    place = artifacts.generator_folder(workdir)
+    there = place.exists() or artifacts.to_be_made(place, config, workdir, before)
+    return Path(config.init_from) if config.init_from and not there else place
+
+
+def _conditions(
+    config: ConfigDict, generator: Any, sources: Mapping[str, ImageSource | SplitFacts]
+) -> Callable[[np.ndarray], Any]:
     """Labels [b] -> what the generator is conditioned on: themselves, or the captions with these numbers.
 
     Raises RearError: of the sources, by split, one has labels that are no classes or captions; captions cannot be read.
@@ -117,6 +171,41 @@ def _with_conditions(stream: Any, conditions: Callable[[np.ndarray], Any]) -> It
         stream.close()
 
 
+def _watcher(
+    config: ConfigDict,
+    workdir: Path,
+    method: Method,
+    networks: Networks,
+    tokenizer: Any,
+    source: ImageSource,
+    conditions: Callable[[np.ndarray], Any],
+) -> Callable[[int, Any], None]:
+    """(step, generator's parameters) -> writes the cross-entropy of held-out codes, with conditions and without.
+
+    Guidance lives on the difference of the two: where the second one rises, guided samples get worse. The context has
+    no noise. A method that trains the decoder leaves both as they are, and nothing is written.
+    """
+    if method.trains != "generator":
+        return lambda step, params: None
+    size = config.data.image_size
+    held_out = next(batches.ordered_batches(source, start=0, stop=HELD_OUT, image_size=size, batch_size=HELD_OUT))
+    images, condition = unit_images(held_out), conditions(held_out["label"])
+
+    @jax.jit
+    def cross_entropies(params, tokenizer):
+        codes = networks.tokenizer.apply({"params": tokenizer}, images, method="encode")
+        context = Context(codes, codes, condition)
+        names = {"cross_entropy": True, "unconditional_cross_entropy": False}
+        return {name: cross_entropy(networks, params, context, conditional=given) for name, given in names.items()}
+
+    def look(step: int, params: Any) -> None:
+        found = {name: float(fetch(value)) for name, value in cross_entropies(params, tokenizer).items()}
+        with MetricWriter(workdir, WATCHED, start_step=step - 1) as writer:
+            writer.write(step, found)
+
+    return look
+
+
 def _drawer(
     config: ConfigDict,
     networks: Networks,
@@ -140,7 +229,8 @@ def _drawer(
         samples = method.draw_samples(networks, config, generator, frozen, batch, key)
         codes = read_context(networks, config.posttrain, frozen, batch, key).codes
         every = jnp.concatenate([codes[:, None], samples], axis=1)  # [8, 1 + G, N]
-        images = jax.lax.map(lambda codes: images_of(networks, frozen["tokenizer"], codes), every)
+        variables = {"params": frozen["tokenizer"]}
+        images = jax.lax.map(lambda codes: networks.tokenizer.apply(variables, codes, method="decode"), every)
         return images, score(networks, config.posttrain, frozen, samples, batch)[0]
 
     def draw(state: TrainState) -> dict[str, np.ndarray]:

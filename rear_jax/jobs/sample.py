@@ -4,6 +4,7 @@ import functools
 import json
 import logging
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from rear_jax.runtime.mesh import check_batch, make_mesh, replicated
 from rear_jax.runtime.progress import ProgressBar
 from rear_jax.runtime.stopping import Interrupted, StopSign, any_raised
 from rear_jax.sampling import draw
+from rear_jax.sampling.generate import sampler_of
 from rear_jax.sampling.sampled_set import SampledSet
 from rear_jax.training import objectives, posttraining
 
@@ -43,7 +45,7 @@ def run(config: ConfigDict, workdir: Path, place: Path | None = None) -> None:
     """
     place = place or workdir
     settings = config.sample
-    check_batch(config.mesh, settings.batch_size, 1, "config.sample.batch_size")
+    _check_settings(config)
     stage, decoder_posttrained = posttraining.sampled_stage(config)
     tokenizer = artifacts.load_tokenizer(config, workdir, decoder_posttrained=decoder_posttrained)
     network = objectives.build_generator(config, tokenizer.module)
@@ -77,6 +79,22 @@ def run(config: ConfigDict, workdir: Path, place: Path | None = None) -> None:
     write_json(place / "samples.json", recipe | {"stage": settings.stage} | drawn)
     partial.remove()
     log.info("sample: wrote %d images to %s, a sheet to %s", len(labels), place / "samples.npz", "samples.png")
+
+
+def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
+    """See `Job.check`."""
+    _check_settings(config)
+    stage, decoder_posttrained = posttraining.sampled_stage(config)
+    artifacts.check_tokenizer(config, workdir, before, decoder_posttrained=decoder_posttrained)
+    network = objectives.build_generator(config, artifacts.outline_tokenizer(config).module)
+    artifacts.check_stage(config, workdir, network, before, stage=stage)
+    draw.check_conditions(config, network)
+    sharding.shardings(generators.shapes(network), make_mesh(config.mesh), generators.family_of(network).parameters)
+
+
+def _check_settings(config: ConfigDict) -> None:
+    check_batch(config.mesh, config.sample.batch_size, 1, "config.sample.batch_size")
+    sampler_of(config.sample)
 
 
 def _open_partial(place: Path, recipe: dict, shape: tuple[int, int, int, int]) -> SampledSet:

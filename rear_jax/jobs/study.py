@@ -4,7 +4,7 @@ import difflib
 import json
 import logging
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from rear_jax import artifacts
 from rear_jax.errors import RearError
 from rear_jax.evaluation import report
 from rear_jax.jobs.evaluate import SAMPLES
+from rear_jax.jobs.job import Job
 from rear_jax.runtime import figures, identity
 from rear_jax.runtime.atomic import atomic_file, write_json
 from rear_jax.runtime.figures import finish_panel, new_figure, save_figure
@@ -21,7 +22,6 @@ from rear_jax.runtime.writer import read_metrics
 
 log = logging.getLogger(__name__)
 
-Job = Callable[[ConfigDict, Path], None]
 COLUMNS = 4  # panels in a row of study.png
 
 
@@ -37,22 +37,19 @@ def run(config: ConfigDict, workdir: Path, jobs: Mapping[str, Job]) -> None:
     Raises RearError: a variant is none of this experiment, a job is unknown, or a folder was made by other settings.
     """
     study = config.study
-    if len(study.seeds) < 2 or not study.variants:
-        raise RearError("config.study needs seeds, 2 or more, and variants.")
-    if unknown := [job for job in (*study.jobs, *study.variant_jobs) if job not in jobs]:
-        raise RearError(f"config.study: unknown job {unknown[0]!r}: use {', '.join(jobs)}.")
+    _check_settings(study, jobs)
     plans = {seed: _plan(config, workdir, seed) for seed in study.seeds}
     results = {name: [] for name in study.variants}
     for seed, (base, variants) in plans.items():
         folder = workdir / f"seed_{seed}"
         _claim(folder, base)
         for job in study.jobs:
-            jobs[job](base, folder)
+            jobs[job].run(base, folder)
         for name, variant in variants.items():
             log.info("study: seed %d, variant %s", seed, name)
             _claim(folder / name, variant)
             for job in study.variant_jobs:
-                jobs[job](variant, folder / name)
+                jobs[job].run(variant, folder / name)
             results[name].append(_result(folder / name, study))
     write_json(workdir / "study.json", {"results": results, "config": config.to_dict()})
     page = _page(results, study)
@@ -60,6 +57,46 @@ def run(config: ConfigDict, workdir: Path, jobs: Mapping[str, Job]) -> None:
         file.write_text(page)
     _draw_curves(workdir, study)
     log.info("study: wrote %s\n%s", workdir / "study.md", page)
+
+
+def check(config: ConfigDict, workdir: Path, before: Collection[str], jobs: Mapping[str, Job]) -> None:
+    """See `Job.check`. Samples and scores are checked of the first seed, which stands for the others."""
+    study = config.study
+    _check_settings(study, jobs)
+    made = tuple({"tokenizer", "tokenize", "import"} & set(before))  # what the whole study shares
+    for seed in study.seeds:
+        folder, (base, variants) = workdir / f"seed_{seed}", _plan(config, workdir, seed)
+        _refuse_others(folder, base)
+        if "tokenizer" in made and not config.tokenizer_from:
+            for one in (base, *variants.values()):
+                one.tokenizer_from = ""  # so that it counts as still to be made
+        _check_in_turn(study.jobs, base, folder, made, jobs)
+        names = study.variant_jobs if seed == study.seeds[0] else study.variant_jobs[:1]
+        for name, variant in variants.items():
+            _refuse_others(folder / name, variant)
+            if "train" in study.jobs:
+                variant.init_from = ""  # likewise
+            _check_in_turn(names, variant, folder / name, (*made, *study.jobs), jobs)
+
+
+def _check_in_turn(
+    names: Sequence[str], config: ConfigDict, folder: Path, before: tuple[str, ...], jobs: Mapping[str, Job]
+) -> None:
+    for place, name in enumerate(names):
+        jobs[name].check(config, folder, (*before, *names[:place]))
+
+
+def _check_settings(study: ConfigDict, jobs: Mapping[str, Job]) -> None:
+    if len(study.seeds) < 2 or not study.variants:
+        raise RearError("config.study needs seeds, 2 or more, and variants.")
+    if unknown := [job for job in (*study.jobs, *study.variant_jobs) if job not in jobs]:
+        raise RearError(f"config.study: unknown job {unknown[0]!r}: use {', '.join(jobs)}.")
+    if not study.variant_jobs or study.variant_jobs[0] not in report.CURVES:
+        raise RearError(f"config.study.variant_jobs must begin with a training job, one of {', '.join(report.CURVES)}.")
+    if not {"evaluate", "sweep"} & set(study.variant_jobs):
+        raise RearError(
+            "config.study.variant_jobs must score samples: end it with 'sample' and 'evaluate', or 'sweep'."
+        )
 
 
 def _plan(config: ConfigDict, workdir: Path, seed: int) -> tuple[ConfigDict, dict[str, ConfigDict]]:
@@ -93,12 +130,17 @@ def _changed(base: ConfigDict, changes: ConfigDict, option: str) -> ConfigDict:
 
 def _claim(folder: Path, config: ConfigDict) -> None:
     """Keeps the settings that what is in `folder` is made by; raises RearError where it was made by others."""
+    if not _refuse_others(folder, config):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "settings.json", config.to_dict())
+
+
+def _refuse_others(folder: Path, config: ConfigDict) -> bool:
+    """Whether settings are kept in `folder`; raises RearError where they are others."""
     kept = folder / "settings.json"
     if kept.exists():
         identity.refuse_changes(json.loads(kept.read_text()), config, identity.STUDY, str(folder))
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(kept, config.to_dict())
+    return kept.exists()
 
 
 def _result(folder: Path, study: ConfigDict) -> dict:

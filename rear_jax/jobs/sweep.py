@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+from collections.abc import Collection
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -23,23 +24,15 @@ def run(config: ConfigDict, workdir: Path) -> None:
     Leaves `sweep.md` (a row for each point, and what all their recipes agree on), `sweep.png` (scores against the
     scale, a line for each power) and `sweep.json`.
     """
-    scales = tuple(config.sweep.guidance_scale) or (config.sample.guidance_scale,)
-    powers = tuple(config.sweep.guidance_power) or (config.sample.guidance_power,)
-    if len(scales) * len(powers) < 2:
-        raise RearError("a sweep needs points: give --config.sweep.guidance_scale='(1.5, 2.0, 3.0)' or guidance_power.")
     points, recipes = [], []
-    for scale, power in itertools.product(scales, powers):
-        point = config.copy_and_resolve_references()
-        point.sample.update(guidance_scale=float(scale), guidance_power=float(power))
-        point.evaluate.tokenizer = False  # it is the same at every point
+    for point in _points(config):
+        scale, power = point.sample.guidance_scale, point.sample.guidance_power
         place = workdir / "sweep" / f"{scale:g}_{power:g}"
         place.mkdir(parents=True, exist_ok=True)
         sample.run(point, workdir, place)
         evaluate.run(point, workdir, place)
         found = json.loads((place / "scores.json").read_text())
-        points.append(
-            {"guidance_scale": float(scale), "guidance_power": float(power), **found["scores"][evaluate.SAMPLES]}
-        )
+        points.append({"guidance_scale": scale, "guidance_power": power, **found["scores"][evaluate.SAMPLES]})
         recipes.append(found["recipe"])
     recipe = report.common(recipes)
     write_json(workdir / "sweep.json", {"points": points, "recipe": recipe, "config": config.to_dict()})
@@ -47,6 +40,28 @@ def run(config: ConfigDict, workdir: Path) -> None:
         file.write_text("\n".join([table(points), "", *report.recipe_lines(recipe), ""]))
     _draw(workdir / "sweep.png", points)
     log.info("sweep: wrote %s\n%s", workdir / "sweep.md", table(points))
+
+
+def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
+    """See `Job.check`. One point stands for all: they differ in two numbers that any generator takes."""
+    point = _points(config)[0]
+    sample.check(point, workdir, before)
+    evaluate.check(point, workdir, (*before, "sample"))
+
+
+def _points(config: ConfigDict) -> list[ConfigDict]:
+    """The config of every pair of a scale and a power; raises RearError where there are fewer than two."""
+    scales = tuple(config.sweep.guidance_scale) or (config.sample.guidance_scale,)
+    powers = tuple(config.sweep.guidance_power) or (config.sample.guidance_power,)
+    if len(scales) * len(powers) < 2:
+        raise RearError("a sweep needs points: give --config.sweep.guidance_scale='(1.5, 2.0, 3.0)' or guidance_power.")
+    points = []
+    for scale, power in itertools.product(scales, powers):
+        point = config.copy_and_resolve_references()
+        point.sample.update(guidance_scale=float(scale), guidance_power=float(power))
+        point.evaluate.tokenizer = False  # it is the same at every point
+        points.append(point)
+    return points
 
 
 def table(points: list[dict[str, float]]) -> str:

@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import jax
@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 
 from rear_jax import artifacts
 from rear_jax.data.batches import ordered_batches
-from rear_jax.data.codes import HEADER, write_codes
-from rear_jax.data.codes_header import CodesHeader
+from rear_jax.data.codes import write_codes
+from rear_jax.data.codes_header import HEADER, CodesHeader, refuse_other_plan
 from rear_jax.data.crops import AUGMENTATIONS
-from rear_jax.data.images import ImageSource, fingerprint, open_source, require_classes
+from rear_jax.data.images import ImageSource, fingerprint, open_split, split_facts
 from rear_jax.errors import RearError
 from rear_jax.runtime import distributed, local_devices
 from rear_jax.runtime.mesh import fetch
@@ -27,17 +27,40 @@ log = logging.getLogger(__name__)
 def run(config: ConfigDict, workdir: Path) -> None:
     """Writes `workdir/codes`; a killed run goes on with the first shard that is missing."""
     folder = artifacts.codes_folder(config, workdir)
+    _check_settings(config)
     tokenizer = artifacts.load_tokenizer(config, workdir)
-    data, settings = config.data, config.codes
-    source = open_source(data.source, data.path, data.train_split)
-    require_classes(source, data.num_classes)
+    source = open_split(config.data, config.data.train_split)
     distributed.agree(f"the images of {source.name}", fingerprint(source))
+    header = _header(config, tokenizer, source.name, len(source))
+    if (folder / HEADER).exists():
+        log.info("tokenize: done already, checking %s", folder)
+    with ProgressBar("tokenize", total=len(source), unit="image") as bar:
+        write_codes(folder, header, _encoder(tokenizer, source, config), progress=lambda done, _: bar.update(done))
+    log.info("tokenize: %d images x %d views in %s", header.num_images, header.num_augmentations, folder)
+
+
+def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
+    """See `Job.check`."""
+    _check_settings(config)
+    artifacts.check_tokenizer(config, workdir, before)
+    facts = split_facts(config.data, config.data.train_split)
+    header = _header(config, artifacts.outline_tokenizer(config), facts.name, facts.num_images)
+    refuse_other_plan(artifacts.codes_folder(config, workdir), header, but=("fingerprint",))
+
+
+def _check_settings(config: ConfigDict) -> None:
+    settings = config.codes
     if settings.augmentation not in AUGMENTATIONS:
         raise RearError(f"config.codes.augmentation = {settings.augmentation!r}: use {', '.join(AUGMENTATIONS)}.")
     if settings.batch_size < 1:
         raise RearError(f"config.codes.batch_size = {settings.batch_size}: encode at least 1 view at once.")
-    header = CodesHeader(
-        num_images=len(source),
+
+
+def _header(config: ConfigDict, tokenizer: artifacts.Tokenizer, source: str, num_images: int) -> CodesHeader:
+    """What will be written of so many images of a source."""
+    data, settings = config.data, config.codes
+    return CodesHeader(
+        num_images=num_images,
         num_augmentations=AUGMENTATIONS[settings.augmentation][0],
         augmentation=settings.augmentation,
         codes_per_image=tokenizer.num_codes,
@@ -45,17 +68,12 @@ def run(config: ConfigDict, workdir: Path) -> None:
         image_size=data.image_size,
         num_classes=data.num_classes,
         fingerprint=tokenizer.fingerprint,
-        source=source.name,
+        source=source,
         split=data.train_split,
-        num_shards=min(settings.num_shards, len(source)),
+        num_shards=min(settings.num_shards, num_images),
         dtype=config.tokenizer.dtype,
         precision=tokenizer.module.precision,
     )
-    if (folder / HEADER).exists():
-        log.info("tokenize: done already, checking %s", folder)
-    with ProgressBar("tokenize", total=len(source), unit="image") as bar:
-        write_codes(folder, header, _encoder(tokenizer, source, config), progress=lambda done, _: bar.update(done))
-    log.info("tokenize: %d images x %d views in %s", header.num_images, header.num_augmentations, folder)
 
 
 def _encoder(tokenizer: artifacts.Tokenizer, source: ImageSource, config: ConfigDict):

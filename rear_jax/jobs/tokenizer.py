@@ -1,6 +1,7 @@
 """`--job=tokenizer`: a VQ tokenizer learns to reconstruct images from codes, or to predict another's codes first."""
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 
 import jax
@@ -10,7 +11,7 @@ from ml_collections import ConfigDict
 
 from rear_jax import artifacts, tokenizers
 from rear_jax.data import batches
-from rear_jax.data.images import fingerprint, open_source
+from rear_jax.data.images import fingerprint, open_split, split_facts
 from rear_jax.errors import RearError
 from rear_jax.metrics import perceptual
 from rear_jax.runtime import distributed, pictures
@@ -22,6 +23,11 @@ from rear_jax.training.state import TrainState
 log = logging.getLogger(__name__)
 
 SHEET = 16  # images on reconstructions.png
+PERCEPTUAL = "config.tokenizer_training.perceptual_network"
+STARTS = {  # value of init_parts -> what reads them, and what checks that they can be read
+    "all": (artifacts.read_tokenizer, artifacts.check_tokenizer_at),
+    "codes": (artifacts.read_encoder, artifacts.check_encoder_at),
+}
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -30,10 +36,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
         log.info("tokenizer: nothing to train, config.tokenizer_from is %s", config.tokenizer_from)
         return
     settings, data = config.tokenizer_training, config.data
-    check_batch(config.mesh, settings.loop.batch_size, 1, "config.tokenizer_training.loop.batch_size")
-    source = open_source(data.source, data.path, data.train_split)
+    _check_settings(config)
+    source = open_split(data, data.train_split)
     distributed.agree(f"the images of {source.name}", fingerprint(source))
-    networks, frozen = _networks(config)
+    networks = _networks(config)
+    frozen = _frozen_params(config, networks)
     checkpoints, saved = artifacts.resumable(artifacts.tokenizer_folder(workdir), settings.loop, config, "tokenizer")
     given = {} if saved else {"tokenizer": _first_params(config, networks, frozen)}
     originals, devices = _held_out(config), make_mesh(config.mesh)
@@ -57,8 +64,41 @@ def run(config: ConfigDict, workdir: Path) -> None:
         pictures.save_png(workdir / "reconstructions.png", sheet)
 
 
-def _networks(config: ConfigDict) -> tuple[vq.Networks, dict]:
-    """What the objective needs, and the parameters of it that stay frozen.
+def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
+    """See `Job.check`."""
+    if config.tokenizer_from:
+        return
+    settings, data = config.tokenizer_training, config.data
+    _check_settings(config)
+    networks = _networks(config)
+    learning = vq.learning(config, networks, {}, {})
+    loop.check(learning.job, settings.loop)
+    state = learning.state(make_mesh(config.mesh))
+    for split in (data.train_split, data.eval_split):
+        split_facts(data, split)
+    if networks.proxy is None:
+        _frozen_params(config, networks)  # files of at most some hundred megabytes
+    else:
+        made = _proxy_config(config)
+        artifacts.check_tokenizer_at(Path(settings.proxy), made, workdir, networks.proxy, before)
+    resumed = artifacts.check_resumable(artifacts.tokenizer_folder(workdir), config, "tokenizer", state)
+    if settings.init_from and not resumed:
+        _, check_at = STARTS[settings.init_parts]
+        check_at(Path(settings.init_from), config, workdir, networks.tokenizer, before)
+
+
+def _check_settings(config: ConfigDict) -> None:
+    """Raises RearError for what settings alone tell, and what else asks them does not refuse by itself."""
+    settings = config.tokenizer_training
+    check_batch(config.mesh, settings.loop.batch_size, 1, "config.tokenizer_training.loop.batch_size")
+    batches.random_view_of(settings.augmentation)
+    for name, known in {"init_parts": STARTS, "codebook_update": ("gradient", "ema")}.items():
+        if settings[name] not in known:
+            raise RearError(f"config.tokenizer_training.{name} = {settings[name]!r}: use {' or '.join(known)}.")
+
+
+def _networks(config: ConfigDict) -> vq.Networks:
+    """What the objective needs.
 
     Raises RearError: the objective is unknown or needs something that the config does not give.
     """
@@ -70,17 +110,20 @@ def _networks(config: ConfigDict) -> tuple[vq.Networks, dict]:
             "config.tokenizer_training.init_from."
         )
     if settings.objective == "codes":
-        made = _proxy_config(config)
-        proxy = tokenizers.build(made.tokenizer, size)
-        params = artifacts.read_tokenizer(Path(settings.proxy), made, proxy)
-        return vq.Networks(tokenizer, None, None, proxy), {"proxy": params}
-    seen_through = perceptual.load(
-        settings.perceptual_network, config.lpips, option="config.tokenizer_training.perceptual_network"
-    )
+        return vq.Networks(tokenizer, None, None, tokenizers.build(_proxy_config(config).tokenizer, size))
+    seen_through = perceptual.outline(settings.perceptual_network, option=PERCEPTUAL)
     discriminator = None
     if settings.discriminator_weight:
         discriminator = PatchDiscriminator(settings.discriminator_channels, settings.discriminator_layers)
-    return vq.Networks(tokenizer, seen_through.distance, discriminator), {"perceptual": seen_through.params}
+    return vq.Networks(tokenizer, seen_through.distance, discriminator)
+
+
+def _frozen_params(config: ConfigDict, networks: vq.Networks) -> dict:
+    """The parameters that stay as they are; raises RearError where they are not there or not whole."""
+    settings = config.tokenizer_training
+    if networks.proxy is not None:
+        return {"proxy": artifacts.read_tokenizer(Path(settings.proxy), _proxy_config(config), networks.proxy)}
+    return {"perceptual": perceptual.load(settings.perceptual_network, config.lpips, option=PERCEPTUAL).params}
 
 
 def _proxy_config(config: ConfigDict) -> ConfigDict:
@@ -101,10 +144,8 @@ def _first_params(config: ConfigDict, networks: vq.Networks, frozen: dict) -> di
     """The parts of the tokenizer that do not start afresh: those of `init_from`, and what a proxy gives."""
     settings, given = config.tokenizer_training, {}
     if settings.init_from:
-        read = {"all": artifacts.read_tokenizer, "codes": artifacts.read_encoder}
-        if settings.init_parts not in read:
-            raise RearError(f"config.tokenizer_training.init_parts = {settings.init_parts!r}: use {' or '.join(read)}.")
-        given = read[settings.init_parts](Path(settings.init_from), config, networks.tokenizer)
+        read, _ = STARTS[settings.init_parts]
+        given = read(Path(settings.init_from), config, networks.tokenizer)
         log.info("tokenizer: starting from %s", settings.init_from)
     if networks.proxy is not None:
         proxy = frozen["proxy"]
@@ -114,7 +155,7 @@ def _first_params(config: ConfigDict, networks: vq.Networks, frozen: dict) -> di
 
 def _held_out(config: ConfigDict) -> np.ndarray:
     """The first images of the evaluation split, [SHEET, S, S, 3] uint8."""
-    source = open_source(config.data.source, config.data.path, config.data.eval_split)
+    source = open_split(config.data, config.data.eval_split)
     return next(
         batches.ordered_batches(source, start=0, stop=SHEET, image_size=config.data.image_size, batch_size=SHEET)
     )["image"]

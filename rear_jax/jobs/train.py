@@ -1,7 +1,7 @@
 """`--job=train`: a generator learns to predict the codes of images."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import jax
@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 from rear_jax import artifacts, generators
 from rear_jax.data import batches
 from rear_jax.data.codes import open_codes
-from rear_jax.data.codes_header import check_codes
-from rear_jax.data.images import fingerprint, open_source, require_classes
-from rear_jax.evaluation.watching import Watch
+from rear_jax.data.codes_header import CodesHeader, check_codes, check_share
+from rear_jax.data.images import fingerprint, open_split, split_facts
+from rear_jax.evaluation import watching
 from rear_jax.runtime import distributed
 from rear_jax.runtime.mesh import check_batch, make_mesh
 from rear_jax.training import loop, objectives
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 def run(config: ConfigDict, workdir: Path) -> None:
     """Trains `workdir/generator` on code files, or on images that it encodes as it goes."""
     settings = config.train.loop
-    check_batch(config.mesh, settings.batch_size, config.train.accumulation, "config.train.loop.batch_size")
+    _check_settings(config)
     tokenizer = artifacts.load_tokenizer(config, workdir)
     model = objectives.build_generator(config, tokenizer.module)
     record = config.to_dict() | {"holds": "generator", "tokenizer_fingerprint": tokenizer.fingerprint}
@@ -41,18 +41,58 @@ def run(config: ConfigDict, workdir: Path) -> None:
     log.info("train: %s %s, %.1fM parameters", config.method.name, config.model.name, count / 1e6)
     watch = None
     if config.train.evaluate_every:
-        watch = config.train.evaluate_every, Watch(config, workdir, model, tokenizer, record).look
+        watch = config.train.evaluate_every, watching.Watch(config, workdir, model, tokenizer, record).look
     stream, counts = _batches(config, workdir, tokenizer)
     devices = make_mesh(config.mesh)
     loop.train(learning, loop.Run(stream, devices, record, checkpoints, workdir, watch=watch, counts=counts))
     checkpoints.close()
 
 
+def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
+    """See `Job.check`."""
+    _check_settings(config)
+    tokenizer = artifacts.outline_tokenizer(config)
+    model = objectives.build_generator(config, tokenizer.module)
+    learning = objectives.learning(config, tokenizer, {})
+    loop.check(learning.job, learning.settings)
+    state = learning.state(make_mesh(config.mesh))
+    artifacts.check_tokenizer(config, workdir, before)
+    resumed = artifacts.check_resumable(artifacts.generator_folder(workdir), config, "train", state)
+    if config.init_from and not resumed:
+        artifacts.check_generator(Path(config.init_from), config, workdir, model, before)
+    if config.codes.on_the_fly:
+        split_facts(config.data, config.data.train_split)
+    elif not {"tokenize", "import"} & set(before):
+        codes = open_codes(artifacts.codes_folder(config, workdir))
+        _check_header(codes.header, config, tokenizer.num_codes, None)
+    if config.train.evaluate_every:
+        watching.check(config, model)
+
+
+def _check_settings(config: ConfigDict) -> None:
+    settings = config.train
+    check_batch(config.mesh, settings.loop.batch_size, settings.accumulation, "config.train.loop.batch_size")
+    if config.codes.on_the_fly:
+        batches.random_view_of(config.tokenizer_training.augmentation)
+    else:
+        check_share(config.codes.max_corrupt_share)
+
+
+def _check_header(header: CodesHeader, config: ConfigDict, num_codes: int, fingerprint: str | None) -> None:
+    """Raises RearError unless codes are those of the config's tokenizer; a fingerprint of None fits any."""
+    check_codes(
+        header,
+        fingerprint=fingerprint,
+        codebook_size=config.tokenizer.codebook_size,
+        codes_per_image=num_codes,
+        num_classes=config.data.num_classes,
+    )
+
+
 def _batches(config: ConfigDict, workdir: Path, tokenizer: artifacts.Tokenizer):
     """start step -> iterator of this process's share of each batch; and what is counted while they are read."""
     if config.codes.on_the_fly:
-        source = open_source(config.data.source, config.data.path, config.data.train_split)
-        require_classes(source, config.data.num_classes)
+        source = open_split(config.data, config.data.train_split)
         distributed.agree(f"the images of {source.name}", fingerprint(source))
 
         loop_settings, augment = config.train.loop, config.tokenizer_training.augmentation
@@ -63,13 +103,7 @@ def _batches(config: ConfigDict, workdir: Path, tokenizer: artifacts.Tokenizer):
         in_memory=config.codes.in_memory,
         max_corrupt_share=config.codes.max_corrupt_share,
     )
-    check_codes(
-        codes.header,
-        fingerprint=tokenizer.fingerprint,
-        codebook_size=config.tokenizer.codebook_size,
-        codes_per_image=tokenizer.num_codes,
-        num_classes=config.data.num_classes,
-    )
+    _check_header(codes.header, config, tokenizer.num_codes, tokenizer.fingerprint)
 
     some = codes.read(np.linspace(0, len(codes) - 1, 64).astype(int))["codes"].tolist()
     distributed.agree(f"the codes in {artifacts.codes_folder(config, workdir)}", f"{codes.header} {some}")

@@ -24,7 +24,103 @@ NAMED = 3  # entries that a message names
 NOT_DAMAGE = ("RESOURCE_EXHAUSTED:", "PERMISSION_DENIED:", "UNAVAILABLE:", "DEADLINE_EXCEEDED:", "ABORTED:")
 
 
-class Checkpoints:
+class Saved:
+    """What a folder of checkpoints holds, told without reading arrays; it writes nothing and waits for no process."""
+
+    def __init__(self, folder: Path):
+        """Looks at a folder that exists."""
+        self.folder = folder
+
+    def steps(self) -> list[int]:
+        """The complete steps, in any order; orbax renames a step to its number when it is complete."""
+        return [int(entry.name) for entry in self.folder.iterdir() if entry.name.isdigit()]
+
+    def latest_step(self) -> int | None:
+        """The newest complete step, or None."""
+        return max(self.steps(), default=None)
+
+    def param_names(self) -> set[str]:
+        """Names of the top-level modules among the newest parameters."""
+        step = self._existing_step()
+        with self._reading(step):
+            return set(_saved_tree(self._path(step) / STATE)["params"])
+
+    def record(self) -> dict:
+        """What `save` stored beside the newest state, or the newest that can be read: its config."""
+        return self._newest_readable(_read_record)[1]
+
+    def refuse_other_params(self, like: Any, *, ema: bool = False) -> None:
+        """Raises RearError unless the newest parameters, or their moving average, have the shapes of `like`."""
+        step, name = self._existing_step(), "ema" if ema else "params"
+        with self._reading(step):
+            if other := _other_entries(self._path(step) / STATE, {name: like}, partial=True):
+                raise RearError(
+                    f"checkpoint {self._path(step)} holds other parameters than this config makes: {other}. Give the "
+                    "settings that it was trained with."
+                )
+
+    def refuse_other_state(self, like: Any, record: dict) -> None:
+        """Raises RearError unless the newest state has the shapes of `like`; arguments as of `Checkpoints.restore`."""
+        self._newest_readable(lambda folder: self._refuse_other_state(folder, like, record))
+
+    def _refuse_other_state(self, folder: epath.Path, like: Any, record: dict) -> None:
+        if not (other := _other_entries(folder / STATE, like)):
+            return
+        differing = identity.differences(_read_record(folder), record, identity.STATE)
+        changed = ", ".join(one for one in differing if ".loop." not in one) or "none"
+        raise RearError(
+            f"checkpoint {folder} holds another state than this config makes: {other}. Settings that changed: "
+            f"{changed}. Give those that it depends on the old values, or use another --workdir."
+        )
+
+    def _path(self, step: int) -> epath.Path:
+        return epath.Path(self.folder.resolve()) / str(step)
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        """Says of a damaged file which checkpoint it is of."""
+        try:
+            yield
+        except Exception as error:  # orbax and tensorstore raise many kinds
+            if not _is_damage(error):
+                raise
+            raise self._unreadable(step, error) from error
+
+    def _newest_readable(
+        self, read: Callable[[epath.Path], Any], everywhere: Callable[[bool], bool] = bool
+    ) -> tuple[int, Any]:
+        """The newest step that is not damaged, and what `read` makes of its folder; `everywhere` asks the others too.
+
+        It reads by orbax's handlers: unlike its manager, they wait for no other process, which may have failed.
+        """
+        newest, failure = self._existing_step(), None
+        for step in sorted(self.steps(), reverse=True):
+            found, damage = None, None
+            try:
+                found = read(self._path(step))
+            except Exception as error:
+                if not _is_damage(error):
+                    raise
+                damage = error
+            if everywhere(damage is None):
+                return step, found
+            failure = failure or damage
+        raise self._unreadable(newest, failure or RearError("another process cannot read it"))
+
+    def _existing_step(self) -> int:
+        step = self.latest_step()
+        if step is None:
+            raise RearError(f"no checkpoint in {self.folder}: run the job that makes it first, or mend the path.")
+        return step
+
+    def _unreadable(self, step: int, error: Exception) -> RearError:
+        return RearError(
+            f"checkpoint {self.folder / str(step)} cannot be read ({_reason(error)}): delete that folder to go on from "
+            "the one before it, if there is one."
+        )
+
+
+class Checkpoints(Saved):
     """The checkpoints of one training job, in one folder, written in the background.
 
     A step that is on disk is complete: orbax writes under a temporary name and renames. Each holds the whole state
@@ -33,15 +129,19 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, keep: int, keep_every: int = 0):
         """Opens or makes the folder; it keeps the newest `keep`, and for ever those of every `keep_every`-th step."""
-        self.folder = folder
+        super().__init__(folder)
         kept = [policies.LatestN(keep), *([policies.EveryNSteps(keep_every)] if keep_every else [])]
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(kept), create=True, enable_async_checkpointing=True
         )
         self._manager = ocp.CheckpointManager(self.folder.resolve(), options=options)
 
+    def steps(self) -> list[int]:
+        """As `Saved.steps`; those whose saving has begun count as well."""
+        return self._manager.all_steps()
+
     def latest_step(self) -> int | None:
-        """The newest complete step, or None."""
+        """The newest step, or None."""
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, record: dict) -> None:
@@ -90,12 +190,11 @@ class Checkpoints:
         """
 
         def read(folder: epath.Path) -> Any:
-            if other := _other_entries(folder / STATE, like):
-                raise self._of_other_settings(folder, other, record)
+            self._refuse_other_state(folder, like, record)
             return ocp.StandardCheckpointHandler().restore(folder / STATE, args=ocp.args.StandardRestore(like))
 
         step, state = self._newest_readable(read, distributed.everywhere)
-        self._set_aside([later for later in self._manager.all_steps() if later > step], step)
+        self._set_aside([later for later in self.steps() if later > step], step)
         return step, state
 
     def restore_params(self, like: Any, *, ema: bool = False) -> tuple[int, Any]:
@@ -103,62 +202,14 @@ class Checkpoints:
         step, name = self._existing_step(), "ema" if ema else "params"
         restore_args = ocp.checkpoint_utils.construct_restore_args({name: like})
         args = ocp.args.PyTreeRestore({name: like}, restore_args=restore_args, partial_restore=True)
+        self.refuse_other_params(like, ema=ema)
         with self._reading(step):
-            if other := _other_entries(self._path(step) / STATE, {name: like}, partial=True):
-                raise RearError(
-                    f"checkpoint {self._path(step)} holds other parameters than this config makes: {other}. Give the "
-                    "settings that it was trained with."
-                )
             return step, self._manager.restore(step, args=ocp.args.Composite(state=args))[STATE][name]
-
-    def param_names(self) -> set[str]:
-        """Names of the top-level modules among the newest parameters."""
-        step = self._existing_step()
-        with self._reading(step):
-            return set(_saved_tree(self._path(step) / STATE)["params"])
-
-    def record(self) -> dict:
-        """What `save` stored beside the newest state, or the newest that can be read: its config."""
-        return self._newest_readable(_read_record)[1]
 
     def close(self) -> None:
         """Waits for the last save and lets go of the folder."""
         self.wait()
         self._manager.close()
-
-    def _path(self, step: int) -> epath.Path:
-        return epath.Path(self.folder.resolve()) / str(step)
-
-    @contextlib.contextmanager
-    def _reading(self, step: int) -> Iterator[None]:
-        """Says of a damaged file which checkpoint it is of."""
-        try:
-            yield
-        except Exception as error:  # orbax and tensorstore raise many kinds
-            if not _is_damage(error):
-                raise
-            raise self._unreadable(step, error) from error
-
-    def _newest_readable(
-        self, read: Callable[[epath.Path], Any], everywhere: Callable[[bool], bool] = bool
-    ) -> tuple[int, Any]:
-        """The newest step that is not damaged, and what `read` makes of its folder; `everywhere` asks the others too.
-
-        It reads by orbax's handlers: unlike its manager, they wait for no other process, which may have failed.
-        """
-        newest, failure = self._existing_step(), None
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            found, damage = None, None
-            try:
-                found = read(self._path(step))
-            except Exception as error:
-                if not _is_damage(error):
-                    raise
-                damage = error
-            if everywhere(damage is None):
-                return step, found
-            failure = failure or damage
-        raise self._unreadable(newest, failure or RearError("another process cannot read it"))
 
     def _set_aside(self, damaged: list[int], step: int) -> None:
         """Renames steps, by the first process for all; `step` is the one that is gone back to."""
@@ -169,27 +220,6 @@ class Checkpoints:
             )
         distributed.wait("damaged checkpoints are set aside")
         self._manager.reload()
-
-    def _existing_step(self) -> int:
-        step = self.latest_step()
-        if step is None:
-            raise RearError(f"no checkpoint in {self.folder}: run the job that makes it first, or mend the path.")
-        return step
-
-    def _unreadable(self, step: int, error: Exception) -> RearError:
-        return RearError(
-            f"checkpoint {self.folder / str(step)} cannot be read ({_reason(error)}): delete that folder to go on from "
-            "the one before it, if there is one."
-        )
-
-    def _of_other_settings(self, folder: epath.Path, other: str, record: dict) -> RearError:
-        saved = _read_record(folder)
-        differing = identity.differences(saved, record, identity.STATE)
-        changed = ", ".join(one for one in differing if ".loop." not in one) or "none"
-        return RearError(
-            f"checkpoint {folder} holds another state than this config makes: {other}. Settings that changed: "
-            f"{changed}. Give those that it depends on the old values, or use another --workdir."
-        )
 
     def _failed(self, error: Exception) -> RearError:
         return RearError(

@@ -115,7 +115,7 @@ def check_batch(
     """
     shape = mesh_shape(sizes, count or jax.device_count())
     devices = shape["data"] * shape["fsdp"]
-    if batch_size % (microbatches * devices):
+    if batch_size < 1 or batch_size % (microbatches * devices):
         raise RearError(
             f"{name} = {batch_size} does not divide over {microbatches} microbatch(es) on {devices} "
             f"device(s): choose a multiple of {microbatches * devices}."

@@ -38,10 +38,20 @@ class Batch(NamedTuple):
 def conditions_of(config: ConfigDict, model: nn.Module) -> Any:
     """All conditions there are, a tree of arrays whose leading axis is the label: classes, or captions from a file."""
     if generators.takes_captions(model):
-        return CaptionFile(
-            config.sample.captions, option="config.sample.captions", length=model.caption_length, dim=model.caption_dim
-        )[:]
+        return _captions(config, model)[:]
     return np.arange(config.data.num_classes, dtype=np.int32)
+
+
+def check_conditions(config: ConfigDict, model: nn.Module) -> None:
+    """Raises RearError where the caption file of `conditions_of` is missing or of other sizes."""
+    if generators.takes_captions(model):
+        _captions(config, model)
+
+
+def _captions(config: ConfigDict, model: nn.Module) -> CaptionFile:
+    return CaptionFile(
+        config.sample.captions, option="config.sample.captions", length=model.caption_length, dim=model.caption_dim
+    )
 
 
 def image_shape(config: ConfigDict) -> tuple[int, int, int]:

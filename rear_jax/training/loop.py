@@ -105,7 +105,7 @@ def train(learning: Learning, run: Run) -> TrainState:
       RearError: a metric was NaN or infinite, a save failed, or processes or settings do not fit together.
     """
     job, settings, mesh, checkpoints = learning.job, learning.settings, run.mesh, run.checkpoints
-    _check(job, settings)
+    check(job, settings)
     latest = checkpoints.latest_step()
     distributed.agree("config, tokenizer or newest checkpoint", json.dumps([job, run.record, latest], sort_keys=True))
     with jax.set_mesh(mesh):
@@ -187,7 +187,7 @@ def _compile(job: str, function: Any, *arguments: Any) -> Any:
     return compiled
 
 
-def _check(job: str, settings: ConfigDict) -> None:
+def check(job: str, settings: ConfigDict) -> None:
     """Raises RearError for settings of the loop that do not go together."""
     for name in ("log_every", "checkpoint_every"):
         if settings[name] < 1:

@@ -5,6 +5,7 @@ parameter to the key and the axis order of the same tensor in the authors' file.
 naming what is missing, unexpected or mis-shaped) happens here, once for all networks.
 """
 
+import abc
 import dataclasses
 import math
 import re
@@ -30,6 +31,14 @@ class TorchName(NamedTuple):
 
     key: str
     axes: tuple[int, ...] | None = None
+
+
+class OpenTensors(Mapping[str, np.ndarray]):
+    """The tensors of an open file, each read when it is asked for."""
+
+    @abc.abstractmethod
+    def outline(self) -> dict[str, np.ndarray]:
+        """A `stand_in` for each tensor, from the header of the file."""
 
 
 class Hub(NamedTuple):
@@ -104,33 +113,55 @@ def from_torch(
 
     Raises RearError: keys are missing or unexpected, or a tensor has another shape; all of them are named.
     """
-    used: set[str] = set()
-    missing: list[str] = []
-    misshaped: list[str] = []
+    require_fit(outline(tensors), shapes, torch_name, ignore=ignore, source=source)
     flat: dict[Path, np.ndarray] = {}
     for path, leaf in traverse_util.flatten_dict(shapes).items():
         name = torch_name(path)
-        keys = _keys(name, leaf.shape)
+        flat[path] = value = _empty(leaf.shape, leaf.dtype)
+        for key, target in zip(_keys(name, leaf.shape), value if "{i}" in name.key else value[None], strict=True):
+            target[...] = _in_flax_order(tensors[key], name)
+    return traverse_util.unflatten_dict(flat)
+
+
+def require_fit(
+    tensors: Mapping[str, np.ndarray],
+    shapes: Any,
+    torch_name: Callable[[Path], TorchName],
+    *,
+    ignore: tuple[str, ...] = (),
+    source: str = "the state dict",
+) -> None:
+    """Raises RearError unless `from_torch` can build the parameters; arguments as there, only shapes are looked at."""
+    used: set[str] = set()
+    missing: list[str] = []
+    misshaped: list[str] = []
+    for path, leaf in traverse_util.flatten_dict(shapes).items():
+        name = torch_name(path)
+        keys, wanted = _keys(name, leaf.shape), leaf.shape[1:] if "{i}" in name.key else leaf.shape
         used.update(keys)
-        value = _empty(leaf.shape, leaf.dtype)
-        for key, target in zip(keys, value if "{i}" in name.key else value[None], strict=True):
-            if key not in tensors:
-                missing.append(key)
-                continue
-            tensor = tensors[key]
-            if name.axes is not None and tensor.ndim == len(name.axes):
-                tensor = tensor.transpose(name.axes)
-            if tensor.shape == target.shape:
-                target[...] = tensor
-            else:
-                misshaped.append(f"{key} {tensor.shape}, wanted {target.shape}")
-        flat[path] = value
+        missing += [key for key in keys if key not in tensors]
+        found = {key: _in_flax_order(tensors[key], name).shape for key in keys if key in tensors}
+        misshaped += [f"{key} {shape}, wanted {wanted}" for key, shape in found.items() if shape != wanted]
     unexpected = sorted(k for k in tensors if k not in used and not k.startswith(ignore))
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
     if any(problems.values()):
         told = "; ".join(f"{len(v)} {what}: {', '.join(v[:8])}" for what, v in problems.items() if v)
         raise RearError(f"{source} does not fit this network: {told}. Check that the config's sizes are the file's.")
-    return traverse_util.unflatten_dict(flat)
+
+
+def outline(tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """The same keys with tensors of the same shapes; of an open file they are stand-ins, and nothing is read."""
+    return tensors.outline() if isinstance(tensors, OpenTensors) else tensors
+
+
+def stand_in(shape: tuple[int, ...]) -> np.ndarray:
+    """Zeros of a shape that take no memory."""
+    return np.broadcast_to(np.zeros((), np.float32), shape)
+
+
+def _in_flax_order(tensor: np.ndarray, name: TorchName) -> np.ndarray:
+    """The tensor with its axes as Flax has them, where it has as many."""
+    return tensor.transpose(name.axes) if name.axes is not None and tensor.ndim == len(name.axes) else tensor
 
 
 def to_torch(params: Any, torch_name: Callable[[Path], TorchName]) -> dict[str, np.ndarray]:

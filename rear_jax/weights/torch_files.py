@@ -24,6 +24,7 @@ import numpy as np
 import safetensors
 
 from rear_jax.errors import RearError
+from rear_jax.weights.layout import OpenTensors, stand_in
 
 SECTIONS = ("model", "module", "state_dict", "ema")
 STORAGE_DTYPES = {
@@ -89,7 +90,7 @@ def _not_a_checkpoint(path: Path, why: object) -> RearError:
     return RearError(f"{path} is not a whole checkpoint ({why}); it may be cut short or mislabelled: fetch it again.")
 
 
-class _SafeTensors(Mapping[str, np.ndarray]):
+class _SafeTensors(OpenTensors):
     """The tensors of an open safetensors file."""
 
     def __init__(self, path: Path):
@@ -103,6 +104,9 @@ class _SafeTensors(Mapping[str, np.ndarray]):
         if key not in self._keys:
             raise KeyError(key)
         return self._file.get_tensor(key)
+
+    def outline(self) -> dict[str, np.ndarray]:
+        return {key: stand_in(tuple(self._file.get_slice(key).get_shape())) for key in self._keys}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys)
@@ -202,7 +206,7 @@ def _tensors_in(value: Any) -> dict[str, _TensorRef]:
     return {key: item for key, item in items if isinstance(key, str) and isinstance(item, _TensorRef)}
 
 
-class _TorchTensors(Mapping[str, np.ndarray]):
+class _TorchTensors(OpenTensors):
     """The tensors of a PyTorch file whose storages begin at known bytes of it."""
 
     def __init__(self, path: Path, refs: dict[str, _TensorRef], starts: Mapping[str, int]):
@@ -220,6 +224,9 @@ class _TorchTensors(Mapping[str, np.ndarray]):
         start = self._starts[storage.key] + (storage.start + ref.offset) * width
         elements = np.fromfile(self._path, storage.dtype, count, offset=start)
         return np.lib.stride_tricks.as_strided(elements, ref.size, [step * width for step in ref.stride])
+
+    def outline(self) -> dict[str, np.ndarray]:
+        return {key: stand_in(ref.size) for key, ref in self._refs.items()}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._refs)

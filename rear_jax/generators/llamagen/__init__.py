@@ -84,6 +84,13 @@ def example_condition(network: LlamaGenTransformer):
     return Captions(jnp.zeros((*shape, network.caption_dim), jnp.float32), jnp.ones(shape, bool))
 
 
+def unconditional(network: LlamaGenTransformer, params: Any, conditions: Any):
+    """The null label, or the learned null caption under the mask of each caption."""
+    if network.condition == "class":
+        return jnp.full_like(conditions, network.num_classes)
+    return Captions(jnp.broadcast_to(params["null_caption"], conditions.features.shape), conditions.mask)
+
+
 FAMILY = GeneratorFamily(
     name="llamagen",
     network=LlamaGenTransformer,
@@ -117,4 +124,5 @@ FAMILY = GeneratorFamily(
     needs_grid=True,
     check=check,
     condition=example_condition,
+    unconditional=unconditional,
 )

@@ -94,10 +94,9 @@ def train_step(model: Any, config: ConfigDict, optimizer: optax.GradientTransfor
     schedule = learning_rate(train.optimizer, steps)
 
     def step(state: TrainState, batch: dict, key: jax.Array, frozen: dict) -> tuple[TrainState, dict]:
-        if encode is not None:
-            batch = {"codes": encode(frozen, batch["image"]), "label": batch["label"]}
-
         def loss_at(params, part, part_key):
+            if encode is not None:  # a microbatch at a time: the encoder takes memory for each image
+                part = {"codes": encode(frozen, part["image"]), "label": part["label"]}
             return loss_fn(params, part, part_key, progress=state.step / steps, codebook=frozen["codebook"])
 
         aux, gradients = accumulated_gradients(loss_at, state.params, batch, key, train.accumulation)

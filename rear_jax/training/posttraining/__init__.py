@@ -52,8 +52,9 @@ def checked_method(config: ConfigDict, generator: Any) -> Method:
             )
     if settings.noise_reading not in READINGS:
         raise RearError(f"config.posttrain.noise_reading = {settings.noise_reading!r}: use {', '.join(READINGS)}.")
-    if not 0.0 <= settings.noise_rate <= 1.0:
-        raise RearError(f"config.posttrain.noise_rate = {settings.noise_rate}: a probability lies in 0..1.")
+    for name in ("noise_rate", "label_drop"):
+        if not 0.0 <= settings[name] <= 1.0:
+            raise RearError(f"config.posttrain.{name} = {settings[name]}: a probability lies in 0..1.")
     captions = {rewards.CLASSES: "asks for a class, and this generator takes captions"}
     rewards.check(settings, {**method.lacks, **(captions if generators.takes_captions(generator) else {})})
     method.check(config)

@@ -51,7 +51,7 @@ def make_step(networks: Networks, config: ConfigDict, optimizer: optax.GradientT
         entropy = -jnp.mean(new)  # estimated from what was drawn
         return loss, (metrics | watched | {"entropy": entropy}, rollout)
 
-    def later_loss(params: Any, rollout: policy.Rollout, frozen: dict):
+    def later_loss(params: Any, rollout: policy.Rollout, key: jax.Array, frozen: dict):
         new = log_probabilities(networks, config, params, rollout.context.condition, rollout.samples)
         return objective(new, rollout, frozen)
 

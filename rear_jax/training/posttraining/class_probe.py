@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rear_jax.data.batches import ordered_batches
-from rear_jax.data.images import Spread, open_source, require_classes
+from rear_jax.data.images import Spread, open_split, split_facts
 from rear_jax.errors import RearError
 from rear_jax.metrics import efficientnet, features
 from rear_jax.metrics.efficientnet import FEATURES, EfficientNetLite
@@ -43,8 +43,7 @@ def fit(data: ConfigDict, *, count: int, feature_size: int) -> ClassProbe:
 
     Raises RearError: a label is no class, or a class of the data is not among the images looked at.
     """
-    source = open_source(data.source, data.path, data.train_split)
-    require_classes(source, data.num_classes)
+    source = open_split(data, data.train_split)
     network = efficientnet.load(NETWORK)
     extractor = features.efficientnet_extractor(network, NETWORK, feature_size)
     labels: list[np.ndarray] = []
@@ -69,6 +68,17 @@ def fit(data: ConfigDict, *, count: int, feature_size: int) -> ClassProbe:
     bias = (intercept - coefficients @ (scaler.mean_ / scaler.scale_)).astype(np.float32)
     params = {"network": network, "kernel": kernel, "bias": bias}
     return ClassProbe(params, _log_probability(feature_size), probe.real_accuracy)
+
+
+def check(data: ConfigDict, *, count: int) -> None:
+    """Raises RearError where `fit` must fail: its weights are not installed, or it looks at too few images."""
+    looked_at = min(split_facts(data, data.train_split).num_images, count)
+    if looked_at < data.num_classes:
+        raise RearError(
+            f"config.posttrain.reward.class_probability: the probe looks at {looked_at} images, which cannot show "
+            f"{data.num_classes} classes; raise config.posttrain.probe_images."
+        )
+    efficientnet.load(NETWORK)
 
 
 def outline(num_classes: int, *, feature_size: int) -> ClassProbe:

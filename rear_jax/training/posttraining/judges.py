@@ -5,7 +5,7 @@ of the parameters in their place. A reward with a network of its own takes two f
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,16 @@ def judges_of(config: ConfigDict, workdir: Path | None = None) -> dict[str, Judg
     """The networks that the config's rewards ask; raises RearError where the parameters of one are not there."""
     asked = dict.fromkeys(rewards.declared(name).judge for name in rewards.wanted(config.posttrain))
     return {name: JUDGES[name](config, workdir) for name in asked if name}
+
+
+def check_judges(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
+    """Raises RearError where `judges_of` will, as far as that can be told without reading images.
+
+    `before` are jobs that run first: what these will make is not looked for.
+    """
+    for name, (_, params) in judges_of(config).items():
+        if name in CHECKS:
+            CHECKS[name](config, workdir, params, before)
 
 
 def perceptual_network(config: ConfigDict, workdir: Path | None) -> Judged:
@@ -59,4 +69,12 @@ JUDGES: dict[str, Callable[[ConfigDict, Path | None], Judged]] = {
     "perceptual": perceptual_network,
     "discriminator": discriminator,
     "class_probe": probe,
+}
+
+# name -> (config, workdir, shapes of the network's parameters, jobs that run first) raises RearError where they cannot
+# be had
+CHECKS: dict[str, Callable[[ConfigDict, Path, Any, Collection[str]], Any]] = {
+    "perceptual": lambda config, workdir, *_: perceptual_network(config, workdir),
+    "discriminator": artifacts.check_discriminator,
+    "class_probe": lambda config, *_: class_probe.check(config.data, count=config.posttrain.probe_images),
 }

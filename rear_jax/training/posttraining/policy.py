@@ -93,7 +93,7 @@ def make_step(config: ConfigDict, optimizer: optax.GradientTransformation, first
       optimizer: of the generator's parameters.
       first_loss: (params, batch, key, frozen) -> (loss, (metrics, rollout)): draws its own samples, so that rollout
         and first update may share a forward pass.
-      later_loss: (params, rollout, frozen) -> (loss, metrics), for the updates after it.
+      later_loss: (params, rollout, key, frozen) -> (loss, metrics), for the updates after it, with the same key.
 
     Returns:
       step(state, batch, key, frozen) -> (state, metrics). These are of the first update; of the last one, if there are
@@ -107,7 +107,7 @@ def make_step(config: ConfigDict, optimizer: optax.GradientTransformation, first
             return first_loss(params, batch, key, frozen)
 
         def later(params, rollout, key):
-            return later_loss(params, rollout, frozen)
+            return later_loss(params, rollout, key, frozen)
 
         start = state.step
         (stacked, rollout), gradients = accumulated_gradients(first, state.params, batch, key, settings.accumulation)

@@ -1,8 +1,10 @@
 """What a sampled image is worth: how close it is to its original, how real it looks, how well it fits its label.
 
-A reward is a function (images [B, H, W, 3] in [0, 1], labels [B], seen) -> [B], higher is better; `seen` is what else
-there is to look at. To add one, write it, name it in REWARDS, and give it a weight in `config.posttrain.reward`. One
-that looks at more than the images is a `Reward`, which declares what.
+A reward is a function (images [B, H, W, 3], labels [B], seen) -> [B], higher is better; `seen` is what else there is to
+look at. Images are as the decoder gives them, around [0, 1] and not clipped, with every method and as in the released
+code of VA-π: what lies outside counts as an error, and has a gradient. To add a reward, write it, name it in REWARDS,
+and give it a weight in `config.posttrain.reward`. One that looks at more than the images is a `Reward`, which declares
+what.
 """
 
 from collections.abc import Callable, Mapping
@@ -75,11 +77,26 @@ def perceptual(images: jax.Array, labels: jax.Array, seen: Seen) -> jax.Array:
 
 
 def codebook_cosine(images: jax.Array, labels: jax.Array, seen: Seen) -> jax.Array:
-    """Mean cosine, less 1, between the sampled codes' vectors and what the encoder makes of the original."""
-    tokenizer, variables = seen.networks.tokenizer, {"params": seen.frozen["tokenizer"]}
-    vectors = tokenizer.apply(variables, seen.codes, method="embed")  # [B, N, D]
-    latents = tokenizer.apply(variables, seen.original, method="latents").reshape(1, *vectors.shape[1:])
+    """Cosine, less 1, between the sampled codes' vectors and what the encoder makes of the original.
+
+    The mean over positions of the cosines [B, N]; see `flattened_codebook_cosine` for the other reading.
+    """
+    vectors, latents = _vectors_and_latents(seen)
     return -1.0 - jnp.mean(losses.negative_cosine(vectors, latents), axis=-1)
+
+
+def flattened_codebook_cosine(images: jax.Array, labels: jax.Array, seen: Seen) -> jax.Array:
+    """The same as one cosine of all positions together, vectors of N·D features: long vectors count for more."""
+    vectors, latents = (x.reshape(len(x), -1) for x in _vectors_and_latents(seen))
+    return -1.0 - losses.negative_cosine(vectors, latents)
+
+
+def _vectors_and_latents(seen: Seen) -> tuple[jax.Array, jax.Array]:
+    """Vectors of the sampled codes [B, N, D], and latents of the original [1, N, D]."""
+    tokenizer, variables = seen.networks.tokenizer, {"params": seen.frozen["tokenizer"]}
+    vectors = tokenizer.apply(variables, seen.codes, method="embed")
+    latents = tokenizer.apply(variables, seen.original, method="latents")
+    return vectors, latents.reshape(1, *vectors.shape[1:])
 
 
 def discriminator(images: jax.Array, labels: jax.Array, seen: Seen) -> jax.Array:
@@ -99,6 +116,7 @@ REWARDS: dict[str, Reward | Callable[..., jax.Array]] = {
     "l1": Reward(absolute_error, (ORIGINAL,)),
     "perceptual": Reward(perceptual, (ORIGINAL,), judge="perceptual"),
     "codebook": Reward(codebook_cosine, (ORIGINAL, CODES)),
+    "codebook_flattened": Reward(flattened_codebook_cosine, (ORIGINAL, CODES)),
     "discriminator": Reward(discriminator, judge="discriminator"),
     "class_probability": Reward(class_probability, (CLASSES,), judge="class_probe"),
 }
@@ -138,7 +156,7 @@ def total(
 
     Args:
       settings: `config.posttrain`.
-      images: [B, H, W, 3] in [0, 1].
+      images: [B, H, W, 3], around [0, 1].
       labels: [B].
       seen: what else to look at.
 
@@ -148,11 +166,6 @@ def total(
     weights = wanted(settings)
     found = {name: REWARDS[name](images, labels, seen) for name in weights}
     return sum(weights[name] * value for name, value in found.items()), found
-
-
-def images_of(networks: Networks, params: Any, codes: jax.Array) -> jax.Array:
-    """Images [B, H, W, 3] in [0, 1] that codes [B, N] decode to."""
-    return jnp.clip(networks.tokenizer.apply({"params": params}, codes, method="decode"), 0.0, 1.0)
 
 
 def score(
@@ -165,7 +178,7 @@ def score(
 
     def of_one_image(inputs):
         codes, image, label = inputs
-        images = images_of(networks, frozen["tokenizer"], codes)
+        images = networks.tokenizer.apply({"params": frozen["tokenizer"]}, codes, method="decode")
         seen = Seen(networks, frozen, codes, image[None])
         return total(settings, images, jnp.full(len(codes), label), seen)
 

@@ -12,12 +12,19 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from rear_jax import grpo, losses
+from rear_jax import grpo
 from rear_jax.errors import RearError
 from rear_jax.runtime.mesh import map_rows
 from rear_jax.training.posttraining import rewards
 from rear_jax.training.posttraining.method import Method, descent_step
-from rear_jax.training.posttraining.teacher_forcing import Networks, draw_samples, predict, read_context, unit_images
+from rear_jax.training.posttraining.teacher_forcing import (
+    Networks,
+    draw_samples,
+    predict,
+    prior,
+    read_context,
+    unit_images,
+)
 
 
 def check(config: ConfigDict) -> None:
@@ -34,9 +41,9 @@ def make_step(networks: Networks, config: ConfigDict, optimizer: optax.GradientT
         context = read_context(networks, settings, frozen, batch, key)
         logits = predict(networks, params, context)
         reward, each = reconstruction(networks, settings, frozen, logits, batch)
-        prior = jnp.mean(losses.next_code_cross_entropy(logits, context.codes))
-        loss = settings.prior_weight * prior - jnp.mean(reward)
-        metrics = {"loss": loss, "prior": prior, "entropy": grpo.entropy(logits)}
+        own_codes, terms = prior(networks, settings, params, logits, context, jax.random.fold_in(key, 1))
+        loss = settings.prior_weight * own_codes - jnp.mean(reward)
+        metrics = terms | {"loss": loss, "entropy": grpo.entropy(logits)}
         return loss, metrics | rewards.watched(reward[:, None], each, batch)
 
     return descent_step(config, optimizer, loss_fn)
@@ -75,7 +82,7 @@ METHOD = Method(
     trains="generator",
     make_step=make_step,
     draw_samples=draw_samples,
-    reads=("noise_rate", "ste_temperature"),
+    reads=("noise_rate", "label_drop", "ste_temperature"),
     lacks={rewards.CODES: "looks at codes, and 'ste' decodes mixtures of them"},
     check=check,
 )

@@ -3,6 +3,7 @@
 A generator reads an image's own codes, perhaps with noise, and predicts each of them.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from rear_jax import generators, grpo, noise
+from rear_jax import generators, grpo, losses, noise
 
 READINGS = {"paper": True, "released": False}  # noise: is a replaced code always a different one?
 
@@ -62,6 +63,38 @@ def read_context(networks: Networks, settings: ConfigDict, frozen: dict, batch: 
 def predict(networks: Networks, params: Any, context: Context) -> jax.Array:
     """Teacher-forced logits [B, N, K]; no dropout and no dropped conditions."""
     return networks.generator.apply({"params": params}, context.noisy, context.condition).logits
+
+
+def cross_entropy(networks: Networks, params: Any, context: Context, *, conditional: bool = True) -> jax.Array:
+    """Mean cross-entropy of the images' own codes, given their conditions or without."""
+    if not conditional:
+        family = generators.family_of(networks.generator)
+        context = context._replace(condition=family.unconditional(networks.generator, params, context.condition))
+    return jnp.mean(losses.next_code_cross_entropy(predict(networks, params, context), context.codes))
+
+
+def prior(
+    networks: Networks, settings: ConfigDict, params: Any, logits: jax.Array, context: Context, key: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Cross-entropy of the images' own codes, and its terms by name: (1 - p)·conditional + p·unconditional.
+
+    With p = `label_drop` that is what dropping each condition with probability p gives on average. The conditional part
+    is of all `logits` [B, N, K]; the unconditional one takes a forward pass of its own, over `dropped_rows` random
+    images. So samples and their probabilities stay conditional, and ρ stays 1 at the first update.
+    """
+    conditional = jnp.mean(losses.next_code_cross_entropy(logits, context.codes))
+    if not (settings.label_drop and settings.prior_weight):
+        return conditional, {"prior": conditional}
+    rows = jax.random.choice(key, len(logits), (dropped_rows(settings.label_drop, len(logits)),), replace=False)
+    some = jax.tree.map(lambda x: x[rows], context)
+    unconditional = cross_entropy(networks, params, some, conditional=False)
+    mixed = (1.0 - settings.label_drop) * conditional + settings.label_drop * unconditional
+    return mixed, {"prior": conditional, "prior_unconditional": unconditional}
+
+
+def dropped_rows(share: float, rows: int) -> int:
+    """A share of so many rows, rounded up to a power of two that devices divide, but not to more than there are."""
+    return min(rows, 2 ** math.ceil(math.log2(max(1.0, share * rows))))
 
 
 def draw_samples(

@@ -1,0 +1,24 @@
+"""The record of a job."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the command line runs by name.
+
+    Attributes:
+      run: (config, workdir) does the work, and refuses what it cannot do.
+      check: (config, workdir, names of jobs that run first) raises RearError where `run` would refuse: it reads
+        settings, labels, and headers of files. It writes nothing, places no array on a device, and waits for no other
+        process. What the jobs before will make is not looked for.
+      shared: whether several processes run it together.
+    """
+
+    run: Callable[[ConfigDict, Path], None]
+    check: Callable[[ConfigDict, Path, Collection[str]], None]
+    shared: bool = False

@@ -149,10 +149,10 @@ def test_the_prior_is_a_mixture(parts):
     assert float(terms["prior"]) == pytest.approx(
         float(teacher_forcing.cross_entropy(networks, params, context)), rel=1e-6
     )
-    mixed, _ = teacher_forcing.prior(
-        networks, config(posttrain__label_drop=0.5).posttrain, params, logits, context, KEY
-    )
-    assert min(found, terms["prior"]) - 0.5 < mixed < max(found, terms["prior"]) + 0.5
+    half = config(posttrain__label_drop=0.5).posttrain
+    found, terms = teacher_forcing.prior(networks, half, params, logits, context, KEY)
+    assert found == pytest.approx(0.5 * terms["prior"] + 0.5 * terms["prior_unconditional"])
+    assert abs(terms["prior_unconditional"] - terms["prior"]) > 1e-3
 
 
 @pytest.mark.slow

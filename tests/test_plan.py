@@ -14,9 +14,11 @@ from rear_jax.errors import RearError
 from rear_jax.jobs import plan as job
 from rear_jax.plan import chips, hlo, programs, report, roofline
 from rear_jax.runtime.mesh import make_mesh, split
+from rear_jax.training import fitting
 from tests import toy
 
 MESH = {"data": -1, "fsdp": 1, "tensor": 1}
+HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
 def made(fits: bool = True, **changes) -> roofline.Plan:
@@ -66,17 +68,16 @@ class TestRoofline:
         bounds = made(topology=topology, collectives=[inside, across]).bounds
         assert bounds["network"] == pytest.approx(9e9 * 7 / 8 / 450e9 + 1e9 / 50e9)
 
-    def test_an_overflow_is_read_from_what_the_compiler_says(self):
-        says = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (19.50G) is"
-        taken = roofline._overflow(jax.errors.JaxRuntimeError(says), held=5)
-        assert taken["working"] == 19.5 * 2**30
+    def test_a_program_that_could_not_be_compiled(self):
+        """What it needs is known, or else the compiler's words stand."""
+        held = {"parameters": jax.ShapeDtypeStruct((2**28,), jnp.float32, sharding=HERE)}  # 1 GiB
+        program = programs.Program(None, (), held, images=1, calls=1)
+        taken = roofline._overflow(roofline.Compiled(toy.config(), program, None, 17 * 2**30))
+        assert taken["working"] == 16 * 2**30
         assert not taken["fits"]
-        says = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.00G of 15.75G hbm."
-        assert roofline._overflow(jax.errors.JaxRuntimeError(says), held=2**30)["working"] == 16 * 2**30
-
-    def test_another_error_stays_one(self):
-        with pytest.raises(jax.errors.JaxRuntimeError, match="UNIMPLEMENTED"):
-            roofline._overflow(jax.errors.JaxRuntimeError("UNIMPLEMENTED: no such thing"), held=0)
+        error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no more")
+        with pytest.raises(jax.errors.JaxRuntimeError, match="no more"):
+            roofline._overflow(roofline.Compiled(toy.config(), program, None, math.inf, error))
 
 
 def test_arguments_and_temporaries_must_fit_together():
@@ -278,3 +279,18 @@ def test_with_the_tpu_compiler(name):
     assert np.isfinite(plan.bound)
     kinds = {one.kind for one in plan.collectives}
     assert (kinds >= {"all-reduce"}) == (len(topology.devices) > 1)
+
+
+def test_what_is_open_is_chosen_for_the_chip(tmp_path, monkeypatch):
+    """As a run chooses it: a chip that is too small for the batch takes microbatches; the plan says so."""
+    config = toy.config(plan__topology="a100:1", plan__compiles=0, plan__programs=("train",), method__name="ar")
+    config.train.loop.batch_size = 32
+    whole = roofline.compile_fitting(config, "train", chips.topology("a100:1"))
+    assert (whole.config.train.accumulation, whole.config.model.remat) == (1, "none")
+    small = dataclasses.replace(chips.GPUS["a100"], memory=0.7 * whole.needed / fitting.USED)
+    monkeypatch.setitem(chips.GPUS, "a100", small)
+    job.run(config, tmp_path)
+    planned = json.loads((tmp_path / "plan.json").read_text())["programs"]["train"]
+    assert (planned["accumulation"] > 1, planned["fits"]) == (True, True)
+    text = (tmp_path / "plan.md").read_text()
+    assert f"to stay within 95 % of the memory: accumulation {planned['accumulation']}, remat none.**" in text

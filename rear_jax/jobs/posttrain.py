@@ -17,7 +17,7 @@ from rear_jax.data.images import ImageSource, fingerprint, open_source, require_
 from rear_jax.errors import RearError
 from rear_jax.runtime import distributed, pictures
 from rear_jax.runtime.mesh import check_batch, fetch, make_mesh
-from rear_jax.training import loop, posttraining
+from rear_jax.training import fitting, loop, posttraining
 from rear_jax.training.posttraining.judges import judges_of
 from rear_jax.training.posttraining.method import Method
 from rear_jax.training.posttraining.rewards import images_of, score
@@ -36,7 +36,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     row for each of a few held-out images with the original, its reconstruction, and samples with their rewards.
     """
     settings, data = config.posttrain, config.data
-    check_batch(config.mesh, settings.loop.batch_size, settings.accumulation, "config.posttrain.loop.batch_size")
+    check_batch(config.mesh, settings.loop.batch_size, settings.accumulation or 1, "config.posttrain.loop.batch_size")
     posttraining.method_of(config)
     tokenizer = artifacts.load_tokenizer(config, workdir)
     generator = bare_generator(config, tokenizer.module)
@@ -52,7 +52,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     start = {}
     if not saved or settings.kl_weight or method.trains == "decoder":
         start = _starting_point(config, workdir, generator, tokenizer)
-    learning = posttraining.learning(config, tokenizer, start, asked)
+
+    def learn(config: ConfigDict) -> loop.Learning:
+        return posttraining.learning(config, tokenizer, start, asked)
 
     images = batches.training_stream(source, config, settings.loop, settings.augmentation)
 
@@ -60,9 +62,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
         return _with_conditions(images(start), conditions)
 
     networks = posttraining.networks_of(config, tokenizer.module, asked)
-    draw, devices = _drawer(config, networks, learning.frozen, held_out, conditions), make_mesh(config.mesh)
+    draw, devices = _drawer(config, networks, learn(config).frozen, held_out, conditions), make_mesh(config.mesh)
     record = config.to_dict() | {"holds": method.trains, "tokenizer_fingerprint": tokenizer.fingerprint}
-    state = loop.train(learning, loop.Run(stream, devices, record, checkpoints, workdir, draw=draw))
+    state = fitting.train(config, learn, loop.Run(stream, devices, record, checkpoints, workdir, draw=draw))
     checkpoints.close()
     with jax.set_mesh(devices):
         sheet = draw(state)["posttrain"]

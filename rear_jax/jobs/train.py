@@ -15,7 +15,7 @@ from rear_jax.data.images import fingerprint, open_source, require_classes
 from rear_jax.evaluation.watching import Watch
 from rear_jax.runtime import distributed
 from rear_jax.runtime.mesh import check_batch, make_mesh
-from rear_jax.training import loop, objectives
+from rear_jax.training import fitting, loop, objectives
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 def run(config: ConfigDict, workdir: Path) -> None:
     """Trains `workdir/generator` on code files, or on images that it encodes as it goes."""
     settings = config.train.loop
-    check_batch(config.mesh, settings.batch_size, config.train.accumulation, "config.train.loop.batch_size")
+    check_batch(config.mesh, settings.batch_size, config.train.accumulation or 1, "config.train.loop.batch_size")
     tokenizer = artifacts.load_tokenizer(config, workdir)
     model = objectives.build_generator(config, tokenizer.module)
     record = config.to_dict() | {"holds": "generator", "tokenizer_fingerprint": tokenizer.fingerprint}
@@ -34,7 +34,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     elif config.init_from:
         given = artifacts.read_generator(Path(config.init_from), config, model, tokenizer)
         log.info("train: starting from %s", config.init_from)
-    learning = objectives.learning(config, tokenizer, given)
+
+    def learn(config: ConfigDict) -> loop.Learning:
+        return objectives.learning(config, tokenizer, given)
 
     count = sum(leaf.size for leaf in jax.tree.leaves(generators.shapes(model)))
     log.info("train: %s %s, %.1fM parameters", config.method.name, config.model.name, count / 1e6)
@@ -43,7 +45,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         watch = config.train.evaluate_every, Watch(config, workdir, model, tokenizer, record).look
     stream, counts = _batches(config, workdir, tokenizer)
     devices = make_mesh(config.mesh)
-    loop.train(learning, loop.Run(stream, devices, record, checkpoints, workdir, watch=watch, counts=counts))
+    fitting.train(config, learn, loop.Run(stream, devices, record, checkpoints, workdir, watch=watch, counts=counts))
     checkpoints.close()
 
 

@@ -89,8 +89,7 @@ PROGRAMS: dict[str, Callable[[ConfigDict, Mesh], Program]] = {"train": train, "p
 
 def _step(learning: loop.Learning, mesh: Mesh) -> Program:
     """A training job's program as `loop.train` compiles it, in one process."""
-    state, batch = learning.state(mesh), abstract(learning.batch, split(mesh))
-    frozen = abstract(learning.frozen, learning.frozen_places(mesh))
+    state, batch, frozen = learning.arguments(mesh)
     held = {
         "parameters": state.params,
         "moving average": state.ema,
@@ -109,8 +108,8 @@ def check(config: ConfigDict, name: str, chips: int) -> None:
 
 
 def microbatches_of(config: ConfigDict, name: str) -> int:
-    """How many parts the batch of the program `name` is cut into."""
-    return setting(config, MICROBATCHES[name]) if name in MICROBATCHES else 1
+    """How many parts the batch of the program `name` is cut into; 1 as long as that is open."""
+    return (setting(config, MICROBATCHES[name]) or 1) if name in MICROBATCHES else 1
 
 
 def with_batch(config: ConfigDict, name: str, images: int) -> ConfigDict:

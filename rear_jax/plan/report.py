@@ -10,6 +10,7 @@ from rear_jax.plan.chips import GIB
 from rear_jax.plan.hlo import Collective
 from rear_jax.plan.roofline import Plan
 from rear_jax.runtime.figures import table
+from rear_jax.training import fitting
 
 NAMES = {"train": "step", "posttrain": "step", "sample": "batch"}  # of one call
 
@@ -19,7 +20,7 @@ def markdown(plan: Plan, config: ConfigDict, largest: tuple[int, int | None] | N
     count, axes = len(plan.topology.devices), ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     sections = [
         f"## {plan.name} on {plan.topology.name}: {count} chip(s), {axes}",
-        " ".join((f"Compiled by {plan.topology.compiler}; {plan.seconds:.0f} s.", *plan.notes)),
+        " ".join((f"Compiled by {plan.topology.compiler}; {plan.seconds:.0f} s.", *plan.notes, *chosen(plan, config))),
         table(("memory of a chip", "GiB"), memory(plan)),
         verdict(plan, largest),
         table((f"a {NAMES[plan.name]}", ""), work(plan)),
@@ -31,6 +32,15 @@ def markdown(plan: Plan, config: ConfigDict, largest: tuple[int, int | None] | N
     header = ("the recipe", "at the bound", f"at an MFU of {100 * config.plan.mfu:.0f} %{beyond}")
     sections.append(table(header, recipe(plan, config)))
     return "\n\n".join(sections) + "\n"
+
+
+def chosen(plan: Plan, config: ConfigDict) -> tuple[str, ...]:
+    """A sentence about what the config leaves to be chosen; none where it does not."""
+    if plan.name not in fitting.JOBS or not fitting.is_open(config, plan.name):
+        return ()
+    choice = fitting.Choice(plan.accumulation, plan.remat)
+    within = f"to stay within {100 * fitting.USED:.0f} % of the memory"
+    return (f"**Chosen as a run does, {within}: {choice}.**",)
 
 
 def memory(plan: Plan) -> list[tuple[str, ...]]:

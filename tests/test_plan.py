@@ -98,7 +98,7 @@ def test_arguments_and_temporaries_must_fit_together():
 def test_a_plan_that_does_not_fit_says_what_helps():
     text = report.markdown(made(fits=False, moved=None, collectives=[]), toy.config(), (8, 16))
     assert "**A step of 16 images does not fit.** The largest that was found to fit: 8; 16 does not." in text
-    assert "train.accumulation, model.remat" in text
+    assert "What helps: more train.accumulation, model.remat, config.mesh.fsdp" in text
     assert "by compute" in text  # all that is known without a program
 
 
@@ -144,7 +144,7 @@ def test_a_mesh_or_batch_that_does_not_fit_is_refused():
 
 def test_an_unknown_program_is_refused(tmp_path):
     config = toy.config(plan__topology="h100:8", plan__programs=("tokenize",))
-    with pytest.raises(RearError, match=r"config\.plan\.programs = 'tokenize': use some of train"):
+    with pytest.raises(RearError, match=r"config\.plan\.programs = 'tokenize': use some of tokenizer, train"):
         job.run(config, tmp_path)
 
 
@@ -158,6 +158,7 @@ def sixteen_chips(monkeypatch, **changes):
 
     monkeypatch.setattr(roofline, "make", fake)
     changes = {"plan__topology": "h100:16", "plan__compiles": 0, "train__loop__batch_size": 16} | changes
+    changes = {"tokenizer_training__loop__batch_size": 16} | changes
     return toy.config(**changes), compiled
 
 
@@ -166,11 +167,11 @@ def test_sampling_that_nobody_asked_for_is_planned_at_a_batch_that_divides(tmp_p
     config, compiled = sixteen_chips(monkeypatch)
     assert config.sample.batch_size == 8
     job.run(config, tmp_path)
-    assert compiled == ["train", "sample"]
+    assert compiled == ["tokenizer", "train", "sample"]
     text = (tmp_path / "plan.md").read_text()
     assert "config.sample.batch_size = 8 does not divide over the chips: more are drawn at once." in text
     planned = json.loads((tmp_path / "plan.json").read_text())["programs"]
-    assert {name: plan["images"] for name, plan in planned.items()} == {"train": 16, "sample": 16}
+    assert {name: plan["images"] for name, plan in planned.items()} == {"tokenizer": 16, "train": 16, "sample": 16}
 
 
 def test_a_batch_that_divides_stays_what_it_is(tmp_path, monkeypatch):
@@ -200,7 +201,7 @@ def test_a_plan_is_written_after_each_program(tmp_path, monkeypatch):
     monkeypatch.setattr(roofline, "make", broken)
     with pytest.raises(RearError, match="no"):
         job.run(config, tmp_path)
-    assert set(json.loads((tmp_path / "plan.json").read_text())["programs"]) == {"train"}
+    assert set(json.loads((tmp_path / "plan.json").read_text())["programs"]) == {"tokenizer", "train"}
     assert "## train" in (tmp_path / "plan.md").read_text()
 
 
@@ -241,13 +242,14 @@ def test_the_job_without_the_chips_compiler(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_command_of_the_readme_on_more_chips_than_images(tmp_path):
     """Sixteen chips, batches of 16 and 8 images, no config.plan.programs: all of it compiled."""
-    job.run(toy.config(plan__topology="h100:16", plan__compiles=0, train__loop__batch_size=16), tmp_path)
+    batches = {"train__loop__batch_size": 16, "tokenizer_training__loop__batch_size": 16}
+    job.run(toy.config(plan__topology="h100:16", plan__compiles=0, **batches), tmp_path)
     planned = json.loads((tmp_path / "plan.json").read_text())["programs"]
-    assert {name: plan["images"] for name, plan in planned.items()} == {"train": 16, "sample": 16}
+    assert {name: plan["images"] for name, plan in planned.items()} == {"tokenizer": 16, "train": 16, "sample": 16}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["posttrain", "sample"])
+@pytest.mark.parametrize("name", ["tokenizer", "posttrain", "sample"])
 def test_the_other_programs(tmp_path, name):
     config = toy.config(plan__topology="a100:2", plan__compiles=1, plan__programs=(name,), sample__batch_size=8)
     job.run(config, tmp_path)

@@ -13,11 +13,12 @@ from rear_jax.runtime.checkpoints import abstract
 from rear_jax.runtime.mesh import check_batch, mesh_shape, replicated, split
 from rear_jax.runtime.sharding import shardings
 from rear_jax.sampling import draw
-from rear_jax.training import loop, objectives, posttraining
+from rear_jax.training import loop, objectives, posttraining, vq
 from rear_jax.training.posttraining.judges import judges_of
 from rear_jax.training.posttraining.teacher_forcing import bare_generator
 
 BATCH_SIZES = {  # the setting that says a program's batch
+    "tokenizer": "tokenizer_training.loop.batch_size",
     "train": "train.loop.batch_size",
     "posttrain": "posttrain.loop.batch_size",
     "sample": "sample.batch_size",
@@ -42,6 +43,12 @@ class Program:
     held: dict[str, Any]
     images: int
     calls: int
+
+
+def tokenizer(config: ConfigDict, mesh: Mesh) -> Program:
+    """The step of `--job=tokenizer`."""
+    check(config, "tokenizer", mesh.size)
+    return _step(vq.learning(config, *vq.outline(config), {}), mesh)
 
 
 def train(config: ConfigDict, mesh: Mesh) -> Program:
@@ -84,7 +91,12 @@ def sample(config: ConfigDict, mesh: Mesh) -> Program:
     )
 
 
-PROGRAMS: dict[str, Callable[[ConfigDict, Mesh], Program]] = {"train": train, "posttrain": posttrain, "sample": sample}
+PROGRAMS: dict[str, Callable[[ConfigDict, Mesh], Program]] = {
+    "tokenizer": tokenizer,
+    "train": train,
+    "posttrain": posttrain,
+    "sample": sample,
+}
 
 
 def _step(learning: loop.Learning, mesh: Mesh) -> Program:
@@ -94,6 +106,7 @@ def _step(learning: loop.Learning, mesh: Mesh) -> Program:
         "parameters": state.params,
         "moving average": state.ema,
         "optimiser": state.opt_state,
+        "statistics": state.extra,
         "other networks": frozen,
         "batch": batch,
     }

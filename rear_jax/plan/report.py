@@ -12,7 +12,7 @@ from rear_jax.plan.roofline import Plan
 from rear_jax.runtime.figures import table
 from rear_jax.training import fitting
 
-NAMES = {"train": "step", "posttrain": "step", "sample": "batch"}  # of one call
+NAMES = {"tokenizer": "step", "train": "step", "posttrain": "step", "sample": "batch"}  # of one call
 
 
 def markdown(plan: Plan, config: ConfigDict, largest: tuple[int, int | None] | None) -> str:
@@ -55,12 +55,12 @@ def verdict(plan: Plan, largest: tuple[int, int | None] | None) -> str:
     unit = f"{NAMES[plan.name]} of {plan.images} images"
     said = f"A {unit} fits." if plan.fits else f"**A {unit} does not fit.**"
     if largest is not None:
-        fitting, failing = largest
-        said += f" The largest that was found to fit: {fitting or 'none'}"
+        largest_fitting, failing = largest
+        said += f" The largest that was found to fit: {largest_fitting or 'none'}"
         said += f"; {failing} does not." if failing else "; none was too large."
     if not plan.fits:
-        microbatches = {"train": "train.accumulation, ", "posttrain": "posttrain.accumulation, "}.get(plan.name, "")
-        said += f" What helps: more {microbatches}model.remat, config.mesh.fsdp, more chips."
+        own = f"more {plan.name}.accumulation, model.remat, " if plan.name in fitting.JOBS else ""
+        said += f" What helps: {own}config.mesh.fsdp, a smaller batch, more chips."
     return said
 
 

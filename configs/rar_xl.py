@@ -23,4 +23,5 @@ def get_config():
     config.sample.guidance_scale = 6.9
     config.sample.guidance_power = 1.5
     config.sample.temperature = 1.02
+    config.mesh.update(data=1, fsdp=-1)  # parameters, gradients and moments are divided
     return config

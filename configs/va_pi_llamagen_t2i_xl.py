@@ -28,10 +28,9 @@ def get_config():
     config.model.depth = 36
     config.model.heads = 20
     config.model.mlp_width = 3584
-    config.model.remat = "full"
     config.posttrain.noise_rate = 0.5
-    config.posttrain.accumulation = 8
     config.posttrain.loop.steps = 200
     config.sample.guidance_scale = 7.5
     config.sample.top_k = 1000
+    config.mesh.update(data=1, fsdp=-1)  # parameters, gradients and moments are divided
     return config

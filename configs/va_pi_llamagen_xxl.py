@@ -19,7 +19,6 @@ def get_config():
     config.model.depth = 48
     config.model.heads = 24
     config.model.mlp_width = 4096
-    config.model.remat = "full"
-    config.posttrain.accumulation = 8
     config.sample.guidance_scale = 1.75
+    config.mesh.update(data=1, fsdp=-1)  # parameters, gradients and moments are divided
     return config

@@ -18,7 +18,6 @@ def get_config():
     config.model.depth = 24
     config.model.width = 768
     config.model.mlp_width = 3072
-    config.posttrain.accumulation = 2
     config.sample.guidance_scale = 14.5
     config.sample.guidance_power = 2.25
     return config

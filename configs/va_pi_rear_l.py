@@ -18,7 +18,6 @@ def get_config():
     config.model.depth = 24
     config.model.width = 1024
     config.model.mlp_width = 4096
-    config.posttrain.accumulation = 2
     config.sample.guidance_scale = 10.0
     config.sample.guidance_power = 1.75
     return config

@@ -12,8 +12,11 @@ import pytest
 
 from rear_jax.data.codes import open_codes, write_shard
 from rear_jax.errors import RearError
+from rear_jax.plan import chips, roofline
 from rear_jax.runtime import distributed
+from rear_jax.runtime.checkpoints import Checkpoints
 from rear_jax.runtime.writer import read_metrics
+from rear_jax.training import fitting
 from tests import toy
 from tests.test_training import truncate
 
@@ -202,6 +205,22 @@ def test_the_other_ends_after_an_error_that_nobody_foresaw(tmp_path, trained):
     _, errors = processes[0].communicate(timeout=120)
     assert time.monotonic() - since < 60
     assert processes[0].returncode not in (0, None), errors
+
+
+@pytest.mark.slow
+def test_processes_choose_what_fits_the_smallest_of_all_devices(tmp_path, trained):
+    """The second process alone has a device with too little memory for the whole batch."""
+    whole = roofline.compile_fitting(
+        toy.config(**TRAIN, train__loop__batch_size=32), "train", chips.topology("a100:2")
+    ).needed
+    for index, limit in enumerate((10**12, int(0.7 * whole / fitting.USED))):
+        (tmp_path / str(index)).mkdir()
+        patch = f"from rear_jax.training import fitting\nfitting.memory_limit = lambda mesh: {limit}\n"
+        (tmp_path / str(index) / "sitecustomize.py").write_text(patch)
+    flags = ("--config.train.loop.batch_size=32", "--config.train.loop.steps=2")
+    finish_two(tmp_path / "run", trained, *flags, modules=(tmp_path / "0", tmp_path / "1"))
+    checkpoints = Checkpoints(tmp_path / "run" / "generator", keep=1)
+    assert checkpoints.record()["train"]["accumulation"] > 1
 
 
 @pytest.mark.slow

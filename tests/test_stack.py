@@ -67,5 +67,5 @@ def test_each_policy_keeps_less(compiled):
 def test_an_unknown_policy_names_the_known_ones():
     config = toy.config(model__remat="half")
     tokenizer = tokenizers.build(config.tokenizer, config.data.image_size)
-    with pytest.raises(RearError, match=r"config\.model\.remat = 'half': use one of none, dots, full\."):
+    with pytest.raises(RearError, match=r"config\.model\.remat = 'half': use one of auto, none, dots, full\."):
         generators.build(config, tokenizer)

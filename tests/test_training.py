@@ -161,7 +161,7 @@ def test_the_device_has_steps_ahead_of_it_whenever_the_host_waits(tmp_path, monk
         newest[0] += 1
         return state, {"loss": Launched(newest[0], newest, waits)}, None
 
-    monkeypatch.setattr(loop, "_compile", lambda *_: launch)
+    monkeypatch.setattr(loop, "compiled_step", lambda *_: launch)
     run_loop(tmp_path, add, steps=9, checkpoint_every=9)
     assert waits == [(n, n + loop.AHEAD) for n in range(1, 10 - loop.AHEAD)]
 

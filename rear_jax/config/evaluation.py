@@ -8,7 +8,7 @@ def sample() -> ConfigDict:
     sample = ConfigDict()
     sample.stage = "train"  # generator: 'train' (the newest), 'best' (best score in job 'train') or 'posttrain'
     sample.num_images = 50_000  # images in the set
-    sample.batch_size = 128  # images that all devices together draw at once
+    sample.batch_size = 256  # images that all devices together draw at once
     sample.image_size = 0  # pixels along each side after bicubic resizing; 0 = no resizing
     sample.png_folder = False  # True = also write each image as a file, <workdir>/samples/000000.png and so on
     sample.guidance = "power_cosine"  # schedule: 'power_cosine', 'linear' or 'constant'; see rear_jax/guidance.py

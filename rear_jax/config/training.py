@@ -96,7 +96,7 @@ def train() -> ConfigDict:
     """The job 'train'."""
     train = ConfigDict()
     train.ema_decay = 0.0  # decay per step of the exponential moving average of the parameters; 0 = no average
-    train.accumulation = 1  # microbatches per step
+    train.accumulation = 0  # microbatches per step; 0 = as few as fit into memory
     train.evaluate_every = 0  # steps between two scores of a small set of samples; 0 = none
     # images in that set; the generator with the best score is kept, see config.sample.stage
     train.evaluate_images = 1_000
@@ -132,7 +132,7 @@ def posttrain() -> ConfigDict:
     post.label_drop = 0.1
     post.kl_weight = 0.0  # weight of the divergence from the generator at the start; 0 = off
     post.inner_updates = 1  # optimiser steps per rollout
-    post.accumulation = 1  # microbatches per step
+    post.accumulation = 0  # microbatches per step; 0 = as few as fit into memory
     post.augmentation = "none"  # random view of each training image, as in tokenizer_training.augmentation
     # a batch is of images, each with G samples
     post.loop = loop_settings(steps=100, batch_size=128, log_every=1, picture_every=50, checkpoint_every=50)

@@ -58,7 +58,7 @@ class Generator(nn.Module):
     dropout: float = 0.1
     dtype: Any = jnp.float32
     attention: str = "auto"
-    remat: str = "none"
+    remat: str = "auto"
     unroll: int = 1
 
 

@@ -1,7 +1,8 @@
 """The loop over a transformer's blocks, once for all generators.
 
 What a block computes must be at hand again in the backward pass. `REMAT` says what of it is kept; the rest is computed
-a second time (arXiv 1604.06174), which costs time and saves memory in proportion to the depth.
+a second time (arXiv 1604.06174), which costs time and saves memory in proportion to the depth. A training job chooses
+what 'auto' is (`training/fitting.py`); where there is no backward pass it does not matter.
 """
 
 from typing import Any
@@ -14,6 +15,7 @@ from jaxtyping import Array, Float
 from rear_jax.runtime.sharding import by_rows
 
 REMAT: dict[str, Any] = {  # name -> what is kept of a block; None = everything, without a second computation
+    "auto": None,
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # what linear layers give, not attention's scores
     "full": jax.checkpoint_policies.nothing_saveable,  # its input alone

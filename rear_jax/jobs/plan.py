@@ -1,4 +1,4 @@
-"""`--job=plan`: what training, post-training and sampling would take on chips that are not here."""
+"""`--job=plan`: what every kind of training and sampling would take on chips that are not here."""
 
 import dataclasses
 import logging
@@ -64,12 +64,15 @@ def _planned(config: ConfigDict, chips: int) -> dict[str, tuple[ConfigDict, tupl
 
 
 def _names(config: ConfigDict) -> list[str]:
-    """The programs that are asked for: those of `config.plan.programs`, else those of the config's jobs and sampling.
+    """The programs that are asked for: those of `config.plan.programs`, else of the config's jobs, and sampling.
+
+    Sampling goes with every job but that of a tokenizer.
 
     Raises RearError: there is no such program.
     """
     known = programs.PROGRAMS
-    names = list(config.plan.programs) or [name for name in known if name in (*config.jobs, "sample")]
+    asked = (*config.jobs, *(() if set(config.jobs) == {"tokenizer"} else ("sample",)))
+    names = list(config.plan.programs) or [name for name in known if name in asked]
     if unknown := [name for name in names if name not in known]:
         raise RearError(f"config.plan.programs = {unknown[0]!r}: use some of {', '.join(known)}.")
     return names

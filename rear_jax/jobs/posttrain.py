@@ -18,7 +18,7 @@ from rear_jax.errors import RearError
 from rear_jax.runtime import distributed, pictures
 from rear_jax.runtime.mesh import check_batch, fetch, make_mesh
 from rear_jax.runtime.writer import MetricWriter
-from rear_jax.training import loop, posttraining
+from rear_jax.training import fitting, loop, posttraining
 from rear_jax.training.posttraining.judges import check_judges, judges_of
 from rear_jax.training.posttraining.method import Method
 from rear_jax.training.posttraining.rewards import score
@@ -61,7 +61,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     start = {}
     if _needs_start(config, resumed=bool(saved)):
         start = _starting_point(config, workdir, generator, tokenizer)
-    learning = posttraining.learning(config, tokenizer, start, asked)
+
+    def learn(config: ConfigDict) -> loop.Learning:
+        return posttraining.learning(config, tokenizer, start, asked)
 
     images = batches.training_stream(source, config, settings.loop, settings.augmentation)
 
@@ -69,15 +71,17 @@ def run(config: ConfigDict, workdir: Path) -> None:
         return _with_conditions(images(start), conditions)
 
     networks = posttraining.networks_of(config, tokenizer.module, asked)
-    draw, devices = _drawer(config, networks, learning.frozen, held_out, conditions), make_mesh(config.mesh)
+    frozen, devices = learn(config).frozen, make_mesh(config.mesh)
+    draw = _drawer(config, networks, frozen, held_out, conditions)
     record = config.to_dict() | {"holds": method.trains, "tokenizer_fingerprint": tokenizer.fingerprint}
-    watch, look = None, _watcher(config, workdir, method, networks, learning.frozen["tokenizer"], held_out, conditions)
+    watch, look = None, _watcher(config, workdir, method, networks, frozen["tokenizer"], held_out, conditions)
     if settings.loop.picture_every:
         watch = settings.loop.picture_every, lambda step, state: look(step, state.params)
     with jax.set_mesh(devices):
         if not saved:
             look(0, start)
-    state = loop.train(learning, loop.Run(stream, devices, record, checkpoints, workdir, draw=draw, watch=watch))
+    run = loop.Run(stream, devices, record, checkpoints, workdir, draw=draw, watch=watch)
+    state = fitting.train(config, learn, run)
     checkpoints.close()
     with jax.set_mesh(devices):
         look(int(state.step), state.params)
@@ -106,7 +110,7 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
 
 def _check_settings(config: ConfigDict) -> None:
     settings = config.posttrain
-    check_batch(config.mesh, settings.loop.batch_size, settings.accumulation, "config.posttrain.loop.batch_size")
+    check_batch(config.mesh, settings.loop.batch_size, settings.accumulation or 1, "config.posttrain.loop.batch_size")
     posttraining.method_of(config)
     batches.random_view_of(settings.augmentation)
 

@@ -16,7 +16,6 @@ from rear_jax.errors import RearError
 from rear_jax.metrics import perceptual
 from rear_jax.runtime import distributed, pictures
 from rear_jax.runtime.mesh import check_batch, fetch, make_mesh
-from rear_jax.tokenizers.discriminator import PatchDiscriminator
 from rear_jax.training import loop, vq
 from rear_jax.training.state import TrainState
 
@@ -102,20 +101,15 @@ def _networks(config: ConfigDict) -> vq.Networks:
 
     Raises RearError: the objective is unknown or needs something that the config does not give.
     """
-    settings, size = config.tokenizer_training, config.data.image_size
-    tokenizer = tokenizers.build(config.tokenizer, size)
+    settings = config.tokenizer_training
     if "encoder" in vq.frozen_entries(settings) and not settings.init_from:
         raise RearError(
             "config.tokenizer_training.trained = 'decoder' leaves the encoder as it is: name a trained one, "
             "config.tokenizer_training.init_from."
         )
     if settings.objective == "codes":
-        return vq.Networks(tokenizer, None, None, tokenizers.build(_proxy_config(config).tokenizer, size))
-    seen_through = perceptual.outline(settings.perceptual_network, option=PERCEPTUAL)
-    discriminator = None
-    if settings.discriminator_weight:
-        discriminator = PatchDiscriminator(settings.discriminator_channels, settings.discriminator_layers)
-    return vq.Networks(tokenizer, seen_through.distance, discriminator)
+        _proxy_config(config)
+    return vq.outline(config)[0]
 
 
 def _frozen_params(config: ConfigDict, networks: vq.Networks) -> dict:
@@ -130,10 +124,7 @@ def _proxy_config(config: ConfigDict) -> ConfigDict:
     """The config with, for its tokenizer, the one whose codes the objective 'codes' has predicted."""
     section = tokenizers.FAMILIES[config.tokenizer.name].proxy(config.tokenizer)
     if section is None or not config.tokenizer_training.proxy:
-        raise RearError(
-            "config.tokenizer_training.objective = 'codes' needs a tokenizer with config.tokenizer.predicts = 'codes' "
-            "and, as config.tokenizer_training.proxy, the MaskGIT-VQGAN whose codes these are."
-        )
+        raise RearError(vq.NEEDS_PROXY)
     made = config.copy_and_resolve_references()
     with made.unlocked():
         made.tokenizer = section

@@ -16,7 +16,7 @@ from rear_jax.data.images import fingerprint, open_split, split_facts
 from rear_jax.evaluation import watching
 from rear_jax.runtime import distributed
 from rear_jax.runtime.mesh import check_batch, make_mesh
-from rear_jax.training import loop, objectives
+from rear_jax.training import fitting, loop, objectives
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     elif config.init_from:
         given = artifacts.read_generator(Path(config.init_from), config, model, tokenizer)
         log.info("train: starting from %s", config.init_from)
-    learning = objectives.learning(config, tokenizer, given)
+
+    def learn(config: ConfigDict) -> loop.Learning:
+        return objectives.learning(config, tokenizer, given)
 
     count = sum(leaf.size for leaf in jax.tree.leaves(generators.shapes(model)))
     log.info("train: %s %s, %.1fM parameters", config.method.name, config.model.name, count / 1e6)
@@ -44,7 +46,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         watch = config.train.evaluate_every, watching.Watch(config, workdir, model, tokenizer, record).look
     stream, counts = _batches(config, workdir, tokenizer)
     devices = make_mesh(config.mesh)
-    loop.train(learning, loop.Run(stream, devices, record, checkpoints, workdir, watch=watch, counts=counts))
+    fitting.train(config, learn, loop.Run(stream, devices, record, checkpoints, workdir, watch=watch, counts=counts))
     checkpoints.close()
 
 
@@ -71,7 +73,7 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
 
 def _check_settings(config: ConfigDict) -> None:
     settings = config.train
-    check_batch(config.mesh, settings.loop.batch_size, settings.accumulation, "config.train.loop.batch_size")
+    check_batch(config.mesh, settings.loop.batch_size, settings.accumulation or 1, "config.train.loop.batch_size")
     if config.codes.on_the_fly:
         batches.random_view_of(config.tokenizer_training.augmentation)
     else:

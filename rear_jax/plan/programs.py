@@ -13,11 +13,12 @@ from rear_jax.runtime.checkpoints import abstract
 from rear_jax.runtime.mesh import check_batch, mesh_shape, replicated, split
 from rear_jax.runtime.sharding import shardings
 from rear_jax.sampling import draw
-from rear_jax.training import loop, objectives, posttraining
+from rear_jax.training import loop, objectives, posttraining, vq
 from rear_jax.training.posttraining.judges import judges_of
 from rear_jax.training.posttraining.teacher_forcing import bare_generator
 
 BATCH_SIZES = {  # the setting that says a program's batch
+    "tokenizer": "tokenizer_training.loop.batch_size",
     "train": "train.loop.batch_size",
     "posttrain": "posttrain.loop.batch_size",
     "sample": "sample.batch_size",
@@ -42,6 +43,12 @@ class Program:
     held: dict[str, Any]
     images: int
     calls: int
+
+
+def tokenizer(config: ConfigDict, mesh: Mesh) -> Program:
+    """The step of `--job=tokenizer`."""
+    check(config, "tokenizer", mesh.size)
+    return _step(vq.learning(config, *vq.outline(config), {}), mesh)
 
 
 def train(config: ConfigDict, mesh: Mesh) -> Program:
@@ -84,17 +91,22 @@ def sample(config: ConfigDict, mesh: Mesh) -> Program:
     )
 
 
-PROGRAMS: dict[str, Callable[[ConfigDict, Mesh], Program]] = {"train": train, "posttrain": posttrain, "sample": sample}
+PROGRAMS: dict[str, Callable[[ConfigDict, Mesh], Program]] = {
+    "tokenizer": tokenizer,
+    "train": train,
+    "posttrain": posttrain,
+    "sample": sample,
+}
 
 
 def _step(learning: loop.Learning, mesh: Mesh) -> Program:
     """A training job's program as `loop.train` compiles it, in one process."""
-    state, batch = learning.state(mesh), abstract(learning.batch, split(mesh))
-    frozen = abstract(learning.frozen, learning.frozen_places(mesh))
+    state, batch, frozen = learning.arguments(mesh)
     held = {
         "parameters": state.params,
         "moving average": state.ema,
         "optimiser": state.opt_state,
+        "statistics": state.extra,
         "other networks": frozen,
         "batch": batch,
     }
@@ -109,8 +121,8 @@ def check(config: ConfigDict, name: str, chips: int) -> None:
 
 
 def microbatches_of(config: ConfigDict, name: str) -> int:
-    """How many parts the batch of the program `name` is cut into."""
-    return setting(config, MICROBATCHES[name]) if name in MICROBATCHES else 1
+    """How many parts the batch of the program `name` is cut into; 1 as long as that is open."""
+    return (setting(config, MICROBATCHES[name]) or 1) if name in MICROBATCHES else 1
 
 
 def with_batch(config: ConfigDict, name: str, images: int) -> ConfigDict:

@@ -11,8 +11,9 @@ from rear_jax.plan.flops import HALF
 from rear_jax.plan.hlo import Collective
 from rear_jax.plan.roofline import Plan
 from rear_jax.runtime.figures import table
+from rear_jax.training import fitting
 
-NAMES = {"train": "step", "posttrain": "step", "sample": "batch"}  # of one call
+NAMES = {"tokenizer": "step", "train": "step", "posttrain": "step", "sample": "batch"}  # of one call
 
 
 def markdown(plan: Plan, config: ConfigDict, largest: tuple[int, int | None] | None) -> str:
@@ -20,7 +21,7 @@ def markdown(plan: Plan, config: ConfigDict, largest: tuple[int, int | None] | N
     count, axes = len(plan.topology.devices), ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     sections = [
         f"## {plan.name} on {plan.topology.name}: {count} chip(s), {axes}",
-        " ".join((f"Compiled by {plan.topology.compiler}; {plan.seconds:.0f} s.", *plan.notes)),
+        " ".join((f"Compiled by {plan.topology.compiler}; {plan.seconds:.0f} s.", *plan.notes, *chosen(plan, config))),
         table(("memory of a chip", "GiB"), memory(plan)),
         verdict(plan, largest),
         table((f"a {NAMES[plan.name]}", ""), work(plan)),
@@ -32,6 +33,15 @@ def markdown(plan: Plan, config: ConfigDict, largest: tuple[int, int | None] | N
     header = ("the recipe", "at the bound", f"at an MFU of {100 * config.plan.mfu:.0f} %{beyond}")
     sections.append(table(header, recipe(plan, config)))
     return "\n\n".join(sections) + "\n"
+
+
+def chosen(plan: Plan, config: ConfigDict) -> tuple[str, ...]:
+    """A sentence about what the config leaves to be chosen; none where it does not."""
+    if plan.name not in fitting.JOBS or not fitting.is_open(config, plan.name):
+        return ()
+    choice = fitting.Choice(plan.accumulation, plan.remat)
+    within = f"to stay within {100 * fitting.USED:.0f} % of the memory"
+    return (f"**Chosen as a run does, {within}: {choice}.**",)
 
 
 def memory(plan: Plan) -> list[tuple[str, ...]]:
@@ -46,12 +56,12 @@ def verdict(plan: Plan, largest: tuple[int, int | None] | None) -> str:
     unit = f"{NAMES[plan.name]} of {plan.images} images"
     said = f"A {unit} fits." if plan.fits else f"**A {unit} does not fit.**"
     if largest is not None:
-        fitting, failing = largest
-        said += f" The largest that was found to fit: {fitting or 'none'}"
+        largest_fitting, failing = largest
+        said += f" The largest that was found to fit: {largest_fitting or 'none'}"
         said += f"; {failing} does not." if failing else "; none was too large."
     if not plan.fits:
-        microbatches = {"train": "train.accumulation, ", "posttrain": "posttrain.accumulation, "}.get(plan.name, "")
-        said += f" What helps: more {microbatches}model.remat, config.mesh.fsdp, more chips."
+        own = f"more {plan.name}.accumulation, model.remat, " if plan.name in fitting.JOBS else ""
+        said += f" What helps: {own}config.mesh.fsdp, a smaller batch, more chips."
     return said
 
 

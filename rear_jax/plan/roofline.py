@@ -2,22 +2,23 @@
 
 import dataclasses
 import logging
-import re
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.errors import JaxRuntimeError
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rear_jax.plan import flops, hlo
-from rear_jax.plan.chips import Topology
+from rear_jax.plan import flops, hlo, programs
+from rear_jax.plan.chips import GIB, Topology
 from rear_jax.plan.programs import PROGRAMS, Program, microbatches_of, with_batch
 from rear_jax.runtime import sharding
 from rear_jax.runtime.mesh import make_mesh
+from rear_jax.training import fitting
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,6 @@ HOST_OPTIONS = {
     "xla_llvm_disable_expensive_passes": True,
 }  # no fast code is wanted
 QUICK_OPTIONS = {"exec_time_optimization_effort": -1.0}  # of the TPU compiler
-UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Plan:
       cycles: of the chip, by the TPU compiler's own cost model; 0 where it gives none, or was not to think long.
       seconds: that compiling took.
       notes: what else the reader must know, a sentence each.
+      accumulation, remat: the microbatches of the program and what it recomputes, by the config or as they fit.
     """
 
     name: str
@@ -65,6 +66,8 @@ class Plan:
     cycles: int
     seconds: float
     notes: tuple[str, ...] = ()
+    accumulation: int = 1
+    remat: str = "none"
 
     @property
     def memory(self) -> int:
@@ -97,26 +100,67 @@ class Plan:
         return self.seconds_at(1.0) / seconds
 
 
-def make(config: ConfigDict, name: str, topology: Topology, *, quick: bool = False) -> Plan:
-    """Compiles the program `name` of a config for a topology.
+class Compiled(NamedTuple):
+    """A program of a config that leaves nothing open; bytes that a chip needs, inf if the compiler does not say.
 
-    With `quick` little effort goes into the speed of the program, where memory is what is asked for.
+    `executable` is None where the compiler refused for lack of memory, `error` then says what it said.
+    """
+
+    config: ConfigDict
+    program: Program
+    executable: Any
+    needed: float
+    error: JaxRuntimeError | None = None
+
+
+def compile_fitting(config: ConfigDict, name: str, topology: Topology, *, quick: bool = False) -> Compiled:
+    """Compiles the program `name` of a config for a topology, with microbatches and remat that fit if they are open.
+
+    It chooses as a run does, see `training/fitting.py`; where nothing fits, it is what needs least. With `quick` little
+    effort goes into the speed of the program, where memory is what is asked for.
 
     Raises RearError: the config is wrong, or its mesh or batch does not fit the topology.
     """
+    if name not in fitting.JOBS or not fitting.is_open(config, name):
+        return _compile(config, name, topology, quick)
+    programs.check(config, name, len(topology.devices))
+    mesh = make_mesh(config.mesh, topology.devices)
+    groups, tried = fitting.options(config, name, fitting.rows_of_device(config, name, mesh)), {}
+    fixed = sum(held_bytes(PROGRAMS[name](config, mesh)).values())
+
+    def attempt(choice: fitting.Choice) -> fitting.Attempt:
+        tried[choice] = _compile(fitting.applied(config, name, choice), name, topology, quick)
+        log.info("plan: %s with %s takes %.1f GiB", name, choice, tried[choice].needed / GIB)
+        return fitting.Attempt(tried[choice].needed, tried[choice])
+
+    return fitting.choose(groups, attempt, fitting.USED * topology.chip.memory, fixed)[1].program
+
+
+def _compile(config: ConfigDict, name: str, topology: Topology, quick: bool) -> Compiled:
     mesh = make_mesh(config.mesh, topology.devices)
     program = PROGRAMS[name](config, mesh)
     options = HOST_OPTIONS if not topology.exact else QUICK_OPTIONS if quick else None
+    since = time.perf_counter()
     with jax.set_mesh(mesh):
-        since = time.perf_counter()
         try:
-            compiled = program.function.lower(*program.arguments).compile(compiler_options=options)
+            executable = program.function.lower(*program.arguments).compile(compiler_options=options)
         except JaxRuntimeError as error:
-            taken = _overflow(error, sum(held_bytes(program).values()))
-        else:
-            taken = _taken(compiled, program, topology, quick)
+            needed = fitting.overflow(error, sum(held_bytes(program).values()))
+            return Compiled(config, program, None, needed, error)
+    log.info("plan: %s compiled for %s in %.0f s", name, topology.name, time.perf_counter() - since)
+    return Compiled(config, program, executable, fitting.taken(executable))
+
+
+def make(config: ConfigDict, name: str, topology: Topology, *, quick: bool = False) -> Plan:
+    """The plan of the program `name` of a config; arguments and errors as of `compile_fitting`."""
+    since = time.perf_counter()
+    compiled = compile_fitting(config, name, topology, quick=quick)
+    config, program, mesh = compiled.config, compiled.program, make_mesh(config.mesh, topology.devices)
+    if compiled.executable is None:
+        taken = _overflow(compiled)
+    else:
+        taken = _taken(compiled.executable, program, topology, quick)
     seconds = time.perf_counter() - since
-    log.info("plan: %s compiled for %s in %.0f s", name, topology.name, seconds)
     return Plan(
         name=name,
         topology=topology,
@@ -127,6 +171,8 @@ def make(config: ConfigDict, name: str, topology: Topology, *, quick: bool = Fal
         flops=_operations(config, name, mesh),
         seconds=seconds,
         notes=_notes(config, topology),
+        accumulation=microbatches_of(config, name),
+        remat=config.model.get("remat", "none") if name in fitting.JOBS else "none",
         **({"held": held_bytes(program)} | taken),
     )
 
@@ -167,6 +213,7 @@ def largest_batch(config: ConfigDict, first: Plan, compiles: int) -> tuple[int, 
     Returns:
       (largest batch that was compiled and fits, 0 if none; smallest that does not, None if none).
     """
+    config = _settled(config, first)
     step = first.images // _rows(config, first)
     tried = {first.images // step: first}
     for _ in range(compiles):
@@ -179,6 +226,13 @@ def largest_batch(config: ConfigDict, first: Plan, compiles: int) -> tuple[int, 
     fitting = max((rows for rows, plan in tried.items() if plan.fits), default=0)
     failing = min((rows for rows, plan in tried.items() if not plan.fits), default=None)
     return fitting * step, failing and failing * step
+
+
+def _settled(config: ConfigDict, plan: Plan) -> ConfigDict:
+    """The config with what was chosen for a plan."""
+    if plan.name not in fitting.JOBS:
+        return config
+    return fitting.applied(config, plan.name, fitting.Choice(plan.accumulation, plan.remat))
 
 
 def _rows(config: ConfigDict, plan: Plan) -> int:
@@ -215,9 +269,8 @@ def _operations(config: ConfigDict, name: str, mesh: Mesh, **model: str) -> Coun
 
 def _taken(compiled: Any, program: Program, topology: Topology, quick: bool) -> dict[str, Any]:
     """Memory, traffic and collectives of a compiled program."""
-    memory, held = compiled.memory_analysis(), held_bytes(program)
-    arguments, made = memory.argument_size_in_bytes, memory.output_size_in_bytes - memory.alias_size_in_bytes
-    working = memory.temp_size_in_bytes + made + memory.generated_code_size_in_bytes
+    held, arguments = held_bytes(program), compiled.memory_analysis().argument_size_in_bytes
+    working = fitting.taken(compiled) - arguments
     held["layout"] = max(0, arguments - sum(held.values()))
     module = hlo.parse(compiled.as_text())
     return {
@@ -230,12 +283,9 @@ def _taken(compiled: Any, program: Program, topology: Topology, quick: bool) -> 
     }
 
 
-def _overflow(error: JaxRuntimeError, held: int) -> dict[str, Any]:
-    """What the compiler says of a program that does not fit; any other error is raised again."""
-    temporaries = re.search(r"HLO temporaries \(([\d.]+)([KMGT])\)", str(error))
-    used = re.search(r"Used ([\d.]+)([KMGT]) of", str(error))
-    if not (temporaries or used):
-        raise error
-    size = float((temporaries or used)[1]) * UNITS[(temporaries or used)[2]]
-    working = int(size) if temporaries else max(0, int(size) - held)
+def _overflow(compiled: Compiled) -> dict[str, Any]:
+    """What is known of a program that does not fit; raises the compiler's error if that does not say what it needs."""
+    if math.isinf(compiled.needed):
+        raise compiled.error
+    working = int(compiled.needed) - sum(held_bytes(compiled.program).values())
     return {"working": working, "fits": False, "moved": None, "collectives": [], "cycles": 0}

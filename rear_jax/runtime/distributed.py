@@ -63,6 +63,14 @@ def everywhere(mine: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.array(mine)).all())
 
 
+def every(mine: int) -> list[int]:
+    """The number that each process brings, in their order; all of them must ask."""
+    if jax.process_count() == 1:
+        return [mine]
+    found = multihost_utils.process_allgather(np.array([mine], np.int64).view(np.uint8))  # jax has no int64 by default
+    return np.ascontiguousarray(found).view(np.int64).ravel().tolist()
+
+
 def agree(what: str, value: str) -> None:
     """Raises RearError in every process unless all bring the same value."""
     if jax.process_count() == 1:

@@ -33,7 +33,7 @@ TRAINING = {  # a training job goes on only from a state with the same values
 STUDY = ("seed", "data.", "tokenizer.", "model.", "method.", "train.", "posttrain.")  # what a variant is trained by
 STATE = ("model.", "tokenizer.", "method.", "train.", "tokenizer_training.", "posttrain.")  # shapes inside a state
 # No parameter depends on these.
-FREE = ("dtype", "precision", "attention", "remat", "unroll", "dropout", "token_dropout")
+FREE = ("dtype", "precision", "attention", "remat", "unroll", "dropout", "token_dropout", "accumulation")
 
 
 def refuse_changes(saved: dict, now: ConfigDict, settings: tuple[str, ...], place: str) -> None:

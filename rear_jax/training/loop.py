@@ -19,7 +19,7 @@ from rear_jax.errors import RearError
 from rear_jax.runtime import distributed, sharding
 from rear_jax.runtime.checkpoints import Checkpoints, abstract
 from rear_jax.runtime.input_wait import InputWait
-from rear_jax.runtime.mesh import put_batch, replicated
+from rear_jax.runtime.mesh import put_batch, replicated, split
 from rear_jax.runtime.progress import ProgressBar
 from rear_jax.runtime.stopping import Interrupted, StopSign, any_raised
 from rear_jax.runtime.writer import MetricWriter
@@ -68,6 +68,11 @@ class Learning:
         """The sharding of every frozen array."""
         return sharding.shardings(self.frozen, mesh, self.rules, "frozen/")
 
+    def arguments(self, mesh: Mesh) -> tuple[TrainState, Any, Any]:
+        """Shapes of state, batch and frozen arrays, placed on the mesh."""
+        frozen = abstract(self.frozen, self.frozen_places(mesh))
+        return self.state(mesh), abstract(self.batch, split(mesh)), frozen
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -82,6 +87,7 @@ class Run:
       draw: state -> named uint8 pictures, called every `picture_every` steps and at the end; None draws nothing.
       watch: a number of steps, and what is called with step and state whenever so many more have been made.
       counts: what is written beside the metrics of a log step; it is counted on this process, as `input_wait` is.
+      compiled: the job's program, if it is compiled already.
     """
 
     batches: Callable[[int], Iterator[dict[str, np.ndarray]]]
@@ -92,6 +98,7 @@ class Run:
     draw: Callable[[TrainState], dict[str, np.ndarray]] | None = None
     watch: tuple[int, Callable[[int, TrainState], None]] | None = None
     counts: Callable[[], dict[str, float]] = dict
+    compiled: Any = None
 
 
 def train(learning: Learning, run: Run) -> TrainState:
@@ -106,8 +113,7 @@ def train(learning: Learning, run: Run) -> TrainState:
     """
     job, settings, mesh, checkpoints = learning.job, learning.settings, run.mesh, run.checkpoints
     check(job, settings)
-    latest = checkpoints.latest_step()
-    distributed.agree("config, tokenizer or newest checkpoint", json.dumps([job, run.record, latest], sort_keys=True))
+    agree(job, run)
     with jax.set_mesh(mesh):
         wanted = learning.state(mesh)
         state = _restore_or_init(learning, run, wanted)
@@ -120,7 +126,7 @@ def train(learning: Learning, run: Run) -> TrainState:
         stream = run.batches(start)
         batch = put_batch(next(stream), mesh)
         stop = StopSign(mesh, ahead=AHEAD)
-        compiled = _compile(job, program(learning, mesh, wanted), state, batch, stop.flags(), frozen)
+        compiled = run.compiled or compiled_step(learning, mesh)
         pending: list[Metrics] = []  # of the steps since the last log step
         newest: collections.deque[Metrics] = collections.deque(maxlen=AHEAD + 1)
         with (
@@ -179,12 +185,21 @@ def program(learning: Learning, mesh: Mesh, wanted: TrainState) -> Any:
     return jax.jit(keyed_step, donate_argnums=0, out_shardings=(places, everywhere, everywhere))
 
 
-def _compile(job: str, function: Any, *arguments: Any) -> Any:
-    """The one program of the job, compiled before the clock of the first step starts."""
+def compiled_step(learning: Learning, mesh: Mesh) -> Any:
+    """The one program of the job, compiled from shapes before the clock of the first step starts."""
+    state, batch, frozen = learning.arguments(mesh)
     since = time.perf_counter()
-    compiled = function.lower(*arguments).compile()
-    log.info("%s: compiled in %.1f s", job, time.perf_counter() - since)
+    with jax.set_mesh(mesh):
+        flags = StopSign(mesh, ahead=AHEAD).flags()
+        compiled = program(learning, mesh, state).lower(state, batch, flags, frozen).compile()
+    log.info("%s: compiled in %.1f s", learning.job, time.perf_counter() - since)
     return compiled
+
+
+def agree(job: str, run: Run) -> None:
+    """Raises RearError in every process unless all run the same job from the same place."""
+    what = json.dumps([job, run.record, run.checkpoints.latest_step()], sort_keys=True)
+    distributed.agree("config, tokenizer or newest checkpoint", what)
 
 
 def check(job: str, settings: ConfigDict) -> None:

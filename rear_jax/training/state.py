@@ -83,13 +83,13 @@ def accumulated_gradients(loss_fn, params: Any, batch: Any, key: jax.Array, micr
       loss_fn: (params, batch, key) -> (scalar loss, auxiliary tree), the loss a mean over the batch.
       batch: a tree of arrays with the batch axis leading, divisible by `microbatches`.
       key: each microbatch draws from its own fold of it, the only one from the key itself.
-      microbatches: how many; 1 runs the batch whole.
+      microbatches: how many; 1 runs the batch whole, as does 0, which a job replaces by what fits.
 
     Returns:
       (auxiliary trees of all microbatches, stacked [microbatches, ...]; gradients).
     """
     gradients_of = jax.grad(loss_fn, has_aux=True)
-    if microbatches == 1:
+    if microbatches <= 1:
         gradients, aux = gradients_of(params, batch, key)
         return jax.tree.map(lambda x: x[None], aux), gradients
 

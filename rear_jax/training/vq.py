@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from rear_jax import losses, tokenizers
 from rear_jax.data.batches import image_shapes
 from rear_jax.errors import RearError
+from rear_jax.metrics import perceptual
 from rear_jax.runtime.sharding import Rule, Rules, whole_frozen
 from rear_jax.tokenizers import discriminator, quantizer
 from rear_jax.training.loop import Learning
@@ -37,6 +38,37 @@ class Networks(NamedTuple):
     perceptual: Callable[[Any, jax.Array, jax.Array], jax.Array] | None
     discriminator: nn.Module | None
     proxy: nn.Module | None = None
+
+
+# What the backward pass reads of the tokenizer: what its convolutions and products give. It computes normalisation and
+# activations anew, which takes little time: 32 images of MaskGIT-VQGAN take 60 instead of 99 GiB.
+KEPT = jax.checkpoint_policies.dots_saveable
+NEEDS_PROXY = (
+    "config.tokenizer_training.objective = 'codes' needs a tokenizer with config.tokenizer.predicts = 'codes' "
+    "and, as config.tokenizer_training.proxy, the MaskGIT-VQGAN whose codes these are."
+)
+
+
+def outline(config: ConfigDict) -> tuple[Networks, dict[str, Any]]:
+    """What plays a part, and the shapes of those parameters that stay frozen.
+
+    Raises RearError: the objective is unknown or does not suit the tokenizer, or there is no such network.
+    """
+    settings, size = config.tokenizer_training, config.data.image_size
+    tokenizer = tokenizers.build(config.tokenizer, size)
+    frozen_entries(settings)
+    if settings.objective == "codes":
+        section = tokenizers.FAMILIES[config.tokenizer.name].proxy(config.tokenizer)
+        if section is None:
+            raise RearError(NEEDS_PROXY)
+        proxy = tokenizers.build(section, size)
+        return Networks(tokenizer, None, None, proxy), {"proxy": tokenizers.shapes(proxy)}
+    option = "config.tokenizer_training.perceptual_network"
+    seen_through = perceptual.outline(settings.perceptual_network, option=option)
+    judge = None
+    if settings.discriminator_weight:
+        judge = discriminator.PatchDiscriminator(settings.discriminator_channels, settings.discriminator_layers)
+    return Networks(tokenizer, seen_through.distance, judge), {"perceptual": seen_through.params}
 
 
 def frozen_entries(settings: ConfigDict) -> tuple[str, ...]:
@@ -191,6 +223,7 @@ def _pixel_gradients(networks: Networks, config: ConfigDict):
     held = frozen_entries(settings)
 
     def gradients_of(state: TrainState, images: jax.Array, frozen: dict):
+        @functools.partial(jax.checkpoint, policy=KEPT)
         def reconstruct(params):
             reconstruction, quantized = networks.tokenizer.apply({"params": _held(params, held)}, images)
             return (reconstruction, quantized.commitment_loss, quantized.codebook_loss), quantized

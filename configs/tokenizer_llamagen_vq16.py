@@ -20,6 +20,7 @@ def get_config():
     config.jobs = ("tokenizer",)
     config.tokenizer = llamagen_vq()
     vq = config.tokenizer_training
+    vq.augmentation = "wide_crop_flip"
     vq.mse_weight = 4.0
     vq.perceptual_weight = 1.0
     vq.perceptual_network = "lpips"

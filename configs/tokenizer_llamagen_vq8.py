@@ -21,6 +21,7 @@ def get_config():
     config.tokenizer = llamagen_vq()
     config.tokenizer.channel_mult = (1, 2, 2, 4)
     vq = config.tokenizer_training
+    vq.augmentation = "wide_crop_flip"
     vq.mse_weight = 4.0
     vq.perceptual_weight = 1.0
     vq.perceptual_network = "lpips"

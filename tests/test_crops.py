@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rear_jax.data.crops import AUGMENTATIONS, RANDOM_VIEWS, center_crop, random_crop_flip, ten_crop
+from tests import toy
+from tests.test_configs import load
 
 GOLDEN = Path(__file__).parent / "goldens" / "center_crop.npz"
 
@@ -91,3 +93,20 @@ def test_random_crop_flip_covers_scales_places_and_mirrors():
     spans = {int(abs(view[50, -1, 1] - view[50, 0, 1])) for view in views}
     assert min(spans) < 185 < 195 < max(spans)  # from 1.1 times the size down to the size itself
     assert len({int(view[0, 0, 0]) for view in views}) > 5
+
+
+@pytest.mark.parametrize(("name", "largest"), [("crop_flip", 1.1), ("wide_crop_flip", 1.25), ("window_flip", 1.0)])
+def test_the_largest_short_side_of_each_recipe(name: str, largest: float):
+    """How much of a square image is seen: all of it at a short side of 1, four fifths at 1.25."""
+    image = ramp(200, 200)
+    views = [RANDOM_VIEWS[name](image, 100, np.random.default_rng(seed)).astype(int) for seed in range(60)]
+    spans = [int(abs(view[50, -1, 1] - view[50, 0, 1])) for view in views]
+    assert max(spans) == pytest.approx(198, abs=2)
+    assert min(spans) == pytest.approx(198 / largest, abs=3)
+
+
+def test_published_tokenizers_are_trained_on_the_views_of_their_authors():
+    wanted = {"tokenizer_llamagen_vq16": "wide_crop_flip", "tokenizer_llamagen_vq8": "wide_crop_flip"}
+    wanted |= dict.fromkeys(("tokenizer_titok_b64", "tokenizer_titok_s128", "tokenizer_titok_l32"), "window_flip")
+    for name, view in wanted.items():
+        assert load(toy.ROOT / "configs" / f"{name}.py").tokenizer_training.augmentation == view

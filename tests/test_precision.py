@@ -14,9 +14,9 @@ from rear_jax import artifacts, generators, tokenizers
 from rear_jax.errors import RearError
 from rear_jax.metrics import efficientnet, inception, lpips, perceptual
 from rear_jax.metrics.features import efficientnet_features
-from rear_jax.plan import flops
-from rear_jax.runtime import precision
-from rear_jax.runtime.precision import Linear, gelu, in_float32, multiply, of_products, products_at
+from rear_jax.plan import chips, flops, roofline
+from rear_jax.runtime.mesh import make_mesh
+from rear_jax.runtime.precision import Linear, gelu, in_float32, multiply, of_products, products_at, standing_in_for
 from rear_jax.sampling import draw
 from tests import toy, toy_sequence
 
@@ -74,9 +74,8 @@ def test_an_unknown_precision_is_refused():
 
 @pytest.mark.parametrize(("dtype", "wanted"), [("float32", {"high"}), ("bfloat16", {"bfloat16"})])
 @pytest.mark.parametrize("name", ["rar", "llamagen", "alitok"])
-def test_every_product_of_a_generator(name, dtype, wanted, monkeypatch):
+def test_every_product_of_a_generator(name, dtype, wanted):
     """Training, and sampling with its decoder; reAR's projectors are there."""
-    monkeypatch.setattr(precision, "platform", lambda: "gpu")  # a CPU gets some factors in float32
     config = toy.config(method__name="ar" if name == "llamagen" else "rear")
     config.unlock()
     config.model = generators.FAMILIES[name].section()
@@ -91,12 +90,20 @@ def test_every_product_of_a_generator(name, dtype, wanted, monkeypatch):
         out = network.apply({"params": params}, *inputs, train=True, rngs={"dropout": jax.random.key(0)})
         return [leaf for leaf in out if leaf is not None]
 
-    assert kinds(train, params) == wanted
     config.sample.guidance_scale = 2.0
     program = draw.compile_sampler(config, network, tokenizer.module)
     labels, rows = jnp.zeros(1, jnp.int32), jnp.zeros(2, jnp.int32)
-    traced = program.trace(params, tokenizer.params, labels, rows, rows).jaxpr
+    with standing_in_for("gpu"):  # a CPU gets some factors in float32
+        assert kinds(train, params) == wanted
+        traced = program.trace(params, tokenizer.params, labels, rows, rows).jaxpr
     assert set(flops.by_precision(traced)) == wanted | {"high"}  # the tokenizer is float32
+
+
+def test_a_plan_counts_what_its_chips_will_multiply_not_what_stands_in_for_them():
+    topology = chips.topology("h100:8")
+    made = toy.config(model__dtype="bfloat16", train__loop__batch_size=8)
+    mesh = make_mesh(made.mesh, topology.devices)
+    assert set(roofline._operations(made, "train", topology, mesh)) == {"bfloat16"}
 
 
 def test_losses_and_rewards_are_at_high_and_scores_at_highest():

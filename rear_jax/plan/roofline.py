@@ -18,6 +18,7 @@ from rear_jax.plan.chips import GIB, Topology
 from rear_jax.plan.programs import PROGRAMS, Program, microbatches_of, with_batch
 from rear_jax.runtime import sharding
 from rear_jax.runtime.mesh import make_mesh
+from rear_jax.runtime.precision import standing_in_for
 from rear_jax.training import fitting
 
 log = logging.getLogger(__name__)
@@ -167,8 +168,8 @@ def make(config: ConfigDict, name: str, topology: Topology, *, quick: bool = Fal
         mesh=dict(mesh.shape),
         images=program.images,
         calls=program.calls,
-        model_flops=_operations(config, name, mesh, remat="none").total(),
-        flops=_operations(config, name, mesh),
+        model_flops=_operations(config, name, topology, mesh, remat="none").total(),
+        flops=_operations(config, name, topology, mesh),
         seconds=seconds,
         notes=_notes(config, topology),
         accumulation=microbatches_of(config, name),
@@ -254,7 +255,7 @@ def _guess(tried: dict[int, Plan], fitting: int, failing: int | None) -> int:
     return guess if fitting < guess < failing else (fitting + failing) // 2
 
 
-def _operations(config: ConfigDict, name: str, mesh: Mesh, **model: str) -> Counter[str]:
+def _operations(config: ConfigDict, name: str, topology: Topology, mesh: Mesh, **model: str) -> Counter[str]:
     """By precision, counted in the program `name`, with other settings of `config.model`.
 
     Attention has its plain form, as no kernel's inside is traced.
@@ -263,7 +264,7 @@ def _operations(config: ConfigDict, name: str, mesh: Mesh, **model: str) -> Coun
     changes = {"attention": "plain"} | model
     plain.model.update({key: value for key, value in changes.items() if key in plain.model})
     program = PROGRAMS[name](plain, mesh)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), standing_in_for(topology.platform):
         return flops.by_precision(program.function.trace(*program.arguments).jaxpr)
 
 

@@ -10,8 +10,9 @@ arithmetic between two products is float32 too, as PyTorch has it: only what is 
 """
 
 import contextlib
+import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 PRECISIONS = ("high", "highest")
+_STAND_IN: contextvars.ContextVar[str] = contextvars.ContextVar("stand_in", default="")
 
 
 def products_at(precision: str) -> contextlib.AbstractContextManager:
@@ -27,8 +29,20 @@ def products_at(precision: str) -> contextlib.AbstractContextManager:
     return jax.default_matmul_precision(precision)
 
 
+@contextlib.contextmanager
+def standing_in_for(name: str) -> Iterator[None]:
+    """Inside, what is traced is traced for this platform, whose place the devices of the mesh take."""
+    before = _STAND_IN.set(name)
+    try:
+        yield
+    finally:
+        _STAND_IN.reset(before)
+
+
 def platform() -> str:
     """Of the devices that this will run on: those of the mesh, else jax's own ('cpu', 'gpu' or 'tpu')."""
+    if _STAND_IN.get():
+        return _STAND_IN.get()
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from rear_jax.generators.attention_kernels import FUSED, choose
 from rear_jax.runtime.precision import factors, of_products
+from rear_jax.runtime.sharding import BATCH_AXES, constrain
 
 
 class KeyValues(NamedTuple):
@@ -22,16 +23,21 @@ class KeyValues(NamedTuple):
     values: jax.Array
 
 
+def _by_rows(cache: Float[Array, "B H S D"]) -> Float[Array, "B H S D"]:
+    """The same, each device with rows of its own: with fsdp the compiler may give all rows to all devices."""
+    return constrain(cache, BATCH_AXES, None, None, None)
+
+
 def new_key_values(batch: int, heads: int, length: int, head_size: int, dtype: Any) -> KeyValues:
     """An empty cache with room for `length` positions."""
-    empty = jnp.zeros((batch, heads, length, head_size), dtype)
+    empty = _by_rows(jnp.zeros((batch, heads, length, head_size), dtype))
     return KeyValues(empty, empty)
 
 
 def grow_key_values(past: KeyValues, length: int) -> KeyValues:
     """The same past with room for `length` positions, at least as many as it has."""
     more = length - past.keys.shape[2]
-    return KeyValues(*(jnp.pad(a, ((0, 0), (0, 0), (0, more), (0, 0))) for a in past))
+    return KeyValues(*(_by_rows(jnp.pad(a, ((0, 0), (0, 0), (0, more), (0, 0)))) for a in past))
 
 
 def update_key_values(
@@ -40,7 +46,7 @@ def update_key_values(
     """Writes T new positions from `position` on."""
 
     def write(old, new):
-        return jax.lax.dynamic_update_slice(old, new.swapaxes(1, 2).astype(old.dtype), (0, 0, position, 0))
+        return _by_rows(jax.lax.dynamic_update_slice(old, new.swapaxes(1, 2).astype(old.dtype), (0, 0, position, 0)))
 
     return KeyValues(write(past.keys, keys), write(past.values, values))
 

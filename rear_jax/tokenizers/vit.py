@@ -78,7 +78,7 @@ class Transformer(nn.Module):
     def __call__(self, x: Float[Array, "B T W"]) -> Float[Array, "B T W"]:
         block = Block(self.heads, self.causal, self.dtype, self.attention_dtype, self.qkv_init, name="blocks")
         scan = nn.scan(
-            lambda block, x, _: (block(x), None),
+            nn.remat(lambda block, x, _: (block(x), None), prevent_cse=False),  # the backward pass reads x alone
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=self.depth,

@@ -9,6 +9,7 @@ With --config.init_from=alitok_b.bin --job=sample,evaluate it samples from the p
 launcher has it; optimiser and schedule are RAR's, on whose code theirs builds, with its 62 500 steps of warm-up.
 Guidance scale/power of the row: 16.0/1.8.
 Not run here: the expected result is the paper's.
+Memory as rear_alitok_b.py.
 """
 
 from rear_jax.config import alitok, alitok_generator, default

@@ -6,6 +6,7 @@
 177.0M parameters: alitok_b.py, the published AliTok-B, as the baseline of rar_alitok_b.py and rear_alitok_b.py.
 800 epochs = 500 000 steps; the rest of the recipe and the guidance are alitok_b.py's.
 Not run here: the expected result is the paper's.
+Memory as rear_alitok_b.py.
 """
 
 from rear_jax.config import alitok, alitok_generator, default

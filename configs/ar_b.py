@@ -6,6 +6,7 @@
 The same backbone, data and recipe as rear_b.py, without noise and without the embedding regularisation, so without
 the two projectors. Expected: the paper gives no FID for this size.
 Cost in the paper: 8.11 min per epoch on 8 A800. Not run here.
+Memory as rear_b.py.
 """
 
 from rear_jax.config import default

@@ -6,6 +6,7 @@
 The same backbone, data and recipe as rear_l.py, without noise and without the embedding regularisation, so without
 the two projectors. Expected: FID 3.02, IS 256.2 (arXiv 2510.04450, table 1).
 Cost in the paper: 15.99 min per epoch on 8 A800. Not run here.
+Memory as rear_l.py.
 """
 
 from rear_jax.config import default

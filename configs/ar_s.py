@@ -6,6 +6,7 @@
 The same backbone, data and recipe as rear_s.py, without noise and without the embedding regularisation, so without
 the two projectors. Expected: the paper has no full-length row (80 epochs without guidance: FID 21.32, IS 57.3).
 Cost in the paper: not published. Not run here.
+Memory as rear_s.py.
 """
 
 from rear_jax.config import default

@@ -7,6 +7,7 @@
 400 epochs = 250 000 steps of 2048 ten-crop sequences of the published TiTok-B-64's 64 codes.
 The guidance is rear_b.py's: the paper names none for this tokenizer.
 Not run here: the expected result is the paper's.
+Memory as rear_titok_b64.py.
 """
 
 from rear_jax.config import default, titok

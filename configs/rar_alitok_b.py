@@ -9,6 +9,7 @@ the rest of the recipe and the guidance are alitok_b.py's.
 The paper does not say how it permutes AliTok's codes, and nothing was released: here all 273 are permuted, each with
 the rotary embedding of its own position (rear_jax/generators/alitok/network.py).
 Not run here: the expected result is the paper's.
+Memory as rear_alitok_b.py.
 """
 
 from rear_jax.config import alitok, alitok_generator, default

@@ -9,6 +9,7 @@ With --config.init_from=rar_b.bin --job=sample,evaluate it samples from the publ
 order for 200 epochs, then a share that falls to none at epoch 300.
 Guidance scale/power/temperature of the row: 16.0/2.75/1.0.
 Not run here: the expected result is the paper's.
+Memory as rear_b.py.
 """
 
 from rear_jax.config import default

@@ -9,6 +9,7 @@ With --config.init_from=rar_l.bin --job=sample,evaluate it samples from the publ
 order for 200 epochs, then a share that falls to none at epoch 300.
 Guidance scale/power/temperature of the row: 15.5/2.5/1.02.
 Not run here: the expected result is the paper's.
+Memory as rear_l.py.
 """
 
 from rear_jax.config import default

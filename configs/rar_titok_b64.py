@@ -8,6 +8,7 @@
 random order for 200 epochs, then a share that falls to none at epoch 300.
 The guidance is rear_b.py's: the paper names none for this tokenizer.
 Not run here: the expected result is the paper's.
+Memory as rear_titok_b64.py.
 """
 
 from rear_jax.config import default, titok

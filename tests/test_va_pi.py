@@ -112,6 +112,9 @@ def test_rewards_are_those_of_decoded_images_whatever_is_decoded_together(parts)
     assert decoded.min() < 0.0  # what lies outside [0, 1] is not clipped, it counts
     want = -np.mean((2 * np.asarray(decoded) - 2 * np.asarray(images[2])) ** 2, axis=(1, 2, 3))
     np.testing.assert_allclose(one[2], want, rtol=1e-5)
+    clipped, _ = score(networks, config(posttrain__clip_images=True).posttrain, frozen, samples, batch)
+    want = -np.mean((2 * np.clip(decoded, 0, 1) - 2 * np.asarray(images[2])) ** 2, axis=(1, 2, 3))
+    np.testing.assert_allclose(clipped[2], want, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,7 @@ def posttrain() -> ConfigDict:
     post.noise_rate = 0.0
     post.noise_reading = "paper"  # code that replaces another: 'paper' (always a different one) or 'released' (any)
     post.reward = reward()
+    post.clip_images = False  # True = rewards see images clipped to [0, 1]; False = as they are decoded, as released
     post.perceptual_network = "lpips"  # 'lite0' or 'lite2' (both EfficientNet-Lite) or 'lpips' (needs config.lpips)
     post.probe_images = 10_000  # largest number of training images for the classifier of reward.class_probability
     # caption features for text-conditional generators: .npz file or folder, see rear_jax/data/captions.py; '' = none.

@@ -1,10 +1,10 @@
 """What a sampled image is worth: how close it is to its original, how real it looks, how well it fits its label.
 
 A reward is a function (images [B, H, W, 3], labels [B], seen) -> [B], higher is better; `seen` is what else there is to
-look at. Images are as the decoder gives them, around [0, 1] and not clipped, with every method and as in the released
-code of VA-π: what lies outside counts as an error, and has a gradient. To add a reward, write it, name it in REWARDS,
-and give it a weight in `config.posttrain.reward`. One that looks at more than the images is a `Reward`, which declares
-what.
+look at. With every method the images are as the decoder gives them, around [0, 1], as in the released code of VA-π:
+what lies outside counts as an error, and has a gradient. With `config.posttrain.clip_images` they are clipped, as they
+will be seen. To add a reward, write it, name it in REWARDS, and give it a weight in `config.posttrain.reward`. One that
+looks at more than the images is a `Reward`, which declares what.
 """
 
 from collections.abc import Callable, Mapping
@@ -156,7 +156,7 @@ def total(
 
     Args:
       settings: `config.posttrain`.
-      images: [B, H, W, 3], around [0, 1].
+      images: [B, H, W, 3] as decoded.
       labels: [B].
       seen: what else to look at.
 
@@ -164,6 +164,7 @@ def total(
       R [B], and each reward [B] by name, before weighting.
     """
     weights = wanted(settings)
+    images = jnp.clip(images, 0.0, 1.0) if settings.clip_images else images
     found = {name: REWARDS[name](images, labels, seen) for name in weights}
     return sum(weights[name] * value for name, value in found.items()), found
 

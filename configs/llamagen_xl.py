@@ -6,7 +6,7 @@
 775M parameters.
 300 epochs = 1 501 200 steps of 256 ten-crop code sequences of the published VQ-16, at a constant learning rate.
 Not run here.
-8 A100 of 80 GB: 57.9 GiB. v5e:16x16: 1.3 GiB.
+8 A100 of 80 GB: 46.2 GiB. v5e:16x16: 1.3 GiB.
 """
 
 from rear_jax.config.experiments import llamagen_imagenet

@@ -9,7 +9,7 @@ With --config.init_from=rar_xxl.bin --job=sample,evaluate it samples from the pu
 order for 200 epochs, then a share that falls to none at epoch 300.
 Guidance scale/power/temperature of the row: 8.0/1.2/1.02.
 Not run here: the expected result is the paper's.
-8 A100 of 80 GB: accumulation 16, 51.1 GiB.
+8 A100 of 80 GB: accumulation 8, 65.2 GiB.
 """
 
 from rear_jax.config import default

@@ -8,7 +8,7 @@
 Cost in the paper: 8.14 minutes per epoch on 8 A800, so about 434 A800-hours.
 Guidance scale/power of the row: 14.5/2.25 (released config: 15/2.5).
 Not run here: the expected result is the paper's.
-8 A100 of 80 GB: accumulation 8, 39.4 GiB. v5e:16x16: 12.6 GiB.
+8 A100 of 80 GB: accumulation 4, 52.2 GiB. v5e:16x16: 10.2 GiB.
 """
 
 from rear_jax.config import default

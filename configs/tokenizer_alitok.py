@@ -11,7 +11,7 @@ Not known here, and so not as published: the loss weights, optimiser and lengths
 second stage stands (tokenizer_titok_b64.py), and the auxiliary loss of stage 1, which is left out.
 Not run here.
 Stage 1: 8 A100 of 80 GB: 29.7 GiB.
-Stage 2: 8 A100 of 80 GB: 21.7 GiB.
+Stage 2: 8 A100 of 80 GB: 21.8 GiB.
 """
 
 from rear_jax.config import alitok

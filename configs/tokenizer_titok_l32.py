@@ -15,7 +15,7 @@ from step 20 000 on).
 Not as published: the perceptual distance compares EfficientNet-Lite features, not ConvNeXt-S logits, so its weight may
 want another value; the discriminator pools by strides without blur; no LeCam term; no moving average of the weights.
 Not run here: the expected result is the paper's.
-Stage 1: 8 A100 of 80 GB: 15.9 GiB.
+Stage 1: 8 A100 of 80 GB: 15.8 GiB.
 Stage 2: 8 A100 of 80 GB: 50.6 GiB.
 """
 

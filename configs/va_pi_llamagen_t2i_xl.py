@@ -13,7 +13,7 @@ an .npz or a folder (features.npy, which is memory-mapped, and mask.npy) of T5-X
 200 steps of 128 images with 8 samples each, learning rate 1e-6, prior weight 0.1, noise rate 0.5 (0: GenEval 0.302,
 0.95: 0.329). CLIP 0.245 -> 0.291, HPSv2 0.153 -> 0.211. Sample from the result with --job=sample
 --config.sample.stage=posttrain --config.sample.captions=... Not run here: the results are the paper's.
-8 A100 of 80 GB: 51.0 GiB.
+8 A100 of 80 GB: 46.0 GiB.
 """
 
 from rear_jax.config.experiments import llamagen_imagenet

@@ -30,6 +30,7 @@ def fashion_mnist() -> ConfigDict:
 
     post = config.posttrain
     post.update(perceptual_network="lite0", images_at_once=8)
+    post.clip_images = True  # most of an image is black, and a decoder that is a little below it makes no difference
     post.loop.update(steps=40, batch_size=32, log_every=4, picture_every=0, checkpoint_every=40)
     post.optimizer.update(learning_rate=3e-4, final_learning_rate=1e-5)
 

@@ -9,7 +9,7 @@ With --config.init_from=alitok_l.bin --job=sample,evaluate it samples from the p
 launcher has it; optimiser and schedule are RAR's, on whose code theirs builds, with its 62 500 steps of warm-up.
 Guidance scale/power of the row: 6.0/0.7.
 Not run here: the expected result is the paper's.
-8 A100 of 80 GB: accumulation 4, 70.6 GiB.
+8 A100 of 80 GB: accumulation 4, 70.6 GiB. v5e:16x16: 13.5 GiB.
 """
 
 from rear_jax.config import alitok, alitok_generator, default

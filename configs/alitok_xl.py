@@ -9,7 +9,7 @@ With --config.init_from=alitok_xl.bin --job=sample,evaluate it samples from the 
 launcher has it; optimiser and schedule are RAR's, on whose code theirs builds, with its 62 500 steps of warm-up.
 Guidance scale/power of the row: 13.0/1.4.
 Not run here: the expected result is the paper's.
-8 A100 of 80 GB: accumulation 8, 64.5 GiB.
+8 A100 of 80 GB: accumulation 8, 64.5 GiB. v5e:16x16: remat 'full', 11.8 GiB.
 """
 
 from rear_jax.config import alitok, alitok_generator, default

@@ -8,7 +8,7 @@
 Samples are decoded at 384 pixels and resized to 256, as for the table's FID; sample.image_size = 0 keeps 384.
 With --config.init_from=c2i_L_384.pt --job=sample,evaluate it samples from the published weights.
 Not run here: the expected result is the table's.
-8 A100 of 80 GB: accumulation 2, 43.0 GiB.
+8 A100 of 80 GB: accumulation 2, 43.0 GiB. v5e:16x16: 7.8 GiB.
 """
 
 from rear_jax.config.experiments import llamagen_imagenet

@@ -9,7 +9,7 @@ Samples are decoded at 384 pixels and resized to 256, as for the table's FID; sa
 arXiv 2512.19680 gives the published weights FID 2.79, IS 286.88, and 15.55, 79.16 without guidance.
 With --config.init_from=c2i_XL_384.pt --job=sample,evaluate it samples from the published weights.
 Not run here: the expected result is the table's.
-8 A100 of 80 GB: accumulation 2, 68.8 GiB.
+8 A100 of 80 GB: accumulation 2, 68.8 GiB. v5e:16x16: 2.2 GiB.
 """
 
 from rear_jax.config.experiments import llamagen_imagenet

@@ -6,7 +6,7 @@
 1.4B parameters.
 300 epochs = 1 501 200 steps of 256 ten-crop code sequences of the published VQ-16, at a constant learning rate.
 Not run here.
-8 A100 of 80 GB: accumulation 2, 38.9 GiB. v5e:16x16: 1.9 GiB.
+8 A100 of 80 GB: accumulation 2, 38.9 GiB. v5e:16x16: 1.8 GiB.
 """
 
 from rear_jax.config.experiments import llamagen_imagenet

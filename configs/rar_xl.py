@@ -9,7 +9,7 @@ With --config.init_from=rar_xl.bin --job=sample,evaluate it samples from the pub
 order for 200 epochs, then a share that falls to none at epoch 300.
 Guidance scale/power/temperature of the row: 6.9/1.5/1.02.
 Not run here: the expected result is the paper's.
-8 A100 of 80 GB: accumulation 8, 46.8 GiB.
+8 A100 of 80 GB: accumulation 8, 46.8 GiB. v5e:16x16: 8.4 GiB.
 """
 
 from rear_jax.config import default

@@ -8,7 +8,7 @@
 are alitok_b.py's. The paper does not say which layers it regularises here: they are those of its other 24-layer models.
 With --config.init_from=alitok_b.bin it starts from the published AliTok-B instead of from nothing.
 Not run here: the expected result is the paper's.
-8 A100 of 80 GB: accumulation 4, 56.4 GiB.
+8 A100 of 80 GB: accumulation 4, 56.4 GiB. v5e:16x16: 9.8 GiB.
 """
 
 from rear_jax.config import alitok, alitok_generator, default

@@ -8,7 +8,7 @@ length as the decoder sees them. The recipe is rear_b.py's (arXiv 2510.04450), g
 for these codes. With a tokenizer trained here (tokenizer_llamagen_vq16.py), --config.tokenizer_from is that workdir's
 `tokenizer` folder.
 Not run here, and no paper has this row: the published tokenizer's rFID of 2.19 is a floor, not an expectation.
-8 A100 of 80 GB: accumulation 4, 55.0 GiB.
+8 A100 of 80 GB: accumulation 4, 55.0 GiB. v5e:16x16: 10.6 GiB.
 """
 
 from rear_jax.config import default, llamagen_vq

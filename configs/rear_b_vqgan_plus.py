@@ -7,7 +7,7 @@
 The recipe is rear_b.py's (arXiv 2510.04450), guidance included, which nobody has tuned for these codes. With a
 tokenizer trained here (tokenizer_vqgan_plus.py), --config.tokenizer_from is that workdir's `tokenizer` folder.
 Not run here, and no paper has this row: the published tokenizer's rFID of 1.39 is a floor, not an expectation.
-8 A100 of 80 GB: accumulation 4, 52.4 GiB.
+8 A100 of 80 GB: accumulation 4, 52.4 GiB. v5e:16x16: 10.2 GiB.
 """
 
 from rear_jax.config import default, vqgan_plus

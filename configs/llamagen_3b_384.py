@@ -8,7 +8,8 @@
 Samples are decoded at 384 pixels and resized to 256, as for the table's FID; sample.image_size = 0 keeps 384.
 With --config.init_from=c2i_3B_384.pt --job=sample,evaluate it samples from the published weights.
 Not run here: the expected result is the table's.
-8 A100 of 80 GB: accumulation 4, 56.0 GiB. v5e:16x16: 10.9 GiB.
+8 A100 of 80 GB: accumulation 4, 56.0 GiB.
+v5e:16x16: 10.9 GiB with --config.mesh.data=-1 --config.mesh.fsdp=8, as 256 does not divide its width.
 """
 
 from rear_jax.config.experiments import llamagen_imagenet
@@ -21,5 +22,5 @@ def get_config():
     config.model.heads = 32
     config.model.mlp_width = 8704
     config.sample.guidance_scale = 1.65
-    config.mesh.fsdp = 8  # divides its width, which 256 does not: all of 8 GPUs, or groups of 8 chips of a slice
+    config.mesh.update(data=1, fsdp=-1)  # parameters, gradients and moments are divided
     return config

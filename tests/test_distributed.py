@@ -261,6 +261,8 @@ def test_processes_whose_images_differ_are_refused(tmp_path, trained, job):
     flags += ["--config.data.eval_split=", f"--job={job}", "--config.codes.on_the_fly=true"]
     if job == "tokenizer":
         flags += ["--config.tokenizer_from="]  # so that there is one to train
+    if job == "tokenize":
+        flags += [f"--config.codes_from={tmp_path / 'codes'}"]  # where none of other images are
     processes = start_two(tmp_path / "run", trained, *flags, folders=(tmp_path / "0", tmp_path / "1"))
     errors = [p.communicate(timeout=120)[1] for p in processes]
     assert all(p.returncode not in (0, None) for p in processes)

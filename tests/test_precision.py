@@ -12,12 +12,14 @@ from jax.experimental import topologies
 
 from rear_jax import artifacts, generators, tokenizers
 from rear_jax.errors import RearError
+from rear_jax.generators.attention import apply_dropout
 from rear_jax.metrics import efficientnet, inception, lpips, perceptual
 from rear_jax.metrics.features import efficientnet_features
 from rear_jax.plan import chips, flops, roofline
 from rear_jax.runtime.mesh import make_mesh
 from rear_jax.runtime.precision import Linear, gelu, in_float32, multiply, of_products, products_at, standing_in_for
 from rear_jax.sampling import draw
+from rear_jax.tokenizers.discriminator import PatchDiscriminator
 from tests import toy, toy_sequence
 
 IMAGES = jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.float32)
@@ -119,6 +121,12 @@ def test_losses_and_rewards_are_at_high_and_scores_at_highest():
     assert set(flops.by_precision(jax.make_jaxpr(extract)(params, images))) == {"highest"}
 
 
+def test_the_discriminator_is_at_high():
+    network, images = PatchDiscriminator(8, 2), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    params = jax.eval_shape(network.init, jax.random.key(0), images)["params"]
+    assert kinds(lambda p, x: network.apply({"params": p}, x), params, images) == {"high"}
+
+
 def test_inception_is_at_highest():
     network, images = inception.InceptionV3(), jax.ShapeDtypeStruct((1, 299, 299, 3), jnp.float32)
     params = jax.eval_shape(network.init, jax.random.key(0), images)["params"]
@@ -213,6 +221,11 @@ class TestElementWise:
         x = jnp.linspace(-4.0, 4.0, 801).astype(jnp.bfloat16)
         exact = jax.nn.gelu(np.asarray(x, np.float32), approximate=False)
         np.testing.assert_allclose(np.asarray(gelu(x), np.float32), exact, rtol=2**-8, atol=1e-6)
+
+    def test_dropout_scales_up_in_float32(self):
+        """3 / 0.9 is 3.3333, of bfloat16 3.328; divided by bfloat16's 0.9, which is 0.898, it would be 3.344."""
+        dropped = apply_dropout(jax.random.key(0), jnp.full((64,), 3.0, jnp.bfloat16), 0.1)
+        assert set(np.asarray(dropped, np.float32)) == {0.0, 3.328125}
 
     def test_only_the_inputs_are_kept_for_the_backward_pass(self):
         x = jnp.ones((8, 8), jnp.bfloat16)

@@ -13,15 +13,15 @@ import pytest
 from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict
 
+from rear_jax import artifacts, generators, tokenizers
 from rear_jax import config as configs
-from rear_jax import generators, tokenizers
 from rear_jax.errors import RearError
 from rear_jax.runtime import identity
 from rear_jax.runtime.checkpoints import Checkpoints, abstract
 from rear_jax.runtime.input_wait import InputWait
 from rear_jax.runtime.mesh import make_mesh, replicated
 from rear_jax.runtime.writer import MetricWriter, read_metrics
-from rear_jax.training import loop, state
+from rear_jax.training import loop, objectives, state
 from tests import toy
 
 PARAMS = {"fc1": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "pos_embed": jnp.ones(3), "codebook": jnp.ones(3)}
@@ -376,3 +376,26 @@ def test_workdir_that_cannot_be_written_and_buckets():
     done = toy.finish("gs://bucket/run")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "mount the bucket" in done.stderr
+
+
+def test_codes_on_the_fly_are_made_a_microbatch_at_a_time():
+    """The encoder takes memory for each image that it sees at once."""
+    config = toy.config(codes__on_the_fly=True, train__loop__batch_size=8, train__accumulation=4)
+    mesh = make_mesh(config.mesh)
+    learning = objectives.learning(config, artifacts.outline_tokenizer(config), {})
+    state, batch, frozen = learning.arguments(mesh)
+    program = jax.make_jaxpr(learning.step)(state, batch, jax.random.key(0), frozen)
+    assert set(convolved_rows(program.jaxpr)) == {2}
+
+
+def convolved_rows(jaxpr) -> list[int]:
+    """Images that each convolution of a program sees at once."""
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "conv_general_dilated":
+            found.append(equation.invars[0].aval.shape[0])
+        for value in equation.params.values():
+            for inner in value if isinstance(value, list | tuple) else [value]:
+                if hasattr(inner, "jaxpr") or hasattr(inner, "eqns"):
+                    found += convolved_rows(getattr(inner, "jaxpr", inner))
+    return found

@@ -8,6 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from rear_jax.errors import RearError
+from rear_jax.runtime.precision import of_products
 from rear_jax.runtime.sharding import Rule, Rules
 from rear_jax.tokenizers.blocks import GroupNorm
 
@@ -64,6 +65,7 @@ class PatchDiscriminator(nn.Module):
             use_bias=use_bias,
             kernel_init=jax.nn.initializers.normal(0.02),
             dtype=self.dtype,
+            precision=of_products(),
         )
 
 

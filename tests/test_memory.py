@@ -82,7 +82,7 @@ def check(row: Row, topology: str) -> None:
     assert row.gib is None or needed / GIB == pytest.approx(row.gib, rel=0.1)
 
 
-def tested(topology: str) -> list[Row]:
+def rows_to_test(topology: str) -> list[Row]:
     """All rows but those of sampling that take less than the largest of them, a fifth of what there is."""
     found = rows(topology)
     most = max(row.gib for row in found if row.program == "sample")
@@ -91,7 +91,7 @@ def tested(topology: str) -> list[Row]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", tested("a100:8"), ids=named)
+@pytest.mark.parametrize("row", rows_to_test("a100:8"), ids=named)
 def test_the_published_sizes_fit_eight_a100(row):
     """By the compiler of the host. One compilation a row: that of the choice which a run makes by itself."""
     check(row, "a100:8")

@@ -390,10 +390,9 @@ def test_codes_on_the_fly_are_made_a_microbatch_at_a_time():
 
 def convolved_rows(jaxpr) -> list[int]:
     """Images that each convolution of a program sees at once."""
-    found = []
+    convolutions = [equation for equation in jaxpr.eqns if equation.primitive.name == "conv_general_dilated"]
+    found = [equation.invars[0].aval.shape[0] for equation in convolutions]
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "conv_general_dilated":
-            found.append(equation.invars[0].aval.shape[0])
         for value in equation.params.values():
             for inner in value if isinstance(value, list | tuple) else [value]:
                 if hasattr(inner, "jaxpr") or hasattr(inner, "eqns"):

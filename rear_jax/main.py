@@ -4,6 +4,7 @@ import errno
 import re
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def main(arguments: list[str]) -> None:
     """Checks all jobs, then runs them. Exits with 1 and one line on an error that the user can mend."""
     if len(arguments) > 1:
         raise app.UsageError(f"unexpected argument {arguments[1]!r}: settings are given as --config.key=value")
-    sys.unraisablehook = _unraisable
+    _silence_unfinished_writing()
     try:
         config, workdir = _CONFIG.value, _local(_WORKDIR.value)
         names = _JOB.value or config.jobs
@@ -83,6 +84,12 @@ def main(arguments: list[str]) -> None:
 def command() -> None:
     """Entry point: flag and config errors are one line too."""
     app.run(main, flags_parser=_parse)
+
+
+def _silence_unfinished_writing() -> None:
+    """Nothing is printed behind an error's line by the tasks of a checkpoint whose writing has failed."""
+    sys.unraisablehook = _unraisable
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 
 def _unraisable(unraisable: Any) -> None:

@@ -1,15 +1,19 @@
 """A run that is killed and started again ends like one that was not: bit for bit, in processes of their own."""
 
+import gc
 import json
 import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
+import warnings
 
 import numpy as np
 import pytest
 
+from rear_jax import main
 from rear_jax.data.codes import open_codes
 from rear_jax.runtime.writer import read_metrics
 from tests import toy
@@ -149,6 +153,26 @@ def test_a_file_that_cannot_grow_is_one_line_and_leaves_nothing_whole(tmp_path, 
     assert "free space there and run again" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert not list((tmp_path / "codes").glob("*.array_record"))
+
+
+def test_tasks_that_a_failed_save_leaves_say_nothing(capfd, monkeypatch):
+    """Such a task is a coroutine that nobody awaits; python warns of it when it is collected, behind the error."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+
+    async def write():
+        pass
+
+    def leave():
+        write()
+        gc.collect()
+        return capfd.readouterr().err
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        monkeypatch.setattr(warnings, "showwarning", lambda message, *_, **__: print(message, file=sys.stderr))
+        assert "was never awaited" in leave()
+        main._silence_unfinished_writing()
+        assert leave() == ""
 
 
 @pytest.mark.slow

@@ -14,8 +14,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from rear_jax import generators
 from rear_jax.config import loop_settings
-from rear_jax.generators.attention import causal_attention
-from rear_jax.generators.attention_kernels import splash_attention
+from rear_jax.generators.attention import self_attention
+from rear_jax.generators.attention_kernels import fused_on_mesh, splash_attention
+from rear_jax.generators.dropout import Dropout
+from rear_jax.generators.heads import Norm, Preparation, Rotation
 from rear_jax.runtime.checkpoints import Checkpoints
 from rear_jax.runtime.mesh import AXES, make_mesh, map_rows, put_batch, split
 from rear_jax.runtime.precision import Linear
@@ -189,9 +191,42 @@ def test_splash_attention_is_divided_over_the_mesh(rows):
         placed = jax.device_put(inputs, NamedSharding(mesh_of("all"), spec))
         program = jax.jit(of(functools.partial(splash_attention, interpret=True))).lower(*placed).compile()
         got = program(*placed)
-    wanted = of(functools.partial(causal_attention, kernel="plain"))(*inputs)
+    wanted = of(lambda *qkv: self_attention(jnp.stack(qkv, 2), Preparation(), kernel="plain"))(*inputs)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, wanted)
     assert {gradient.sharding.spec for gradient in got[1]} == {spec}
+    assert "all-gather" not in program.as_text()
+
+
+@pytest.mark.parametrize("rows", [8, 6])
+def test_fused_attention_is_divided_over_the_mesh(rows):
+    """Outputs and gradients of the plain form on one device, with its mask of dropout, and no exchange of heads."""
+    qkv = jax.random.normal(jax.random.key(0), (rows, 5, 3, 4, 8))
+    norms = [Norm(*jax.random.normal(jax.random.key(1 + i), (2, 8))) for i in range(2)]
+    angles = jax.random.normal(jax.random.key(3), (rows, 5, 4))
+    rotation, visible = (
+        Rotation(jnp.cos(angles), jnp.sin(angles)),
+        jax.random.bernoulli(jax.random.key(4), 0.5, (rows, 5)),
+    )
+    dropout = Dropout.of(jax.random.key(5), jnp.arange(rows))
+
+    def of(attention):
+        def loss(qkv, *norms):
+            return jnp.sum(jnp.sin(attention(qkv, Preparation(*norms, rotation), visible, 0.2, dropout)))
+
+        return jax.value_and_grad(loss, argnums=(0, 1, 2))
+
+    def plain(qkv, preparation, visible, rate, dropout):
+        return self_attention(qkv, preparation, kernel="plain", visible=visible, rate=rate, dropout=dropout)
+
+    heads = (None, None, "tensor")
+    spec = PartitionSpec(("data", "fsdp"), *heads) if rows == 8 else PartitionSpec(None, *heads)
+    with jax.set_mesh(mesh_of("all")):
+        placed = jax.device_put(qkv, NamedSharding(mesh_of("all"), spec))
+        program = jax.jit(of(functools.partial(fused_on_mesh, interpret=True))).lower(placed, *norms).compile()
+        got = program(placed, *norms)
+    wanted = of(plain)(qkv, *norms)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, wanted)
+    assert got[1][0].sharding.spec == spec
     assert "all-gather" not in program.as_text()
 
 

@@ -19,6 +19,7 @@ from rear_jax.artifacts import published
 from rear_jax.errors import RearError
 from rear_jax.generators.alitok import FAMILY
 from rear_jax.generators.alitok.network import AliTokTransformer, rotation_table
+from rear_jax.generators.dropout import Dropout
 from rear_jax.generators.layers import PROJECTOR_KEYS
 from rear_jax.runtime.sharding import decay_mask
 from rear_jax.sampling.generate import Sampler, generate
@@ -49,8 +50,8 @@ def params_of(model):
 @functools.partial(jax.jit, static_argnums=0)
 def features_of(model, params, codes, labels, orders=None, key=None):
     """The full forward pass; with a key, as in training."""
-    train = {} if key is None else {"train": True, "rngs": {"dropout": key}}
-    return model.apply({"params": params}, codes, labels, orders, **train)
+    dropout = None if key is None else Dropout.of(key, jnp.arange(len(codes)))
+    return model.apply({"params": params}, codes, labels, orders, dropout=dropout)
 
 
 def random_codes(batch=4):

@@ -36,7 +36,7 @@ class Means(nn.Module):
         self.codes, self.labels = nn.Embed(self.codebook_size, self.width), nn.Embed(self.num_classes + 1, self.width)
         self.head = nn.Dense(self.codebook_size)
 
-    def __call__(self, codes, labels, *, train=False):
+    def __call__(self, codes, labels, *, dropout=None):
         before = jnp.cumsum(self.codes(codes), axis=1) - self.codes(codes)  # [B, N, W]
         return Features(self.predict(self.labels(labels)[:, None], before, jnp.arange(self.num_codes)[:, None]))
 

@@ -13,10 +13,11 @@ from rear_jax import config as configs
 from rear_jax import generators, guidance
 from rear_jax.artifacts import published
 from rear_jax.errors import RearError
+from rear_jax.generators.dropout import Dropout
+from rear_jax.generators.heads import Rotation, rotate
 from rear_jax.generators.interface import Captions
 from rear_jax.generators.llamagen import FAMILY
 from rear_jax.generators.llamagen.network import LlamaGenTransformer, rotation_table
-from rear_jax.generators.rotary import Rotation, rotate
 from rear_jax.sampling.generate import Sampler, generate
 from rear_jax.training.objectives import build_generator
 from rear_jax.weights import layout
@@ -50,8 +51,8 @@ PARAMS = {model.condition: random_params(model) for model in (CLASS, TEXT)}
 @functools.partial(jax.jit, static_argnums=0)
 def logits_of(model, params, codes, conditions, key=None):
     """The full forward pass; with a key, as in training."""
-    train = {} if key is None else {"train": True, "rngs": {"dropout": key}}
-    return model.apply({"params": params}, codes, conditions, **train).logits
+    dropout = None if key is None else Dropout.of(key, jnp.arange(len(codes)))
+    return model.apply({"params": params}, codes, conditions, dropout=dropout).logits
 
 
 def class_logits(codes, labels):

@@ -12,7 +12,7 @@ from jax.experimental import topologies
 
 from rear_jax import artifacts, generators, tokenizers
 from rear_jax.errors import RearError
-from rear_jax.generators.attention import apply_dropout
+from rear_jax.generators.dropout import Dropout, drop
 from rear_jax.metrics import efficientnet, inception, lpips, perceptual
 from rear_jax.metrics.features import efficientnet_features
 from rear_jax.plan import chips, flops, roofline
@@ -89,7 +89,7 @@ def test_every_product_of_a_generator(name, dtype, wanted):
     params, inputs = generators.shapes(network), generators.family_of(network).example_inputs(network)
 
     def train(params):
-        out = network.apply({"params": params}, *inputs, train=True, rngs={"dropout": jax.random.key(0)})
+        out = network.apply({"params": params}, *inputs, dropout=Dropout.of(jax.random.key(0), jnp.arange(1)))
         return [leaf for leaf in out if leaf is not None]
 
     config.sample.guidance_scale = 2.0
@@ -224,8 +224,8 @@ class TestElementWise:
 
     def test_dropout_scales_up_in_float32(self):
         """3 / 0.9 is 3.3333, of bfloat16 3.328; divided by bfloat16's 0.9, which is 0.898, it would be 3.344."""
-        dropped = apply_dropout(jax.random.key(0), jnp.full((64,), 3.0, jnp.bfloat16), 0.1)
-        assert set(np.asarray(dropped, np.float32)) == {0.0, 3.328125}
+        dropped = drop(jnp.full((1, 64), 3.0, jnp.bfloat16), 0.1, Dropout.of(jax.random.key(0), jnp.arange(1)))
+        assert set(np.asarray(dropped, np.float32)[0]) == {0.0, 3.328125}
 
     def test_only_the_inputs_are_kept_for_the_backward_pass(self):
         x = jnp.ones((8, 8), jnp.bfloat16)

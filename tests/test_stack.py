@@ -9,6 +9,7 @@ import pytest
 
 from rear_jax import generators, tokenizers
 from rear_jax.errors import RearError
+from rear_jax.generators.dropout import Dropout
 from rear_jax.generators.llamagen.network import LlamaGenTransformer
 from rear_jax.generators.stack import REMAT
 from tests import toy
@@ -43,7 +44,9 @@ def compiled(params):
         model = dataclasses.replace(MODEL, remat=remat, unroll=2 if remat == "dots" else 1)
 
         def loss(params):
-            out = model.apply({"params": params}, CODES, LABELS, train=True, rngs={"dropout": jax.random.key(3)})
+            out = model.apply(
+                {"params": params}, CODES, LABELS, dropout=Dropout.of(jax.random.key(3), jnp.arange(len(CODES)))
+            )
             return jnp.mean(jnp.square(out.logits))
 
         return jax.jit(jax.grad(loss)).lower(params).compile()

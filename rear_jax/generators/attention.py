@@ -4,9 +4,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int
 
-from rear_jax.generators.attention_kernels import FUSED, choose
+from rear_jax.generators.attention_kernels import LIBRARY, Task, choose, fused_on_mesh
+from rear_jax.generators.dropout import Dropout, drop_weights
+from rear_jax.generators.heads import Preparation
 from rear_jax.runtime.precision import factors, of_products
 from rear_jax.runtime.sharding import BATCH_AXES, constrain
 
@@ -73,39 +75,41 @@ def attend(
     return _product("bhts,bhsd->bthd", weights.astype(past.values.dtype), past.values, past.values.dtype)
 
 
-def causal_attention(
-    queries: Float[Array, "B T H D"],
-    keys: Float[Array, "B T H D"],
-    values: Float[Array, "B T H D"],
+def self_attention(
+    qkv: Float[Array, "B T 3 H D"],
+    preparation: Preparation,
     *,
     kernel: str = "auto",
     visible: Bool[Array, "B T"] | None = None,
-    dropout: float = 0.0,
-    key: PRNGKeyArray | None = None,
+    rate: float = 0.0,
+    dropout: Dropout | None = None,
 ) -> Float[Array, "B T H D"]:
-    """Softmax attention under a causal mask; softmax in float32.
+    """Softmax attention of whole sequences under a causal mask; softmax in float32.
 
     Args:
-      queries, keys, values: one compute dtype.
+      qkv: queries, keys and values, in the compute dtype.
+      preparation: of queries and keys.
       kernel: one of `attention_kernels.KERNELS`; 'plain' is what is written out here.
       visible: positions that others may see; each sees itself in any case. None = all.
-      dropout: share of attention weights set to zero (the rest scaled up), where `key` is given.
-      key: random key of the dropout mask; None switches dropout off.
+      rate: share of attention weights set to zero (the rest scaled up), where there is `dropout`.
+      dropout: where the mask is drawn; None switches dropout off.
 
     Raises RearError: the kernel that is named cannot compute this here.
     """
-    dropout = 0.0 if key is None else dropout
-    masked = visible is not None
-    kernel = choose(kernel, dtype=values.dtype, head_size=queries.shape[-1], dropout=dropout, masked=masked)
-    if kernel in FUSED:
-        return FUSED[kernel](queries, keys, values)
+    rate, dropout = (rate, dropout) if rate and dropout is not None else (0.0, None)
+    kernel = choose(kernel, Task.of(qkv, rate=rate, masked=visible is not None))
+    if kernel == "fused":
+        return fused_on_mesh(qkv, preparation, visible, rate, dropout)
+    queries, keys, values = preparation.apply(qkv)
+    if kernel in LIBRARY:
+        return LIBRARY[kernel](queries, keys, values)
     length = queries.shape[1]
     scores = _product("bthd,bshd->bhts", queries, keys, jnp.float32)
     allowed = _causal_mask(jnp.arange(length), length, visible)
     scores = jnp.where(allowed, scores * queries.shape[-1] ** -0.5, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    if dropout:
-        weights = apply_dropout(key, weights, dropout)
+    if dropout is not None:
+        weights = drop_weights(weights, rate, dropout)
     return _product("bhts,bshd->bthd", weights, values, values.dtype)
 
 
@@ -123,10 +127,3 @@ def _causal_mask(
     if visible is None:
         return causal
     return causal & visible[:, None, None, :] | (positions == query_positions[:, None])
-
-
-def apply_dropout(key: PRNGKeyArray, x: Float[Array, "..."], rate: float) -> Float[Array, "..."]:
-    """Inverted dropout, scaled up in float32. Sixteen random bits an element meet `rate` to 1 / 65 536."""
-    kept = jax.random.bits(key, x.shape, jnp.uint16) >= round(rate * 65536)
-    scaled = x.astype(jnp.promote_types(x.dtype, jnp.float32)) / (1.0 - rate)
-    return jnp.where(kept, scaled, 0.0).astype(x.dtype)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rear_jax.runtime.precision import Linear, add_bias, gelu, in_float32, multiply
-from rear_jax.runtime.sharding import Rule, Rules, by_heads, split_columns, split_rows
+from rear_jax.runtime.sharding import HEAD_AXES, Rule, Rules, by_heads, is_divided, split_columns, split_rows
 from rear_jax.weights.layout import Path, TorchName, leaf_name
 
 PROJECTORS = {"released": 3, "paper": 2}  # linear layers of a projector
@@ -32,9 +32,9 @@ HEAD: Rules = split_columns("lm_head")
 class HeadsLinear(nn.Module):
     """The linear layer from [..., W] to queries, keys and values of all heads, [..., 3, heads, W / heads].
 
-    Its parameters are those of a `Linear` of 3 W features. Under tensor parallelism each device has heads of its own
-    (Megatron-LM, arXiv 1909.08053), which no equal cut through the 3 W columns gives: each block's kernel is dealt out
-    by heads when it is used.
+    Its parameters are those of a `Linear` of 3 W features, and so is its product. Under tensor parallelism each device
+    has heads of its own (Megatron-LM, arXiv 1909.08053), which no equal cut through the 3 W columns gives: each block's
+    kernel is dealt out by heads when it is used.
     """
 
     heads: int
@@ -47,11 +47,14 @@ class HeadsLinear(nn.Module):
         width = x.shape[-1]
         kernel = self.param("kernel", self.kernel_init, (width, 3 * width), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (3 * width,), jnp.float32) if self.use_bias else None
-        kernel = kernel.reshape(width, 3, self.heads, -1)
-        out = multiply(x.reshape(-1, width), kernel, self.dtype, place=by_heads)
+        apart = (3, self.heads, width // self.heads)
+        if is_divided(HEAD_AXES):
+            out = multiply(x.reshape(-1, width), kernel.reshape(width, *apart), self.dtype, place=by_heads)
+        else:
+            out = multiply(x.reshape(-1, width), kernel, self.dtype)
         if bias is not None:
-            out = add_bias(out, bias.reshape(kernel.shape[1:]))
-        return out.reshape(*x.shape[:-1], *kernel.shape[1:])
+            out = add_bias(out, bias.reshape(out.shape[1:]))
+        return out.reshape(*x.shape[:-1], *apart)
 
 
 def dense(

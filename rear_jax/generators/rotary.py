@@ -4,79 +4,20 @@ Positions of the condition have an all-zero rotation instead of none: their quer
 evenly to what they see and are attended to with score 0.
 """
 
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from rear_jax.errors import RearError
-from rear_jax.generators.attention import KeyValues, apply_dropout, attend, causal_attention, update_key_values
+from rear_jax.generators.attention import KeyValues, attend, self_attention, update_key_values
+from rear_jax.generators.dropout import Dropout, at, drop
+from rear_jax.generators.heads import HeadNorm, Preparation, Rotation
 from rear_jax.generators.layers import HeadsLinear, normal
 from rear_jax.runtime.precision import Linear, in_float32
 
-BASE = 10_000.0  # of the frequencies
-
-
-class Rotation(NamedTuple):
-    """Rotary embedding of T positions, [T, H/2] each for heads of size H: one entry for each pair of features.
-
-    With a leading batch axis, [B, T, H/2], each sequence has positions of its own.
-    """
-
-    cos: jax.Array
-    sin: jax.Array
-
-    def at(self, positions: Any) -> "Rotation":
-        """The entries of some positions, an index or a slice of the leading axis; None adds one of length one."""
-        return Rotation(self.cos[positions], self.sin[positions])
-
-
-def line_angles(length: int, head_size: int) -> np.ndarray:
-    """Angles [length, H/2] of positions 0, 1, ... on a line."""
-    return np.outer(np.arange(length), _frequencies(head_size))
-
-
-def grid_angles(num_codes: int, head_size: int, *, first: int = 0) -> np.ndarray:
-    """Angles [num_codes, H/2] of a square grid, row by row; both axes count from `first`.
-
-    The first half of the pairs turns with the row, the second with the column.
-
-    Raises RearError: the codes do not form a square, or the head size is not divisible by four.
-    """
-    side = math.isqrt(num_codes)
-    if side**2 != num_codes:
-        raise RearError(
-            f"this generator needs a square grid of codes, not {num_codes}: use another tokenizer or "
-            "config.data.image_size."
-        )
-    if head_size % 4:
-        raise RearError(f"config.model.width / config.model.heads = {head_size}: it must be divisible by 4.")
-    frequencies = _frequencies(head_size // 2)
-    row, column = np.divmod(np.arange(num_codes), side)
-    return np.concatenate([np.outer(first + row, frequencies), np.outer(first + column, frequencies)], axis=1)
-
-
-def rotation_of(angles: np.ndarray, *, zeros: int) -> Rotation:
-    """`zeros` positions without queries and keys, then one for each row of the angles [T, H/2]."""
-    table = [np.pad(part(angles), ((zeros, 0), (0, 0))) for part in (np.cos, np.sin)]
-    return Rotation(*(jnp.asarray(part, jnp.float32) for part in table))
-
-
-def _frequencies(size: int) -> np.ndarray:
-    """[size/2], falling from 1."""
-    return BASE ** -(np.arange(0, size, 2) / size)
-
-
-def rotate(x: Float[Array, "B T N H"], rotation: Rotation) -> Float[Array, "B T N H"]:
-    """Turns the interleaved pairs (0, 1), (2, 3), ... of each head in float32."""
-    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
-    a, b = pairs[..., 0], pairs[..., 1]
-    cos, sin = rotation.cos[..., None, :], rotation.sin[..., None, :]  # [T, 1, H/2] or [B, T, 1, H/2]
-    return jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape).astype(x.dtype)
+WEIGHTS, MIXED, OUTPUT = range(3)  # where a block drops: attention weights and output, the SwiGLU's output
+TOKENS = -1  # in the place of a layer: the input of the first block
 
 
 def linear(
@@ -118,8 +59,8 @@ class Block(nn.Module):
         self.attention_norm = rms_norm(self.dtype)
         self.qkv = HeadsLinear(self.heads, self.dtype, self.attention_bias, normal)
         if self.normalize_heads:
-            self.q_norm = rms_norm(self.dtype)
-            self.k_norm = rms_norm(self.dtype)
+            self.q_norm = HeadNorm(biased=False)
+            self.k_norm = HeadNorm(biased=False)
         self.proj = linear(self.width, self.dtype, bias=self.attention_bias)
         self.mlp_norm = rms_norm(self.dtype)
         self.gate = linear(self.mlp_width, self.dtype)
@@ -127,15 +68,18 @@ class Block(nn.Module):
         self.down = linear(self.width, self.dtype)
 
     def __call__(
-        self, x: Float[Array, "B T W"], rotation: Rotation, visible: Bool[Array, "B T"] | None, *, train: bool
+        self,
+        x: Float[Array, "B T W"],
+        rotation: Rotation,
+        visible: Bool[Array, "B T"] | None,
+        *,
+        dropout: Dropout | None,
     ) -> Float[Array, "B T W"]:
-        """Whole sequences, causal; `train` switches dropout on."""
-        q, k, v = self._heads(x, rotation)
-        key = self.make_rng("dropout") if train and self.attention_dropout else None
-        mixed = causal_attention(
-            q, k, v, kernel=self.attention, visible=visible, dropout=self.attention_dropout, key=key
-        )
-        return self._residuals(x, mixed, train=train)
+        """Whole sequences, causal."""
+        qkv, preparation = self._heads(x, rotation)
+        rate, where = self.attention_dropout, at(dropout, WEIGHTS)
+        mixed = self_attention(qkv, preparation, kernel=self.attention, visible=visible, rate=rate, dropout=where)
+        return self._residuals(x, mixed, dropout)
 
     def step(
         self,
@@ -146,24 +90,20 @@ class Block(nn.Module):
         position: Int[Array, ""],
     ) -> tuple[Float[Array, "B T W"], KeyValues]:
         """T new positions from `position` on, seeing themselves and what is visible of the past."""
-        q, k, v = self._heads(x, rotation)
+        qkv, preparation = self._heads(x, rotation)
+        q, k, v = preparation.apply(qkv)
         past = update_key_values(past, k, v, position)
-        return self._residuals(x, attend(q, past, position, visible), train=False), past
+        return self._residuals(x, attend(q, past, position, visible), None), past
 
-    def _heads(self, x: jax.Array, rotation: Rotation) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Rotated queries and keys, and values, each [B, T, heads, W / heads]."""
+    def _heads(self, x: jax.Array, rotation: Rotation) -> tuple[jax.Array, Preparation]:
+        """Queries, keys and values [B, T, 3, heads, W / heads], and what becomes of the first two."""
         qkv = self.qkv(self.attention_norm(x))
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        if self.normalize_heads:
-            q, k = self.q_norm(q), self.k_norm(k)
-        return rotate(q, rotation), rotate(k, rotation), v
+        size, normalize = qkv.shape[-1], self.normalize_heads
+        return qkv, Preparation(*((self.q_norm(size), self.k_norm(size)) if normalize else (None, None)), rotation)
 
-    def _residuals(self, x: jax.Array, mixed: jax.Array, *, train: bool) -> jax.Array:
+    def _residuals(self, x: jax.Array, mixed: jax.Array, dropout: Dropout | None) -> jax.Array:
         """Adds the attention output `mixed` [B, T, heads, W / heads] and the SwiGLU to x."""
-        x = x + self._drop(self.proj(mixed.reshape(x.shape)), train)
+        x = x + drop(self.proj(mixed.reshape(x.shape)), self.dropout, at(dropout, MIXED))
         h = self.mlp_norm(x)
         gated = in_float32(lambda gate, up: nn.silu(gate) * up, self.dtype)(self.gate(h), self.up(h))
-        return x + self._drop(self.down(gated), train)
-
-    def _drop(self, x: jax.Array, train: bool) -> jax.Array:
-        return apply_dropout(self.make_rng("dropout"), x, self.dropout) if train and self.dropout else x
+        return x + drop(self.down(gated), self.dropout, at(dropout, OUTPUT))

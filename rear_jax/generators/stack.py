@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from rear_jax.generators.dropout import Dropout
 from rear_jax.runtime.sharding import by_rows
 
 REMAT: dict[str, Any] = {  # name -> what is kept of a block; None = everything, without a second computation
@@ -23,7 +24,7 @@ REMAT: dict[str, Any] = {  # name -> what is kept of a block; None = everything,
 
 
 def run_blocks(
-    model: nn.Module, x: Float[Array, "B T W"], *inputs: Any, train: bool, taps: tuple[int, ...] = ()
+    model: nn.Module, x: Float[Array, "B T W"], *inputs: Any, dropout: Dropout | None, taps: tuple[int, ...] = ()
 ) -> tuple[Float[Array, "B T W"], tuple[jax.Array, ...]]:
     """All blocks in turn: one compiled block in a scan, its parameters stacked [depth, ...].
 
@@ -31,16 +32,17 @@ def run_blocks(
       model: the generator: its `blocks` is one block, `depth`, `remat` and `unroll` say how often and how it is run.
       x: input of the first block.
       *inputs: what every block reads besides.
-      train: dropout on.
+      dropout: where the blocks drop; None switches dropout off.
       taps: 0-based index of the blocks whose output is wanted.
 
     Returns:
       (output of the last block, outputs [B, T, W] of the tapped ones).
     """
 
-    def body(block, carry, layer):
+    def body(block, carry, given):
+        layer, place = given
         x, tapped = jax.tree.map(by_rows, carry)
-        x = block(x, *inputs, train=train)
+        x = block(x, *inputs, dropout=place)
         tapped = tuple(jnp.where(layer == tap, x, old) for tap, old in zip(taps, tapped, strict=True))
         return jax.tree.map(by_rows, (x, tapped)), None
 
@@ -48,10 +50,11 @@ def run_blocks(
     scan = nn.scan(
         body if policy is None else nn.remat(body, policy=policy, prevent_cse=False),
         variable_axes={"params": 0},
-        split_rngs={"params": True, "dropout": True},
+        split_rngs={"params": True},
         length=model.depth,
         unroll=model.unroll,
     )
     x = by_rows(x)
-    carry, _ = scan(model.blocks, (x, (x,) * len(taps)), jnp.arange(model.depth))
+    places = None if dropout is None else dropout.split(model.depth)
+    carry, _ = scan(model.blocks, (x, (x,) * len(taps)), (jnp.arange(model.depth), places))
     return jax.tree.map(by_rows, carry)

@@ -25,10 +25,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from rear_jax.errors import RearError
-from rear_jax.generators.attention import apply_dropout
+from rear_jax.generators.dropout import Dropout, at, drop
+from rear_jax.generators.heads import Rotation, grid_angles, line_angles, rotation_of
 from rear_jax.generators.interface import Features, TappedGenerator
 from rear_jax.generators.layers import projectors
-from rear_jax.generators.rotary import Block, Rotation, grid_angles, line_angles, linear, normal, rms_norm, rotation_of
+from rear_jax.generators.rotary import TOKENS, Block, linear, normal, rms_norm
 from rear_jax.generators.stack import run_blocks
 
 
@@ -82,7 +83,7 @@ class AliTokTransformer(TappedGenerator):
         labels: Int[Array, " B"],
         orders: Int[Array, "B N"] | None = None,
         *,
-        train: bool = False,
+        dropout: Dropout | None = None,
     ) -> Features:
         """Teacher-forced predictions of every code from the (possibly noisy) codes before it.
 
@@ -90,7 +91,7 @@ class AliTokTransformer(TappedGenerator):
           codes: the context, in the order of generation; code n is read only by predictions of later codes.
           labels: class of each sequence, `num_classes` where it is dropped.
           orders: position of the n-th code that each sequence generates (RAR); None = as the tokenizer has them.
-          train: dropout on; needs the 'dropout' random stream.
+          dropout: where elements are dropped; None = nowhere.
 
         Raises:
           ValueError: there are orders, but the model has no target positions.
@@ -103,10 +104,9 @@ class AliTokTransformer(TappedGenerator):
         x = jnp.concatenate([self.embed_class(labels), self.embeddings[read]], axis=1)  # [B, T, W], T = N or N + 1
         if self.target_positions:
             x = x.at[:, : self.num_codes].add(self.target_aware_pos_embed[orders])
-        if train and self.token_dropout:
-            x = apply_dropout(self.make_rng("dropout"), x, self.token_dropout)
+        x = drop(x, self.token_dropout, at(dropout, TOKENS))
         positions = jnp.pad(1 + orders, ((0, 0), (1, 0)))[:, : x.shape[1]]  # [B or 1, T]
-        x, tapped = run_blocks(self, x, self.rotations.at(positions), None, train=train, taps=self.taps)
+        x, tapped = run_blocks(self, x, self.rotations.at(positions), None, dropout=dropout, taps=self.taps)
         logits = self.head(x[:, : self.num_codes])
         if not self.taps:
             return Features(logits)

@@ -12,9 +12,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rear_jax.generators.attention import apply_dropout
+from rear_jax.generators.dropout import Dropout, at, drop
+from rear_jax.generators.heads import Rotation, grid_angles, rotation_of
 from rear_jax.generators.interface import Captions, Features, Generator
-from rear_jax.generators.rotary import Block, Rotation, grid_angles, linear, normal, rms_norm, rotation_of
+from rear_jax.generators.rotary import TOKENS, Block, linear, normal, rms_norm
 from rear_jax.generators.stack import run_blocks
 from rear_jax.runtime.precision import in_float32
 
@@ -68,21 +69,20 @@ class LlamaGenTransformer(Generator):
         self.lm_head = linear(self.codebook_size, self.dtype, kernel_init=nn.initializers.zeros, out_dtype=jnp.float32)
 
     def __call__(
-        self, codes: Int[Array, "B N"], conditions: Int[Array, " B"] | Captions, *, train: bool = False
+        self, codes: Int[Array, "B N"], conditions: Int[Array, " B"] | Captions, *, dropout: Dropout | None = None
     ) -> Features:
         """Teacher-forced predictions of every code from the (possibly noisy) codes before it.
 
         Args:
           codes: the context; code n is read only by predictions of later codes.
           conditions: class of each sequence (`num_classes` where it is dropped), or its caption.
-          train: dropout on; needs the 'dropout' random stream.
+          dropout: where elements are dropped; None = nowhere.
         """
         prefix = self.embed_conditions(conditions)
         x = jnp.concatenate([prefix, self.code_embeddings[codes[:, :-1]]], axis=1)  # [B, T + N - 1, W]
-        if train and self.token_dropout:
-            x = apply_dropout(self.make_rng("dropout"), x, self.token_dropout)
+        x = drop(x, self.token_dropout, at(dropout, TOKENS))
         rotation, visible = self.rotations.at(slice(x.shape[1])), self.visible(conditions, x.shape[1])
-        x, _ = run_blocks(self, x, rotation, visible, train=train)
+        x, _ = run_blocks(self, x, rotation, visible, dropout=dropout)
         return Features(self.head(x[:, self.prefix_length - 1 :]))
 
     def embed_conditions(self, conditions: Int[Array, " B"] | Captions) -> Float[Array, "B T W"]:

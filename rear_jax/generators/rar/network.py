@@ -15,7 +15,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from rear_jax.generators.attention import KeyValues, apply_dropout, attend, causal_attention, update_key_values
+from rear_jax.generators.attention import KeyValues, attend, self_attention, update_key_values
+from rear_jax.generators.dropout import Dropout, at, drop
+from rear_jax.generators.heads import HeadNorm, Preparation
 from rear_jax.generators.interface import Features, TappedGenerator
 from rear_jax.generators.layers import HeadsLinear, dense, normal, projectors
 from rear_jax.generators.stack import run_blocks
@@ -24,6 +26,7 @@ from rear_jax.runtime.sharding import by_rows
 
 EXTRA_POSITIONS = 1024  # rows that the published position tables carry beyond N
 EXTRA_TIMESTEPS = 100  # rows that the published timestep tables carry beyond N
+WEIGHTS, MIXED, HIDDEN, OUTPUT = range(4)  # where a block drops: attention weights and output, the MLP's two layers
 
 
 class Modulation(NamedTuple):
@@ -92,8 +95,8 @@ class Block(nn.Module):
     def setup(self):
         self.norm1 = LayerNorm(self.dtype)
         self.qkv = HeadsLinear(self.heads, self.dtype)
-        self.q_norm = LayerNorm(self.dtype)
-        self.k_norm = LayerNorm(self.dtype)
+        self.q_norm = HeadNorm(biased=True)
+        self.k_norm = HeadNorm(biased=True)
         self.proj = dense(self.width, self.dtype)
         self.norm2 = LayerNorm(self.dtype)
         self.fc1 = dense(self.mlp_width, self.dtype)
@@ -105,40 +108,37 @@ class Block(nn.Module):
         return self.adaln(condition)
 
     def __call__(
-        self, x: Float[Array, "B T W"], condition: Float[Array, "B T W"], *, train: bool
+        self, x: Float[Array, "B T W"], condition: Float[Array, "B T W"], *, dropout: Dropout | None
     ) -> Float[Array, "B T W"]:
-        """Whole sequences, causal; `train` switches dropout on."""
+        """Whole sequences, causal."""
         modulation = Modulation.split(by_rows(self.modulation(condition)))
-        q, k, v = self._heads(x, modulation)
-        key = self.make_rng("dropout") if train and self.dropout else None
-        mixed = causal_attention(q, k, v, kernel=self.attention, dropout=self.dropout, key=key)
-        return self._residuals(x, mixed, modulation, train=train)
+        qkv, preparation = self._heads(x, modulation)
+        where = at(dropout, WEIGHTS)
+        mixed = self_attention(qkv, preparation, kernel=self.attention, rate=self.dropout, dropout=where)
+        return self._residuals(x, mixed, modulation, dropout)
 
     def step(
         self, x: Float[Array, "B T W"], modulation: Float[Array, "B T 6W"], past: KeyValues, position: Int[Array, ""]
     ) -> tuple[Float[Array, "B T W"], KeyValues]:
         """T new positions from `position` on, seeing themselves and the past."""
         modulation = Modulation.split(modulation)
-        q, k, v = self._heads(x, modulation)
+        qkv, preparation = self._heads(x, modulation)
+        q, k, v = preparation.apply(qkv)
         past = update_key_values(past, k, v, position)
-        return self._residuals(x, attend(q, past, position), modulation, train=False), past
+        return self._residuals(x, attend(q, past, position), modulation, None), past
 
-    def _heads(self, x: jax.Array, modulation: Modulation) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Normalised queries and keys, and values, each [B, T, H, W/H]."""
+    def _heads(self, x: jax.Array, modulation: Modulation) -> tuple[jax.Array, Preparation]:
+        """Queries, keys and values [B, T, 3, H, W/H], and what becomes of the first two."""
         qkv = self.qkv(self.norm1(x, modulation.shift_attention, modulation.scale_attention))
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        return self.q_norm(q), self.k_norm(k), v
+        return qkv, Preparation(self.q_norm(qkv.shape[-1]), self.k_norm(qkv.shape[-1]))
 
-    def _residuals(self, x: jax.Array, mixed: jax.Array, modulation: Modulation, *, train: bool) -> jax.Array:
+    def _residuals(self, x: jax.Array, mixed: jax.Array, modulation: Modulation, dropout: Dropout | None) -> jax.Array:
         """Adds the gated attention output `mixed` [B, T, H, W/H] and the gated MLP to x."""
-        mixed = self._drop(self.proj(mixed.reshape(x.shape)), train)
+        mixed = drop(self.proj(mixed.reshape(x.shape)), self.dropout, at(dropout, MIXED))
         x = add_gated(x, modulation.gate_attention, mixed)
         h = self.norm2(x, modulation.shift_mlp, modulation.scale_mlp)
-        h = self._drop(gelu(self.fc1(h)), train)
-        return add_gated(x, modulation.gate_mlp, self._drop(self.fc2(h), train))
-
-    def _drop(self, x: jax.Array, train: bool) -> jax.Array:
-        return apply_dropout(self.make_rng("dropout"), x, self.dropout) if train and self.dropout else x
+        h = drop(gelu(self.fc1(h)), self.dropout, at(dropout, HIDDEN))
+        return add_gated(x, modulation.gate_mlp, drop(self.fc2(h), self.dropout, at(dropout, OUTPUT)))
 
 
 def add_gated(x: Float[Array, "B T W"], gate: Float[Array, "B T W"], y: Float[Array, "B T W"]) -> Float[Array, "B T W"]:
@@ -171,7 +171,7 @@ class RARTransformer(TappedGenerator):
         labels: Int[Array, " B"],
         orders: Int[Array, "B N"] | None = None,
         *,
-        train: bool = False,
+        dropout: Dropout | None = None,
     ) -> Features:
         """Teacher-forced predictions of every code from the (possibly noisy) codes before it.
 
@@ -179,12 +179,12 @@ class RARTransformer(TappedGenerator):
           codes: the context, in the order of generation; code n is read only by predictions of later codes.
           labels: class of each sequence, `num_classes` where it is dropped.
           orders: raster position of the n-th code that each sequence generates (RAR); None = raster order.
-          train: dropout on; needs the 'dropout' random stream.
+          dropout: where elements are dropped; None = nowhere.
         """
         x = jnp.concatenate([self._prefix(labels), self.embeddings[codes]], axis=1)  # [B, N+2, W]
         x += self._orders_vectors(jnp.arange(self.num_codes)[None] if orders is None else orders)
         condition = by_rows(self.conditions(labels, jnp.arange(self.num_codes + 2)))
-        x, tapped = run_blocks(self, x, condition, train=train, taps=self.taps)
+        x, tapped = run_blocks(self, x, condition, dropout=dropout, taps=self.taps)
         predicting = slice(1, self.num_codes + 1)
         logits = self.head(x[:, predicting], by_rows(self.head_adaln(condition[:, predicting])))
         if not self.taps:

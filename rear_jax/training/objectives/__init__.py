@@ -94,11 +94,12 @@ def train_step(model: Any, config: ConfigDict, optimizer: optax.GradientTransfor
     schedule = learning_rate(train.optimizer, steps)
 
     def step(state: TrainState, batch: dict, key: jax.Array, frozen: dict) -> tuple[TrainState, dict]:
-        def loss_at(params, part, part_key):
+        def loss_at(params, part, _):
             if encode is not None:  # a microbatch at a time: the encoder takes memory for each image
-                part = {"codes": encode(frozen, part["image"]), "label": part["label"]}
-            return loss_fn(params, part, part_key, progress=state.step / steps, codebook=frozen["codebook"])
+                part = part | {"codes": encode(frozen, part["image"])}
+            return loss_fn(params, part, key, progress=state.step / steps, codebook=frozen["codebook"])
 
+        batch = batch | {"number": jnp.arange(len(batch["label"]))}
         aux, gradients = accumulated_gradients(loss_at, state.params, batch, key, train.accumulation)
         metrics = jax.tree.map(jnp.mean, aux)
         metrics |= {"gradient_norm": optax.tree.norm(gradients), "learning_rate": schedule(state.step)}

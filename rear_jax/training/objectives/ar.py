@@ -5,8 +5,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from rear_jax import noise
-from rear_jax.training.objectives.objective import LossFunction, Objective, prediction
+from rear_jax.generators.dropout import Dropout
+from rear_jax.training.objectives.objective import LossFunction, Objective, labels_with_drops, prediction
 
 
 def ar_loss(model: Any, config: ConfigDict) -> LossFunction:
@@ -14,8 +14,9 @@ def ar_loss(model: Any, config: ConfigDict) -> LossFunction:
 
     def loss_fn(params, batch, key, *, progress, codebook):
         label_key, dropout_key = jax.random.split(key)
-        labels = noise.drop_labels(label_key, batch["label"], model.num_classes, config.method.label_drop)
-        out = model.apply({"params": params}, batch["codes"], labels, train=True, rngs={"dropout": dropout_key})
+        labels = labels_with_drops(model, config, batch, label_key)
+        dropout = Dropout.of(dropout_key, batch["number"])
+        out = model.apply({"params": params}, batch["codes"], labels, dropout=dropout)
         return prediction(out.logits, batch["codes"])
 
     return loss_fn

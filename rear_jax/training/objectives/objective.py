@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int, PRNGKeyArray, Shaped
 from ml_collections import ConfigDict
 
-from rear_jax import losses
+from rear_jax import losses, noise
 
 LossFunction = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 
@@ -17,8 +18,10 @@ class Objective(NamedTuple):
 
     Attributes:
       name: in `config.method.name`.
-      loss: (generator, config) -> loss(params, batch, key, *, progress, codebook) -> (scalar, metrics), where a batch
-        has 'codes' [B, N] and 'label' [B], progress is the share of the steps, and the codebook is [K, D].
+      loss: (generator, config) -> loss(params, batch, key, *, progress, codebook) -> (scalar, metrics). The batch is a
+        microbatch, with 'codes' [B, N], 'label' [B] and 'number' [B], the place of each image in the whole batch. The
+        key is that of the step, whatever the microbatch: random numbers are drawn by `draw_each` and by `Dropout`, so
+        that they do not depend on how the batch is cut. Progress is the share of the steps, the codebook is [K, D].
       needs: (config.method) -> what the generator must offer, of `generators.family`.
     """
 
@@ -32,3 +35,31 @@ def prediction(logits: jax.Array, codes: jax.Array) -> tuple[jax.Array, dict[str
     cross_entropy = jnp.mean(losses.next_code_cross_entropy(logits, codes))
     correct = jnp.mean(losses.correct_codes(logits, codes))
     return cross_entropy, {"loss": cross_entropy, "cross_entropy": cross_entropy, "correct_codes": correct}
+
+
+def draw_each(
+    draw: Callable[..., Any], key: PRNGKeyArray, numbers: Int[Array, " B"], *arrays: Shaped[Array, "B ..."]
+) -> Any:
+    """`draw(key, *rows)` for every image of a microbatch, with a random key of its own.
+
+    Args:
+      draw: a pure function of a key and of arrays that lead with images; so do its results.
+      key: of the step.
+      numbers: place of each image in the whole batch.
+      *arrays: what `draw` is given, a row at a time.
+    """
+
+    def one(number, *rows):
+        drawn = draw(jax.random.fold_in(key, number), *(row[None] for row in rows))
+        return jax.tree.map(lambda x: x[0], drawn)
+
+    return jax.vmap(one)(numbers, *arrays)
+
+
+def labels_with_drops(model: Any, config: ConfigDict, batch: dict[str, jax.Array], key: PRNGKeyArray) -> jax.Array:
+    """The labels [B] of a microbatch, some of them replaced by the null label."""
+
+    def draw(key, labels):
+        return noise.drop_labels(key, labels, model.num_classes, config.method.label_drop)
+
+    return draw_each(draw, key, batch["number"], batch["label"])

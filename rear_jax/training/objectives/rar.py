@@ -5,9 +5,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from rear_jax import noise, orders
+from rear_jax import orders
+from rear_jax.generators.dropout import Dropout
 from rear_jax.generators.family import ORDERS
-from rear_jax.training.objectives.objective import LossFunction, Objective, prediction
+from rear_jax.training.objectives.objective import LossFunction, Objective, draw_each, labels_with_drops, prediction
 
 
 def rar_loss(model: Any, config: ConfigDict) -> LossFunction:
@@ -16,11 +17,16 @@ def rar_loss(model: Any, config: ConfigDict) -> LossFunction:
 
     def loss_fn(params, batch, key, *, progress, codebook):
         label_key, order_key, dropout_key = jax.random.split(key, 3)
-        labels = noise.drop_labels(label_key, batch["label"], model.num_classes, method.label_drop)
+        labels = labels_with_drops(model, config, batch, label_key)
         share = orders.random_share(progress, start=method.order_anneal_start, end=method.order_anneal_end)
-        order = orders.draw_orders(order_key, *batch["codes"].shape, share)
+
+        def draw(key, codes):
+            return orders.draw_orders(key, *codes.shape, share)
+
+        order = draw_each(draw, order_key, batch["number"], batch["codes"])
         codes = orders.reorder(batch["codes"], order)
-        out = model.apply({"params": params}, codes, labels, order, train=True, rngs={"dropout": dropout_key})
+        dropout = Dropout.of(dropout_key, batch["number"])
+        out = model.apply({"params": params}, codes, labels, order, dropout=dropout)
         loss, metrics = prediction(out.logits, codes)
         return loss, metrics | {"random_share": share}
 

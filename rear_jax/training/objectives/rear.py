@@ -6,8 +6,9 @@ import jax
 from ml_collections import ConfigDict
 
 from rear_jax import losses, noise
+from rear_jax.generators.dropout import Dropout
 from rear_jax.generators.family import TAPS
-from rear_jax.training.objectives.objective import LossFunction, Objective, prediction
+from rear_jax.training.objectives.objective import LossFunction, Objective, draw_each, labels_with_drops, prediction
 
 
 def rear_loss(model: Any, config: ConfigDict) -> LossFunction:
@@ -15,12 +16,18 @@ def rear_loss(model: Any, config: ConfigDict) -> LossFunction:
     method = config.method
 
     def loss_fn(params, batch, key, *, progress, codebook):
-        label_key, rate_key, noise_key, dropout_key = jax.random.split(key, 4)
+        label_key, noise_key, dropout_key = jax.random.split(key, 3)
         codes = batch["codes"]
-        labels = noise.drop_labels(label_key, batch["label"], model.num_classes, method.label_drop)
-        rates = noise.noise_rates(rate_key, method.noise_schedule, progress, len(codes), rate=method.noise_rate)
-        noisy, replaced = noise.corrupt(noise_key, codes, rates, model.codebook_size)
-        out = model.apply({"params": params}, noisy, labels, train=True, rngs={"dropout": dropout_key})
+        labels = labels_with_drops(model, config, batch, label_key)
+
+        def draw(key, codes):
+            rate_key, code_key = jax.random.split(key)
+            rates = noise.noise_rates(rate_key, method.noise_schedule, progress, len(codes), rate=method.noise_rate)
+            return noise.corrupt(code_key, codes, rates, model.codebook_size)
+
+        noisy, replaced = draw_each(draw, noise_key, batch["number"], codes)
+        dropout = Dropout.of(dropout_key, batch["number"])
+        out = model.apply({"params": params}, noisy, labels, dropout=dropout)
         loss, metrics = prediction(out.logits, codes)
         metrics["noise"] = replaced.mean()
         if out.shallow is not None:

@@ -184,8 +184,8 @@ def memory_limit(mesh: Mesh) -> int | None:
 def train(config: ConfigDict, learn: Callable[[ConfigDict], loop.Learning], run: loop.Run) -> TrainState:
     """`loop.train` with what the config leaves open chosen, so that the program fits into the devices' memory.
 
-    The choice is part of the record of each checkpoint. Random numbers depend on it, so a run that goes on takes it
-    again if it fits, and says so if it does not. All processes choose alike. Where the backend does not say how much
+    The choice is part of the record of each checkpoint. Rounding depends on it, and in post-training the random numbers
+    do, so a run that goes on takes it again if it fits, and says so if it does not. All processes choose alike. Where the backend does not say how much
     memory it has, the batch is run whole and nothing is computed twice.
 
     Args:
@@ -226,7 +226,7 @@ def _earlier(config: ConfigDict, job: str, run: loop.Run) -> Choice | None:
     every = options(config, job, rows_of_device(config, job, run.mesh))
     if earlier.remat in REMATS and earlier.accumulation in {one.accumulation for group in every for one in group}:
         return earlier
-    log.warning("%s: the checkpoint's %s does not divide the batch: from now on other random numbers", job, earlier)
+    log.warning("%s: the checkpoint's %s does not divide the batch: from now on numbers differ", job, earlier)
     return None
 
 
@@ -257,7 +257,7 @@ def _chosen(
     groups = options(config, job, rows_of_device(config, job, mesh))
     choice, found = choose([[earlier]] if earlier else groups, attempt, limit, fixed)
     if earlier and found.needed > limit:
-        log.warning("%s: the checkpoint's %s does not fit here: from now on other random numbers", job, earlier)
+        log.warning("%s: the checkpoint's %s does not fit here: from now on numbers differ", job, earlier)
         choice, found = choose(groups, attempt, limit, fixed)
     if found.needed > limit:
         raise RearError(

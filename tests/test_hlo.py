@@ -151,14 +151,14 @@ ENTRY %main (x: s32[], y: f32[8,64,64]) -> f32[8,64,64] {
   ROOT %moved = f32[8,64,64]{2,1,0:T(8,128)} collective-permute(%sum), channel_id=10, source_target_pairs={{0,1},{1,0}}
 }
 """
-WHOLE = 8 * 64 * 64 * 4  # bytes of the stacked array
+WHOLE = 8 * 64 * 128 * 4  # bytes of the stacked array: 64 of the 128 lanes of each of its tiles are filled
 
 
 class TestCompiledText:
     def test_collectives_of_a_tpu_program(self):
         """Those in a loop count as often as it runs; one that runs in the background is found in its fusion."""
         found = {one.kind: one for one in hlo.collectives(hlo.parse(TPU_TEXT))}
-        assert found["all-gather"] == hlo.Collective("all-gather", 4 * 64 * 64 * 2, 4, 8, reach=16)
+        assert found["all-gather"] == hlo.Collective("all-gather", 4 * 64 * 128 * 2, 4, 8, reach=16)
         assert found["all-reduce"] == hlo.Collective("all-reduce", WHOLE, 8, 1, reach=8)
         assert found["collective-permute"].size == WHOLE
         assert len(found) == 3
@@ -167,7 +167,7 @@ class TestCompiledText:
         """Slices count, not what they are cut from; arrays in the chip's cache do not count."""
         sliced = 64 * 64 * 4  # the fusion's result is in the cache
         gathered = 64 * 64 * 2 + 4 * 64 * 64 * 2  # written by the start of the all-gather
-        loop = 8 * (sliced + gathered + 4 * 4)  # and the counter, four times
+        loop = 8 * (sliced + gathered + 4 * 128 * 4)  # and the counter, four times; a scalar takes a tile of 128
         assert hlo.bytes_moved(hlo.parse(TPU_TEXT)) == loop + 4 * WHOLE
 
     def test_a_kernel_whose_attributes_span_lines_ends_no_computation(self):

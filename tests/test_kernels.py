@@ -1,5 +1,6 @@
 """Custom kernels in a plan: which there are, what they move, and their cycles."""
 
+import ast
 import importlib.util
 import re
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 from rear_jax.generators.attention_kernels import splash_attention
 from rear_jax.plan import chips, hlo, kernels, roofline
+from tests.test_architecture import FILES
 from tests.toy import ROOT, environment
 
 TPU_TEXT = """HloModule jit_f, is_scheduled=true
@@ -85,6 +87,18 @@ def test_cycles_are_the_compilers_and_those_of_the_kernels_formula(monkeypatch, 
     monkeypatch.setattr(kernels, "CYCLES", {"mine": lambda kernel: 10 * kernel.operands[0].dims[0]})
     known = 24 * 80 // cores
     assert roofline._cycles(MODULE, topology) == {"cycles": 24 * 50 + known, "kernel_cycles": known, "notes": ()}
+
+
+def unnamed(text: str) -> list[int]:
+    """Lines of a file where a Pallas kernel does not say its name or its cost."""
+    calls = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call))
+    kernels = (call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "pallas_call")
+    return [call.lineno for call in kernels if not {one.arg for one in call.keywords} >= {"name", "cost_estimate"}]
+
+
+def test_our_kernels_say_their_name_and_cost():
+    assert [(file, unnamed(file.read_text())) for file in FILES if unnamed(file.read_text())] == []
+    assert unnamed('pl.pallas_call(k, name="k", cost_estimate=c)\npl.pallas_call(k, name="k")') == [2]
 
 
 def test_bundles_count_as_often_as_their_loops_run(monkeypatch):

@@ -232,6 +232,22 @@ class TestCompiledText:
         loop = 8 * (sliced + gathered + 4 * 128 * 4)  # and the counter, four times; a scalar takes a tile of 128
         assert hlo.bytes_moved(hlo.parse(TPU_TEXT)) == loop + 4 * WHOLE
 
+    def test_an_array_that_comes_to_the_cache_in_slices_is_read_once(self):
+        """Each slice reads itself, not all of the array; joining them in the cache moves nothing."""
+        whole, half = "f32[8,64,64]{2,1,0:T(8,128)}", "f32[4,64,64]{2,1,0:T(8,128)S(1)}"
+        start = f"(({whole}), {half}, s32[]{{:S(2)}}) slice-start(%y), slice="
+        text = f"""ENTRY %main (y: f32[8,64,64]) -> f32[8,64,64] {{
+  %y = {whole} parameter(0)
+  %one = {start}{{[0:4], [0:64], [0:64]}}
+  %two = {start}{{[4:8], [0:64], [0:64]}}
+  %first = {half} slice-done(%one)
+  %second = {half} slice-done(%two)
+  ROOT %joined = {whole[:-1]}S(1)}} custom-call(%first, %second), custom_call_target="ConcatBitcast"
+}}
+"""
+        assert hlo.bytes_moved(hlo.parse(text)) == WHOLE
+        assert hlo.bytes_moved(hlo.parse(text.replace("S(1)", ""))) == 2 * WHOLE  # from main memory into it
+
     def test_a_kernel_whose_attributes_span_lines_ends_no_computation(self):
         """As a Pallas kernel is written; what follows it in a loop counts."""
         kernel = """  %kernel = s32[]{:T(128)} custom-call(%i), frontend_attributes={kernel_metadata={

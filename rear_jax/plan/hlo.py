@@ -21,6 +21,7 @@ UNMOVED = {  # instructions that move nothing, or whose parts are counted on the
 }
 READS_A_PART = ("dynamic-slice", "slice", "gather")
 
+_FREE = re.compile(r'custom_call_target="(AllocateBuffer|ConcatBitcast|AssumeGatherIndicesInBound)"')  # moves nothing
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r"(?:^|\s)([a-z][a-z0-9\-]*)\(")
@@ -294,7 +295,7 @@ def _reach(groups: np.ndarray) -> int:
 def _moved(module: Module, computation: Computation, instruction: Instruction) -> int:
     """Bytes that one run of an instruction moves."""
     opcode = instruction.opcode
-    if opcode in UNMOVED:
+    if opcode in UNMOVED or _FREE.search(instruction.attributes):
         return 0
     operands = [computation.instructions[name] for name in instruction.operands]
     if opcode == "custom-call":  # a kernel may be given one array several times, to take another part of it each time
@@ -303,12 +304,13 @@ def _moved(module: Module, computation: Computation, instruction: Instruction) -
         inside = module.computations[instruction.called()["calls"]]
         read = sum(_read(module, inside, index, operand.main) for index, operand in enumerate(operands))
         return read + _written(module, inside, instruction)
-    if opcode.removesuffix("-start") in READS_A_PART:
-        return 2 * instruction.main if opcode in READS_A_PART else operands[0].main and instruction.size
+    if opcode in READS_A_PART:
+        return 2 * instruction.main
     if opcode == "dynamic-update-slice":
         return 2 * operands[1].main
-    if opcode == "copy-start":  # its result holds the operand as well
-        return operands[0].main + instruction.arrays[0].size * instruction.arrays[0].main
+    if opcode in ("copy-start", "slice-start"):  # its result holds the operand as well
+        made = instruction.arrays[0 if opcode == "copy-start" else 1]
+        return made.size * (bool(operands[0].main) + made.main)
     return sum(operand.main for operand in operands) + instruction.main
 
 

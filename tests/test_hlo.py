@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import pallas as pl
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rear_jax import generators
-from rear_jax.plan import chips, flops, hlo
+from rear_jax.plan import chips, flops, hlo, layouts
 from rear_jax.runtime.mesh import make_mesh, split
 from rear_jax.training import objectives
 from rear_jax.training.state import adamw
@@ -27,6 +28,25 @@ def scanned(x, kernels):
 
 X, KERNELS = jnp.ones((ROWS, WIDTH)), jnp.ones((LAYERS, WIDTH, WIDTH))
 ONE_LAYER = 2 * ROWS * WIDTH * WIDTH
+
+
+def in_blocks(estimate: pl.CostEstimate | None):
+    """x Wᵀ in blocks of 8 rows of x [16, 32] and of W [32, 32], as a Pallas kernel of bfloat16 products."""
+
+    def kernel(x, kernel, out):
+        out[...] = jax.lax.dot_general(
+            x[...].astype(jnp.bfloat16), kernel[...].astype(jnp.bfloat16), (((1,), (1,)), ((), ()))
+        ).astype(out.dtype)
+
+    return pl.pallas_call(
+        kernel,
+        grid=(2, 4),
+        in_specs=[pl.BlockSpec((8, WIDTH), lambda i, j: (i, 0)), pl.BlockSpec((8, WIDTH), lambda i, j: (j, 0))],
+        out_specs=pl.BlockSpec((8, 8), lambda i, j: (i, j)),
+        out_shape=jax.ShapeDtypeStruct((ROWS, WIDTH), jnp.float32),
+        cost_estimate=estimate,
+        interpret=True,
+    )
 
 
 class TestFlops:
@@ -55,6 +75,27 @@ class TestFlops:
             return jax.lax.cond(x[0, 0] > 0, lambda: x @ kernel, lambda: x @ kernel @ kernel)
 
         assert traced_flops(branches, X, KERNELS[0]) == 2 * ONE_LAYER
+
+    def test_a_kernel_counts_what_it_says_of_itself_or_every_step_of_its_grid(self):
+        said = pl.CostEstimate(flops=ONE_LAYER // 2, transcendentals=0, bytes_accessed=0)  # half of it is skipped
+        for estimate, operations in ((None, ONE_LAYER), (said, ONE_LAYER // 2)):
+            traced = jax.jit(in_blocks(estimate)).trace(X, KERNELS[0])
+            assert flops.by_precision(traced.jaxpr) == {"bfloat16": operations}
+
+    def test_every_image_of_a_mapped_kernel_counts(self):
+        said = pl.CostEstimate(flops=ONE_LAYER // 2, transcendentals=0, bytes_accessed=0)
+        for estimate, operations in ((None, ONE_LAYER), (said, ONE_LAYER // 2)):
+            mapped = jax.vmap(in_blocks(estimate), (None, 0))
+            assert traced_flops(mapped, X, KERNELS) == LAYERS * operations
+
+    def test_every_device_of_a_mapped_function_counts(self):
+        """Each has its rows; all of them have all columns."""
+        mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 1}, chips.topology("h100:4").devices)
+        with jax.set_mesh(mesh):
+            rows = jax.shard_map(
+                jnp.dot, in_specs=(PartitionSpec("data"), PartitionSpec()), out_specs=PartitionSpec("data")
+            )
+            assert traced_flops(rows, jax.typeof(X), jax.typeof(KERNELS[0])) == 2 * ONE_LAYER
 
     @pytest.mark.parametrize(("stride", "groups"), [(1, 1), (2, 1), (1, 4)])
     def test_convolutions_and_their_gradients_agree_with_the_definition(self, stride, groups):
@@ -151,14 +192,35 @@ ENTRY %main (x: s32[], y: f32[8,64,64]) -> f32[8,64,64] {
   ROOT %moved = f32[8,64,64]{2,1,0:T(8,128)} collective-permute(%sum), channel_id=10, source_target_pairs={{0,1},{1,0}}
 }
 """
-WHOLE = 8 * 64 * 64 * 4  # bytes of the stacked array
+WHOLE = 8 * 64 * 128 * 4  # bytes of the stacked array: 64 of the 128 lanes of each of its tiles are filled
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("bf16[8,258,768]{2,1,0:T(8,128)(2,1)}", 8 * 264 * 768 * 2),  # 258 rows take 33 tiles of 8
+        ("bf16[8,258,3,16,48]{4,3,2,1,0:T(8,128)(2,1)S(1)}", 8 * 258 * 3 * 16 * 128 * 2),
+        ("bf16[8,16,258,258]{2,3,1,0:T(8,128)(2,1)}", 8 * 16 * 264 * 384 * 2),
+        ("bf16[8,16,258,258]{1,0,3,2:T(8,128)(2,1)}", 258 * 258 * 8 * 128 * 2),  # 16 of the 128 lanes are filled
+        ("f32[4,48,1]{0,1,2:T(4,128)}", 48 * 128 * 4),  # 4 of them
+        ("f32[2,300]{1,0:T(2,128)}", 2 * 384 * 4),
+        ("s8[1000,300]{1,0:T(8,128)(4,1)}", 1000 * 384),
+        ("s32[]{:T(128)}", 128 * 4),
+        ("f32[1000]{0:T(1024)}", 1024 * 4),
+        ("f32[1000]{0}", 1000 * 4),
+        ("f32[3,5]", 3 * 5 * 4),
+    ],
+)
+def test_an_array_takes_whole_tiles(text, size):
+    (found,) = layouts.arrays(text)
+    assert (found.size, found.main) == (size, "S(1)" not in text)
 
 
 class TestCompiledText:
     def test_collectives_of_a_tpu_program(self):
         """Those in a loop count as often as it runs; one that runs in the background is found in its fusion."""
         found = {one.kind: one for one in hlo.collectives(hlo.parse(TPU_TEXT))}
-        assert found["all-gather"] == hlo.Collective("all-gather", 4 * 64 * 64 * 2, 4, 8, reach=16)
+        assert found["all-gather"] == hlo.Collective("all-gather", 4 * 64 * 128 * 2, 4, 8, reach=16)
         assert found["all-reduce"] == hlo.Collective("all-reduce", WHOLE, 8, 1, reach=8)
         assert found["collective-permute"].size == WHOLE
         assert len(found) == 3
@@ -167,8 +229,24 @@ class TestCompiledText:
         """Slices count, not what they are cut from; arrays in the chip's cache do not count."""
         sliced = 64 * 64 * 4  # the fusion's result is in the cache
         gathered = 64 * 64 * 2 + 4 * 64 * 64 * 2  # written by the start of the all-gather
-        loop = 8 * (sliced + gathered + 4 * 4)  # and the counter, four times
+        loop = 8 * (sliced + gathered + 4 * 128 * 4)  # and the counter, four times; a scalar takes a tile of 128
         assert hlo.bytes_moved(hlo.parse(TPU_TEXT)) == loop + 4 * WHOLE
+
+    def test_an_array_that_comes_to_the_cache_in_slices_is_read_once(self):
+        """Each slice reads itself, not all of the array; joining them in the cache moves nothing."""
+        whole, half = "f32[8,64,64]{2,1,0:T(8,128)}", "f32[4,64,64]{2,1,0:T(8,128)S(1)}"
+        start = f"(({whole}), {half}, s32[]{{:S(2)}}) slice-start(%y), slice="
+        text = f"""ENTRY %main (y: f32[8,64,64]) -> f32[8,64,64] {{
+  %y = {whole} parameter(0)
+  %one = {start}{{[0:4], [0:64], [0:64]}}
+  %two = {start}{{[4:8], [0:64], [0:64]}}
+  %first = {half} slice-done(%one)
+  %second = {half} slice-done(%two)
+  ROOT %joined = {whole[:-1]}S(1)}} custom-call(%first, %second), custom_call_target="ConcatBitcast"
+}}
+"""
+        assert hlo.bytes_moved(hlo.parse(text)) == WHOLE
+        assert hlo.bytes_moved(hlo.parse(text.replace("S(1)", ""))) == 2 * WHOLE  # from main memory into it
 
     def test_a_kernel_whose_attributes_span_lines_ends_no_computation(self):
         """As a Pallas kernel is written; what follows it in a loop counts."""

@@ -39,6 +39,7 @@ def made(fits: bool = True, **changes) -> roofline.Plan:
         "moved": 2 * 10**9,
         "collectives": [hlo.Collective("all-gather", 10**6, 2, 1, reach=2)],
         "cycles": 0,
+        "kernel_cycles": 0,
         "seconds": 1.0,
     }
     return roofline.Plan(**values | changes)
@@ -67,6 +68,24 @@ class TestRoofline:
         assert "at an MFU of 50 %, beyond the bound" in report.markdown(made(), config, None)
         assert rows["epochs a day"] == ("4.32e+05", "8.64e+05")  # an epoch is 100 steps
         assert float(rows["chip-hours"][0]) == pytest.approx(100 * 2e-3 * 8 / 3600, rel=1e-3)
+
+    def test_the_cost_model_stands_beside_the_bound(self):
+        """10 ms, of which kernels take 4; a chip whose clock is not known has none."""
+        chip = dataclasses.replace(made().topology.chip, clock=1e9)
+        plan = made(topology=dataclasses.replace(made().topology, chip=chip), cycles=10**7, kernel_cycles=4 * 10**6)
+        work = dict(report.work(plan))
+        assert work["by the compiler's cost model"] == "10 ms, of which kernels 4 ms by their formulas: an MFU of 5.0 %"
+        config = toy.config(plan__mfu=0.5)
+        assert {row[0]: row[1:] for row in report.recipe(plan, config)}["a step"] == ("2 ms", "10 ms", "1 ms")
+        assert "| the recipe | at the bound | by the cost model | at an MFU of 50 %" in report.markdown(
+            plan, config, None
+        )
+        numbers = report.numbers(plan, None)
+        assert (numbers["modelled"], numbers["mfu_modelled"]) == pytest.approx((1e-2, 0.05))
+        assert (numbers["cycles"], numbers["kernel_cycles"]) == (10**7, 4 * 10**6)
+        for unknown in (made(cycles=10**7), made()):
+            assert "cost model" not in report.markdown(unknown, config, None)
+            assert report.numbers(unknown, None)["mfu_modelled"] is None
 
     def test_only_between_nodes_the_network_is_slower(self):
         """Sixteen chips in two nodes: tensor parallelism in each, gradients across."""
@@ -290,6 +309,19 @@ def test_with_the_tpu_compiler(name):
     assert np.isfinite(plan.bound)
     kinds = {one.kind for one in plan.collectives}
     assert (kinds >= {"all-reduce"}) == (len(topology.devices) > 1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_with_the_tpu_compiler_kernels_count():
+    """Their cycles by their formulas; their operations as they run: backward computes the scores twice more."""
+    topology, sizes = chips.topology("v5e:2x2"), {"dtype": "bfloat16", "dropout": 0.0, "token_dropout": 0.0}
+    fused, plain = (
+        roofline.make(toy.llamagen_config(attention=kernel, **sizes), "train", topology) for kernel in ("auto", "plain")
+    )
+    assert fused.cycles > fused.kernel_cycles > 0 == plain.kernel_cycles
+    assert fused.notes == ()
+    assert sum(fused.flops.values()) > fused.model_flops == plain.model_flops == sum(plain.flops.values())
 
 
 def test_what_is_open_is_chosen_for_the_chip(tmp_path, monkeypatch):

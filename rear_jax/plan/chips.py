@@ -35,7 +35,8 @@ class Chip:
       outside: the same beyond a node.
       most: chips of one slice; 0 = any number.
       options: of the topology that makes one device of one chip.
-      clock: cycles per second, where it is public.
+      clock: cycles per second; 0 where it is not known.
+      cores: that share a kernel's grid.
     """
 
     flops: float
@@ -48,18 +49,28 @@ class Chip:
     most: int = 0
     options: tuple[tuple[str, str], ...] = ()
     clock: float = 0.0
+    cores: int = 1
 
 
 # TPU: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}; the network is half of "bidirectional ICI bandwidth per chip".
 # Memory: what the compiler of libtpu 0.0.42 calls available, a little less than the 32, 16, 96 and 32 GiB there are.
-# Clocks: arXiv 2304.01433 (v4); v5e and v5p from peak = clock * MXUs * 128 * 128 * 2.
+# Clocks: arXiv 2304.01433 (v4); else peak = clock * cores * MXUs * side * side * 2, of 4 MXUs a core, with sides of 128
+# or, on v6e, 256. Pages on v6e say 2 or 4 MXUs; with 2, a large product in libtpu's cost model would be
+# faster than the peak.
 TPUS = {
     "v4": Chip(
-        275e12, 30.75 * GIB, 1.2288e12, 300e9, most=4096, options=(("chip_config_name", "megacore"),), clock=1.05e9
+        flops=275e12,
+        memory=30.75 * GIB,
+        bandwidth=1.2288e12,
+        network=300e9,
+        most=4096,
+        options=(("chip_config_name", "megacore"),),
+        clock=1.05e9,
+        cores=2,
     ),
     "v5e": Chip(197e12, 15.75 * GIB, 819e9, 200e9, most=256, clock=1.5e9),
-    "v5p": Chip(459e12, 95.74 * GIB, 2765e9, 600e9, most=6144, clock=1.75e9),
-    "v6e": Chip(918e12, 31.25 * GIB, 1638e9, 400e9, most=256),
+    "v5p": Chip(459e12, 95.74 * GIB, 2765e9, 600e9, most=6144, clock=1.75e9, cores=2),
+    "v6e": Chip(918e12, 31.25 * GIB, 1638e9, 400e9, most=256, clock=1.75e9),
 }
 # GPU: NVIDIA's data sheets, SXM boards; the network is half of NVLink's total, beyond a node one 200 or 400 Gb/s card.
 # 'default' and 'high' are TF32, half the bfloat16 rate; 'highest' is float32 outside the tensor cores.

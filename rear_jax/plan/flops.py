@@ -14,7 +14,8 @@ def count(jaxpr: Any) -> int:
 
     A scanned layer counts as often as it runs, which a compiled program's `cost_analysis()` does not do; causal
     attention counts whole, as is the custom (PaLM, arXiv 2204.02311, appendix B). Of branches the largest counts, and a
-    loop whose end depends on data counts once. The jaxpr is that of `jitted.trace(...)`, or one inside it.
+    loop whose end depends on data counts once. A Pallas kernel counts what it says of itself, see `_kernel`. The jaxpr
+    is that of `jitted.trace(...)`, or one inside it.
     """
     return by_precision(jaxpr).total()
 
@@ -34,9 +35,27 @@ def _of(equation: Any) -> Counter[str]:
         return Counter({_kind(equation): _convolution(equation)})
     if name == "cond":
         return max(map(by_precision, parameters["branches"]), key=Counter.total)
-    times = parameters["length"] if name == "scan" else 1
+    if name == "pallas_call":
+        return _kernel(parameters)
+    times = parameters["length"] if name == "scan" else _devices(parameters) if name == "shard_map" else 1
     inner = [by_precision(inner) for value in parameters.values() for inner in _jaxprs(value)]
     return Counter({kind: times * operations for kind, operations in sum(inner, Counter()).items()})
+
+
+def _kernel(parameters: dict[str, Any]) -> Counter[str]:
+    """Of a Pallas kernel: the operations of its `cost_estimate`, of the kinds of the products in its body.
+
+    Without an estimate its body counts at every step of the grid.
+    """
+    body, estimate = by_precision(parameters["jaxpr"]), parameters["cost_estimate"]
+    steps = math.prod(size for size in parameters["grid_mapping"].grid if isinstance(size, int))
+    whole = int(estimate.flops) if estimate else steps * body.total()
+    return Counter({kind: whole * operations // body.total() for kind, operations in body.items()})
+
+
+def _devices(parameters: dict[str, Any]) -> int:
+    """How many run the body of a `shard_map`, each with shapes of its own part."""
+    return math.prod(parameters["mesh"].shape[axis] for axis in parameters["newly_manual_axes"])
 
 
 def _kind(equation: Any) -> str:

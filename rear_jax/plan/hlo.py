@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-BITS = {"pred": 8, "token": 0, "opaque": 0}  # other element types carry theirs in the name: bf16, s32, f8e4m3fn, c64
+from rear_jax.plan.layouts import Array, arrays
+
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 UNMOVED = {  # instructions that move nothing, or whose parts are counted on their own
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"),
@@ -20,19 +21,11 @@ UNMOVED = {  # instructions that move nothing, or whose parts are counted on the
 }
 READS_A_PART = ("dynamic-slice", "slice", "gather")
 
+_FREE = re.compile(r'custom_call_target="(AllocateBuffer|ConcatBitcast|AssumeGatherIndicesInBound)"')  # moves nothing
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r"(?:^|\s)([a-z][a-z0-9\-]*)\(")
-_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 _CALLED = re.compile(r"(body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
-
-
-@dataclasses.dataclass(frozen=True)
-class Array:
-    """One array of a result: its size in bytes, and whether it lies in the chip's main memory (not in a cache)."""
-
-    size: int
-    main: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +76,7 @@ class Collective:
 
     Attributes:
       kind: of COLLECTIVES.
-      size: bytes of the whole array: what an all-gather makes, and what others take.
+      size: bytes of the whole array as it is laid out: what an all-gather makes, and what others take.
       group: devices that take part together.
       times: how often it runs in a call of the program.
       reach: of the smallest blocks of devices, a power of two and aligned, none of which a group leaves.
@@ -106,11 +99,11 @@ class Collective:
 def parse(text: str) -> Module:
     """Reads the text of a compiled program."""
     computations, entry, name, instructions, root = {}, "", "", {}, ""
-    for line in text.splitlines():
+    for line in _whole_lines(text):
         if head := _COMPUTATION.match(line):
             name, instructions, root = head[2], {}, ""
             entry = name if head[1] else entry
-        elif name and line.rstrip() == "}":  # attributes of a kernel have lines that begin with one as well
+        elif name and line.rstrip() == "}":
             computations[name] = Computation(name, instructions, root)
             name = ""
         elif name and (found := _INSTRUCTION.match(line)):
@@ -151,8 +144,9 @@ def collectives(module: Module) -> list[Collective]:
 def bytes_moved(module: Module) -> int:
     """Bytes that a device reads from and writes to its main memory in a call, an estimate.
 
-    Every instruction reads its operands and writes its result, fusions as one; where only a slice of an operand is read
-    or written in place, the slice counts. Caches other than those that the compiler manages itself are not seen.
+    Every instruction reads its operands and writes its result, fusions and kernels as one; where only a slice of an
+    operand is read or written in place, the slice counts. Arrays count as they are laid out, with what fills their last
+    tiles. Caches other than those that the compiler manages itself are not seen.
     """
     return sum(times * _moved(module, place, instruction) for place, instruction, times in executed(module))
 
@@ -163,13 +157,23 @@ def estimated_cycles(module: Module) -> int:
     return sum(times * int(found[1]) for found, times in noted if found)
 
 
+def _whole_lines(text: str) -> list[str]:
+    """Lines, with what an instruction says of itself in one line with it: a kernel's words may take several."""
+    lines = []
+    for line in text.splitlines():
+        if lines and _INSTRUCTION.match(lines[-1]) and not (_INSTRUCTION.match(line) or line.rstrip() == "}"):
+            lines[-1] += line
+        else:
+            lines.append(line)
+    return lines
+
+
 def _instruction(name: str, text: str) -> Instruction:
     opcode = _OPCODE.search(text)
     end = _closing(text, opcode.end())
-    arrays = tuple(_array(*found) for found in _ARRAY.findall(text[: opcode.start()]))
     operands = tuple(re.findall(r"%([\w.\-]+)", text[opcode.end() : end]))
     inner = text[opcode.end() : end] if opcode[1] in ("parameter", "constant") else ""
-    return Instruction(name, arrays, opcode[1], operands, inner + text[end:])
+    return Instruction(name, arrays(text[: opcode.start()]), opcode[1], operands, inner + text[end:])
 
 
 def _closing(text: str, start: int) -> int:
@@ -180,12 +184,6 @@ def _closing(text: str, start: int) -> int:
         if not depth:
             return place
     return len(text)
-
-
-def _array(kind: str, dims: str, layout: str) -> Array:
-    bits = BITS[kind] if kind in BITS else int(re.search(r"\d+", kind)[0])
-    size = -(-math.prod(int(dim) for dim in dims.split(",") if dim) * bits // 8)
-    return Array(size, "S(" not in layout)
 
 
 def _executed(module: Module, computation: Computation, times: int) -> Iterator[tuple[Computation, Instruction, int]]:
@@ -297,19 +295,22 @@ def _reach(groups: np.ndarray) -> int:
 def _moved(module: Module, computation: Computation, instruction: Instruction) -> int:
     """Bytes that one run of an instruction moves."""
     opcode = instruction.opcode
-    if opcode in UNMOVED:
+    if opcode in UNMOVED or _FREE.search(instruction.attributes):
         return 0
     operands = [computation.instructions[name] for name in instruction.operands]
+    if opcode == "custom-call":  # a kernel may be given one array several times, to take another part of it each time
+        operands = list({operand.name: operand for operand in operands}.values())
     if opcode == "fusion":
         inside = module.computations[instruction.called()["calls"]]
         read = sum(_read(module, inside, index, operand.main) for index, operand in enumerate(operands))
         return read + _written(module, inside, instruction)
-    if opcode.removesuffix("-start") in READS_A_PART:
-        return 2 * instruction.main if opcode in READS_A_PART else operands[0].main and instruction.size
+    if opcode in READS_A_PART:
+        return 2 * instruction.main
     if opcode == "dynamic-update-slice":
         return 2 * operands[1].main
-    if opcode == "copy-start":  # its result holds the operand as well
-        return operands[0].main + instruction.arrays[0].size * instruction.arrays[0].main
+    if opcode in ("copy-start", "slice-start"):  # its result holds the operand as well
+        made = instruction.arrays[0 if opcode == "copy-start" else 1]
+        return made.size * (bool(operands[0].main) + made.main)
     return sum(operand.main for operand in operands) + instruction.main
 
 

@@ -30,7 +30,8 @@ def markdown(plan: Plan, config: ConfigDict, largest: tuple[int, int | None] | N
         header = ("collective", "chips", "times", "GB in all", "GB sent by a chip")
         sections.append(table(header, traffic(plan.collectives)))
     beyond = ", beyond the bound" if plan.seconds_at(config.plan.mfu) < plan.bound else ""
-    header = ("the recipe", "at the bound", f"at an MFU of {100 * config.plan.mfu:.0f} %{beyond}")
+    modelled = () if plan.modelled is None else ("by the cost model",)
+    header = ("the recipe", "at the bound", *modelled, f"at an MFU of {100 * config.plan.mfu:.0f} %{beyond}")
     sections.append(table(header, recipe(plan, config)))
     return "\n\n".join(sections) + "\n"
 
@@ -82,8 +83,11 @@ def work(plan: Plan) -> list[tuple[str, ...]]:
         ]
     slowest = max(bounds, key=bounds.get)
     rows.append(("**bound**", f"{seconds(plan.bound)}, by {slowest}: an MFU of {100 * plan.mfu(plan.bound):.1f} %"))
-    if clocked := plan.cycles and plan.topology.chip.clock and plan.cycles / plan.topology.chip.clock:
-        rows.append(("by the compiler's cost model", f"{seconds(clocked)}: an MFU of {100 * plan.mfu(clocked):.1f} %"))
+    if plan.modelled is not None:
+        own = plan.kernel_cycles / plan.topology.chip.clock
+        kernels = f", of which kernels {seconds(own)} by their formulas" if own else ""
+        mfu = f"an MFU of {100 * plan.mfu(plan.modelled):.1f} %"
+        rows.append(("by the compiler's cost model", f"{seconds(plan.modelled)}{kernels}: {mfu}"))
     return rows
 
 
@@ -109,8 +113,9 @@ def traffic(collectives: list[Collective]) -> list[tuple[str, ...]]:
 
 
 def recipe(plan: Plan, config: ConfigDict) -> list[tuple[str, ...]]:
-    """Rows: what the config's whole recipe takes, at the bound and at a stated utilisation."""
-    times = plan.bound, plan.seconds_at(config.plan.mfu)
+    """Rows: what the config's whole recipe takes, at the bound, by the cost model, and at a stated utilisation."""
+    times = [plan.bound, plan.modelled, plan.seconds_at(config.plan.mfu)]
+    times = [time for time in times if time is not None]
     chips = len(plan.topology.devices)
     rows = [
         (f"a {NAMES[plan.name]}", *map(seconds, times)),
@@ -131,6 +136,7 @@ def numbers(plan: Plan, largest: tuple[int, int | None] | None) -> dict[str, Any
     topology = {"name": plan.topology.name, "chips": len(plan.topology.devices), "compiler": plan.topology.compiler}
     fields = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
     derived = {"bounds": plan.bounds, "bound": plan.bound, "mfu_bound": plan.mfu(plan.bound), "largest_batch": largest}
+    derived |= {"modelled": plan.modelled, "mfu_modelled": plan.modelled and plan.mfu(plan.modelled)}
     collectives = [dataclasses.asdict(one) | {"sent": one.sent} for one in plan.collectives]
     return fields | derived | {"topology": topology, "collectives": collectives}
 

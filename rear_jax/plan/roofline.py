@@ -13,7 +13,7 @@ from jax.errors import JaxRuntimeError
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rear_jax.plan import flops, hlo, programs
+from rear_jax.plan import flops, hlo, kernels, programs
 from rear_jax.plan.chips import GIB, Topology
 from rear_jax.plan.programs import PROGRAMS, Program, microbatches_of, with_batch
 from rear_jax.runtime import sharding
@@ -46,7 +46,9 @@ class Plan:
       flops: the same with what is computed again to save memory, by precision, see `flops.by_precision`.
       moved: bytes through the chip's memory in a call; None where the program could not be compiled.
       collectives: see there.
-      cycles: of the chip, by the TPU compiler's own cost model; 0 where it gives none, or was not to think long.
+      cycles: of the chip, by the TPU compiler's own cost model and its kernels' formulas, if nothing overlaps; 0 where
+        there is no such model, or it was not to think long.
+      kernel_cycles: those of them that are of kernels.
       seconds: that compiling took.
       notes: what else the reader must know, a sentence each.
       accumulation, remat: the microbatches of the program and what it recomputes, by the config or as they fit.
@@ -65,6 +67,7 @@ class Plan:
     moved: int | None
     collectives: list[hlo.Collective]
     cycles: int
+    kernel_cycles: int
     seconds: float
     notes: tuple[str, ...] = ()
     accumulation: int = 1
@@ -91,6 +94,11 @@ class Plan:
     def bound(self) -> float:
         """Seconds that a call takes at least, if all three overlap perfectly."""
         return max(self.bounds.values())
+
+    @property
+    def modelled(self) -> float | None:
+        """Seconds of a call by the cost model; None where there is none."""
+        return self.cycles / self.topology.chip.clock if self.cycles and self.topology.chip.clock else None
 
     def seconds_at(self, mfu: float) -> float:
         """Seconds of a call at a model FLOPs utilisation."""
@@ -168,10 +176,10 @@ def make(config: ConfigDict, name: str, topology: Topology, *, quick: bool = Fal
         mesh=dict(mesh.shape),
         images=program.images,
         calls=program.calls,
-        model_flops=_operations(config, name, topology, mesh, remat="none").total(),
-        flops=_operations(config, name, topology, mesh),
+        model_flops=_operations(config, name, topology, mesh, attention="plain", remat="none").total(),
+        flops=_operations(config, name, topology, mesh, **({} if topology.exact else {"attention": "plain"})),
         seconds=seconds,
-        notes=_notes(config, topology),
+        notes=(*_notes(config, topology), *taken.pop("notes", ())),
         accumulation=microbatches_of(config, name),
         remat=config.model.get("remat", "none") if name in fitting.JOBS else "none",
         **({"held": held_bytes(program)} | taken),
@@ -258,12 +266,11 @@ def _guess(tried: dict[int, Plan], fitting: int, failing: int | None) -> int:
 def _operations(config: ConfigDict, name: str, topology: Topology, mesh: Mesh, **model: str) -> Counter[str]:
     """By precision, counted in the program `name`, with other settings of `config.model`.
 
-    Attention has its plain form, as no kernel's inside is traced.
+    Attention must have its plain form where that is what runs here, or what runs is not traced (cuDNN's kernel).
     """
-    plain = config.copy_and_resolve_references()
-    changes = {"attention": "plain"} | model
-    plain.model.update({key: value for key, value in changes.items() if key in plain.model})
-    program = PROGRAMS[name](plain, mesh)
+    changed = config.copy_and_resolve_references()
+    changed.model.update({key: value for key, value in model.items() if key in changed.model})
+    program = PROGRAMS[name](changed, mesh)
     with jax.set_mesh(mesh), standing_in_for(topology.platform):
         return flops.by_precision(program.function.trace(*program.arguments).jaxpr)
 
@@ -280,8 +287,19 @@ def _taken(compiled: Any, program: Program, topology: Topology, quick: bool) -> 
         "fits": sum(held.values()) + working <= topology.chip.memory,  # the compiler looks at the latter alone
         "moved": hlo.bytes_moved(module),
         "collectives": hlo.collectives(module),
-        "cycles": 0 if quick else hlo.estimated_cycles(module),
+        **({"cycles": 0, "kernel_cycles": 0} if quick else _cycles(module, topology)),
     }
+
+
+def _cycles(module: hlo.Module, topology: Topology) -> dict[str, Any]:
+    """Those of a compiled program, and a note on kernels that have no formula."""
+    if not (others := hlo.estimated_cycles(module)):
+        return {"cycles": 0, "kernel_cycles": 0}
+    calls = [(kernel, kernels.cycles(kernel)) for kernel in kernels.found(module)]
+    own = round(sum(kernel.times * (cycles or 0) for kernel, cycles in calls) / topology.chip.cores)
+    unknown = sorted({kernel.name for kernel, cycles in calls if cycles is None})
+    notes = (f"The cost model counts no cycle of {', '.join(unknown)}.",) if unknown else ()
+    return {"cycles": others + own, "kernel_cycles": own, "notes": notes}
 
 
 def _overflow(compiled: Compiled) -> dict[str, Any]:
@@ -289,4 +307,4 @@ def _overflow(compiled: Compiled) -> dict[str, Any]:
     if math.isinf(compiled.needed):
         raise compiled.error
     working = int(compiled.needed) - sum(held_bytes(compiled.program).values())
-    return {"working": working, "fits": False, "moved": None, "collectives": [], "cycles": 0}
+    return {"working": working, "fits": False, "moved": None, "collectives": [], "cycles": 0, "kernel_cycles": 0}

@@ -1,0 +1,78 @@
+"""Custom kernels (Pallas) of a program for TPUs, of which the compiler's cost model counts no cycle.
+
+A kernel's cycles are those of its own formula, which is found by the name that it gives `pl.pallas_call`. It is a
+formula in the shapes of the call. Its numbers are bundles of the kernel's last schedule on v5e, as
+`benchmarks/kernel_bundles.py` counts them: what the kernel waits for does not count.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping
+
+from rear_jax.plan.hlo import Module, executed
+from rear_jax.plan.layouts import Array
+
+TARGET = 'custom_call_target="tpu_custom_call"'
+
+_NAME = re.compile(r'op_name="[^"]*?(\w+)\)*/pallas_call"')
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """One call of a kernel.
+
+    Attributes:
+      name: that the kernel gives itself.
+      instruction: its line in the program.
+      operands, results: in order, each operand as often as it is passed.
+      times: how often it runs in a call of the program.
+    """
+
+    name: str
+    instruction: str
+    operands: tuple[Array, ...]
+    results: tuple[Array, ...]
+    times: int
+
+
+def found(module: Module) -> list[Kernel]:
+    """Every kernel of a program."""
+    calls = []
+    for place, call, times in executed(module):
+        if call.opcode == "custom-call" and TARGET in call.attributes:
+            name = _NAME.search(call.attributes)
+            operands = tuple(array for operand in call.operands for array in place.instructions[operand].arrays)
+            named = name[1] if name else call.name.split(".")[0]
+            calls.append(Kernel(named, call.name, operands, call.arrays, times))
+    return calls
+
+
+def cycles(kernel: Kernel) -> float | None:
+    """Of one run, on one core of v5e; None for a kernel without a formula."""
+    return CYCLES[kernel.name](kernel) if kernel.name in CYCLES else None
+
+
+def _splash(step: int, block: int, ends: int) -> Callable[[Kernel], float]:
+    """Of JAX's splash attention, causal, in blocks of 128 positions of at most 128 features.
+
+    Args:
+      step: bundles of every pair of blocks, also of one that is skipped because all of it comes later.
+      block: more where a pair is computed.
+      ends: more at the first and the last pair of a row.
+    """
+
+    def formula(kernel: Kernel) -> float:
+        *heads, length, _ = kernel.operands[2].dims  # the queries, behind two tables
+        blocks = length // 128
+        return math.prod(heads) * (blocks**2 * step + blocks * (blocks + 1) // 2 * block + blocks * ends)
+
+    return formula
+
+
+CYCLES: Mapping[str, Callable[[Kernel], float]] = {
+    "splash_mha_fwd_no_residuals": _splash(317, 246, 165),
+    "splash_mha_fwd_residuals": _splash(334, 246, 181),
+    "splash_mha_dkv_no_residuals": _splash(463, 222, 109),
+    "splash_mha_dq_no_residuals": _splash(309, 248, 60),
+}

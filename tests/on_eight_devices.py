@@ -19,9 +19,9 @@ from rear_jax.generators.attention_kernels import fused_on_mesh, splash_attentio
 from rear_jax.generators.dropout import Dropout
 from rear_jax.generators.heads import Norm, Preparation, Rotation
 from rear_jax.runtime.checkpoints import Checkpoints
-from rear_jax.runtime.mesh import AXES, make_mesh, map_rows, put_batch, split
+from rear_jax.runtime.mesh import AXES, make_mesh, map_rows, put_batch, replicated, split
 from rear_jax.runtime.precision import Linear
-from rear_jax.runtime.sharding import whole_frozen
+from rear_jax.runtime.sharding import bytes_per_device, whole_frozen
 from rear_jax.runtime.writer import read_metrics
 from rear_jax.training import loop, objectives
 from rear_jax.training.posttraining import va_pi
@@ -81,9 +81,20 @@ def build(config):
     return tokenizer, model, frozen, batch, init
 
 
-def train(method, workdir, mesh, *, steps=2):
+def train(method, workdir, mesh, *, steps=2, **changes):
     """The last state, and the metrics of every step, out of the training loop."""
+    learning, batch = learn(method, steps, **changes)
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=2)
+    run = loop.Run(lambda start: (batch for _ in itertools.count(start)), mesh, {}, checkpoints, workdir)
+    state = loop.train(learning, run)
+    checkpoints.close()
+    return state, read_metrics(workdir, "job")
+
+
+def learn(method, steps=2, *, divides=True, dtype="float32", accumulation=1):
+    """What such a job computes, and its batch."""
     config = CONFIGS[method]()
+    config.model.dtype, config.train.accumulation, config.posttrain.accumulation = dtype, accumulation, accumulation
     tokenizer, model, frozen, batch, init = build(config)
     if method == "va_pi":
         step_fn = va_pi.METHOD.make_step(Networks(model, tokenizer), config, OPTIMIZER)
@@ -92,7 +103,6 @@ def train(method, workdir, mesh, *, steps=2):
 
     settings = loop_settings()
     settings.update({"steps": steps, "batch_size": 8, "log_every": 1, "checkpoint_every": 2, "picture_every": 0})
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=2)
     learning = loop.Learning(
         job="job",
         step=step_fn,
@@ -103,11 +113,10 @@ def train(method, workdir, mesh, *, steps=2):
         rules=(whole_frozen(), *generators.family_of(model).parameters),
         settings=settings,
         seed=3,
+        divides=divides,
+        dtype=model.dtype,
     )
-    run = loop.Run(lambda start: (batch for _ in itertools.count(start)), mesh, {}, checkpoints, workdir)
-    state = loop.train(learning, run)
-    checkpoints.close()
-    return state, read_metrics(workdir, "job")
+    return learning, batch
 
 
 def assert_same(one, other):
@@ -133,10 +142,32 @@ def test_a_step_is_the_same_on_every_mesh(tmp_path, on_one, method, mesh):
     made = train(method, tmp_path, mesh_of(mesh))
     assert_same(on_one(method, 2), made)
     if mesh == "all":
-        for tree in (made[0].params, made[0].opt_state[0].trace):
-            kernel = tree["blocks"]["qkv"]["kernel"]
+        for tree, part in ((made[0].params, (2, 4, 48)), (made[0].opt_state[0].trace, (2, 2, 48))):
+            kernel = tree["blocks"]["qkv"]["kernel"]  # parameters are whole for whoever looks at them
             assert kernel.shape == (2, 16, 48)
-            assert {shard.data.shape for shard in kernel.addressable_shards} == {(2, 4, 48)}
+            assert {shard.data.shape for shard in kernel.addressable_shards} == {part}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_each_device_keeps_and_updates_a_part_of_the_state(tmp_path, accumulation):
+    """Of parameters, moments and moving average; numbers are those of a state that is not divided, bit for bit in what
+    is rounded to bfloat16. No dimension of a few small arrays divides."""
+    learning, _ = learn("rear", accumulation=accumulation)
+    mesh, wanted = mesh_of("data"), learning.state(mesh_of("data"))
+    whole, part = (
+        bytes_per_device(wanted, place)
+        for place in (replicated(mesh), jax.tree.map(lambda leaf: leaf.sharding, wanted))
+    )
+    assert whole / 8 < part < 1.05 * whole / 8
+    made = [
+        train("rear", tmp_path / str(divides), mesh, divides=divides, dtype="bfloat16", accumulation=accumulation)
+        for divides in (True, False)
+    ]
+    assert_same(*made)
+    moments = made[0][0].opt_state[0].trace
+    assert {leaf.dtype for leaf in jax.tree.leaves(moments)} == {jnp.dtype("float32")}
+    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(moments))
+    assert held < 1.05 * sum(leaf.nbytes for leaf in jax.tree.leaves(moments)) / 8
 
 
 def test_gradients_of_bfloat16_layers_are_float32_sums_over_devices():
@@ -231,9 +262,10 @@ def test_fused_attention_is_divided_over_the_mesh(rows):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_is_read_on_any_mesh(tmp_path, on_one):
-    """Two steps on one mesh, and from there on two others."""
-    train("rear", tmp_path / "all", mesh_of("data"))
+@pytest.mark.parametrize("divides", [True, False])
+def test_a_checkpoint_is_read_on_any_mesh(tmp_path, on_one, divides):
+    """Two steps on one mesh, and from there on two others, with the state divided over 'data' and without."""
+    train("rear", tmp_path / "all", mesh_of("data"), divides=divides)
     shutil.copytree(tmp_path / "all", tmp_path / "one")
     for name in ("one", "all"):
-        assert_same(on_one("rear", 4), train("rear", tmp_path / name, mesh_of(name), steps=4))
+        assert_same(on_one("rear", 4), train("rear", tmp_path / name, mesh_of(name), steps=4, divides=not divides))

@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from rear_jax import generators, tokenizers
 from rear_jax.errors import RearError
-from rear_jax.runtime import mesh, sharding
+from rear_jax.runtime import divided, mesh, sharding
 from rear_jax.tokenizers import discriminator
 from rear_jax.training import objectives, vq
 from rear_jax.training.state import adamw, new_state
@@ -77,6 +77,27 @@ def test_sizes_that_do_not_fit_are_refused(sizes):
 )
 def test_known_rules(rules, path, shape, wanted):
     assert sharding.spec(path, shape, SIZES, rules) == PartitionSpec(*wanted)
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "wanted"),
+    [
+        ("blocks/fc1/kernel", (24, 64, 192), (None, ("fsdp", "data"), "tensor")),  # the first dimension of its rule
+        ("blocks/fc1/kernel", (24, 12, 192), (None, "fsdp", ("tensor", "data"))),  # 12 do not divide by 4 * 2: the next
+        ("blocks/fc1/kernel", (24, 5, 3), (("data",), None, None)),  # none of them: another
+        ("blocks/fc1/kernel", (3, 3, 3), (None, None, None)),
+        ("blocks/qkv/kernel", (24, 64, 192), (None, ("fsdp", "tensor", "data"), None)),
+        ("blocks/fc2/kernel", (24, 192, 64), (None, ("tensor", "data"), "fsdp")),
+        ("blocks/norm1/scale", (24, 64), (None, ("data",))),  # no dimension has a rule: the last
+        ("blocks/norm1/scale", (24, 63), (("data",), None)),
+        ("embeddings", (1024, 64), (("tensor", "data"), "fsdp")),
+        ("embeddings", (1026, 64), ("tensor", ("fsdp", "data"))),
+        ("count", (), ()),
+    ],
+)
+def test_state_is_divided_over_data_besides(path, shape, wanted):
+    assert sharding.spec(f"params/{path}", shape, SIZES, RAR, divided.AXES) == PartitionSpec(*wanted)
+    assert sharding.spec(path, shape, SIZES | {"data": 1}, RAR, divided.AXES) == sharding.spec(path, shape, SIZES, RAR)
 
 
 def test_a_parameter_without_a_rule_is_named():

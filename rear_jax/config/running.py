@@ -4,11 +4,16 @@ from ml_collections import ConfigDict
 
 
 def mesh() -> ConfigDict:
-    """Number of devices along each axis of the mesh. One of them may be -1 = all devices that are left."""
+    """Number of devices along each axis of the mesh, and what is divided over them.
+
+    One number may be -1 = all devices that are left.
+    """
     mesh = ConfigDict()
     mesh.data = -1  # this axis divides batches
     mesh.fsdp = 1  # this axis divides batches, parameters and optimiser state; each block gathers its parameters to run
     mesh.tensor = 1  # this axis divides heads, hidden features and vocabulary; a divisor of the devices of a process
+    # True = 'data' divides the parameters between steps, the optimiser state and the moving average as well (ZeRO-1)
+    mesh.divide_state = True
     return mesh
 
 

@@ -1,6 +1,6 @@
 """The device mesh: batches are divided over its axes 'data' and 'fsdp', parameters over 'fsdp' and 'tensor'.
 
-Which parameter is divided how is said in `sharding.py`.
+Which parameter is divided how is said in `sharding.py`, and what 'data' divides besides in `divided.py`.
 """
 
 import math

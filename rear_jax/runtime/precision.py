@@ -11,6 +11,7 @@ arithmetic between two products is float32 too, as PyTorch has it: only what is 
 
 import contextlib
 import contextvars
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,7 +19,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
+
+from rear_jax.runtime import sharding
 
 PRECISIONS = ("high", "highest")
 _STAND_IN: contextvars.ContextVar[str] = contextvars.ContextVar("stand_in", default="")
@@ -83,9 +87,36 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return in_float32(lambda x: 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5)), x.dtype)(x)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A kernel that a training step has rounded and gathered in advance, see `divided.py`.
+
+    Attributes:
+      stored: the kernel as the optimiser has it. Nothing reads it: it is there for its gradient.
+      factor: what is multiplied by; no gradient reaches it.
+      axes: of the mesh, that divide the last dimensions of `stored`.
+    """
+
+    stored: jax.Array
+    factor: jax.Array
+    axes: tuple[str | tuple[str, ...] | None, ...] = dataclasses.field(metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of both."""
+        return self.factor.shape
+
+    def reshape(self, *shape: int) -> "Prepared":
+        """The same in another shape; the gradient is divided in the old one."""
+        axes = (None,) * (self.stored.ndim - len(self.axes)) + self.axes
+        stored = sharding.place(self.stored, PartitionSpec(*axes))
+        return Prepared(stored.reshape(*shape), self.factor.reshape(*shape), ())
+
+
 def multiply(
     x: Float[Array, "R in"],
-    kernel: Float[Array, "in ... out"],
+    kernel: Float[Array, "in ... out"] | Prepared,
     dtype: Any,
     *,
     out_dtype: Any = None,
@@ -98,33 +129,39 @@ def multiply(
 
     Args:
       x: rows, in any dtype.
-      kernel: float32, or rounded already.
+      kernel: float32, rounded already, or prepared.
       dtype: of the factors.
       out_dtype: of the result; by default `dtype`.
       place: a hint how the kernel lies on the devices, applied to it after rounding and to its gradient.
     """
-    return _multiply(x.astype(dtype), kernel, jnp.dtype(dtype), jnp.dtype(out_dtype or dtype), of_products(), place)
+    stored, factor = (kernel.stored, kernel.factor) if isinstance(kernel, Prepared) else (kernel, None)
+    dtypes = jnp.dtype(dtype), jnp.dtype(out_dtype or dtype)
+    return _multiply(x.astype(dtype), stored, factor, dtypes, of_products(), place)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
-def _multiply(x, kernel, dtype, out_dtype, precision, place):
-    return _multiply_forward(x, kernel, dtype, out_dtype, precision, place)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _multiply(x, stored, factor, dtypes, precision, place):
+    return _multiply_forward(x, stored, factor, dtypes, precision, place)[0]
 
 
-def _multiply_forward(x, kernel, dtype, out_dtype, precision, place):
-    rounded = place(kernel.astype(dtype))
-    out = jnp.tensordot(*factors(x, rounded, out_dtype), 1, precision=precision, preferred_element_type=out_dtype)
-    return out, (x, rounded, jnp.empty(0, kernel.dtype))
+def _multiply_forward(x, stored, factor, dtypes, precision, place):
+    dtype, out_dtype = dtypes
+    # kept as it comes, so that a scan over layers need not stack it once more
+    factor = (stored if factor is None else factor).astype(dtype)
+    pair = factors(x, place(factor), out_dtype)
+    out = jnp.tensordot(*pair, 1, precision=precision, preferred_element_type=out_dtype)
+    return out, (x, factor, jnp.empty(0, stored.dtype))
 
 
-def _multiply_backward(dtype, out_dtype, precision, place, kept, gradient):
-    x, kernel, like = kept
-    gradient, features = gradient.astype(dtype), tuple(range(1, kernel.ndim))
-    of_x = jnp.tensordot(gradient, kernel, (features, features), precision=precision, preferred_element_type=dtype)
+def _multiply_backward(dtypes, precision, place, kept, gradient):
+    (x, factor, like), (dtype, _) = kept, dtypes
+    gradient, features = gradient.astype(dtype), tuple(range(1, factor.ndim))
+    axes = features, features
+    of_x = jnp.tensordot(gradient, place(factor), axes, precision=precision, preferred_element_type=dtype)
     wide = jnp.promote_types(dtype, jnp.float32)
     both = factors(x, gradient, wide)
     of_kernel = jnp.tensordot(*both, (0, 0), precision=precision, preferred_element_type=wide)
-    return of_x, place(of_kernel).astype(like.dtype)
+    return of_x, place(of_kernel).astype(like.dtype), None
 
 
 _multiply.defvjp(_multiply_forward, _multiply_backward)

@@ -71,7 +71,9 @@ def find(path: str, rules: Rules) -> Rule:
     return found
 
 
-def spec(path: str, shape: tuple[int, ...], mesh_shape: Mapping[str, int], rules: Rules) -> PartitionSpec:
+def spec(
+    path: str, shape: tuple[int, ...], mesh_shape: Mapping[str, int], rules: Rules, also: tuple[str, ...] = ()
+) -> PartitionSpec:
     """How one array is divided. A dimension that its axes do not divide stays whole, and so do scalars.
 
     Args:
@@ -79,30 +81,47 @@ def spec(path: str, shape: tuple[int, ...], mesh_shape: Mapping[str, int], rules
       shape: of the array.
       mesh_shape: devices along each axis.
       rules: of the networks in the tree.
+      also: axes that divide the array besides: the first dimension of its rule that they divide further, else the last
+        other one that they divide, else none.
 
     Raises RearError: no rule matches, or the rule is for arrays of more dimensions.
     """
     if not shape:
         return PartitionSpec()
     axes = find(path, rules).axes
-    if len(axes) > len(shape):
+    others = len(shape) - len(axes)
+    if others < 0:
         raise RearError(f"the sharding rule of {path} {list(shape)} names {len(axes)} dimensions: mend its family.")
-    axes = (None,) * (len(shape) - len(axes)) + axes
-    return PartitionSpec(*(a if divides(a, size, mesh_shape) else None for a, size in zip(axes, shape, strict=True)))
+    placed = [a if divides(a, n, mesh_shape) else None for a, n in zip((None,) * others + axes, shape, strict=True)]
+    if math.prod(mesh_shape[axis] for axis in also) > 1:
+        for dimension in (*range(others, len(shape)), *reversed(range(others))):
+            further = (*_names(placed[dimension]), *also)
+            if divides(further, shape[dimension], mesh_shape):
+                placed[dimension] = further
+                break
+    return PartitionSpec(*placed)
 
 
-def shardings(tree: Any, mesh: Mesh, rules: Rules, root: str = "") -> Any:
-    """The sharding of every array of a tree, or of their shapes; `root`, such as 'frozen/', begins their paths."""
+def shardings(tree: Any, mesh: Mesh, rules: Rules, root: str = "", also: tuple[str, ...] = ()) -> Any:
+    """The sharding of every array of a tree, or of their shapes.
+
+    Args:
+      tree: arrays or shapes.
+      mesh: of the devices.
+      rules: of the networks in the tree.
+      root: what their paths begin with, such as 'frozen/'.
+      also: see `spec`.
+    """
 
     def of(path, leaf):
-        return NamedSharding(mesh, spec(root + _name(path), leaf.shape, mesh.shape, rules))
+        return NamedSharding(mesh, spec(root + name_of(path), leaf.shape, mesh.shape, rules, also))
 
     return jax.tree_util.tree_map_with_path(of, tree)
 
 
 def decay_mask(params: Any, rules: Rules) -> Any:
     """True where weight decay applies, by the rules; raises RearError for a parameter without a rule."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: find(_name(path), rules).decays, params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: find(name_of(path), rules).decays, params)
 
 
 def bytes_per_device(tree: Any, placed: Any) -> int:
@@ -112,14 +131,18 @@ def bytes_per_device(tree: Any, placed: Any) -> int:
     return sum(jax.tree.leaves(sizes))
 
 
-def _name(path: Any) -> str:
+def name_of(path: Any) -> str:
+    """A path of `jax.tree_util` as the rules read it: names joined by '/'."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def divides(axes: str | tuple[str, ...] | None, size: int, mesh_shape: Mapping[str, int]) -> bool:
     """Whether the devices along one or several axes of the mesh, together, divide a dimension of this size."""
-    names = (axes,) if isinstance(axes, str) else axes or ()
-    return size % math.prod(mesh_shape[name] for name in names) == 0
+    return size % math.prod(mesh_shape[name] for name in _names(axes)) == 0
+
+
+def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (axes,) if isinstance(axes, str) else axes or ()
 
 
 def dividing(axes: tuple[str, ...], size: int, mesh_shape: Mapping[str, int]) -> tuple[str, ...]:
@@ -145,14 +168,18 @@ def constrain(x: Float[Array, "..."], *axes: tuple[str, ...] | None) -> Float[Ar
       `x` itself outside a mesh and on one device.
     """
     mesh_shape = jax.sharding.get_abstract_mesh().shape
-    if math.prod(mesh_shape.values()) == 1:
-        return x
 
     def of(names, size):
         free = PartitionSpec.UNCONSTRAINED
         return free if names is None else () if not names else dividing(names, size, mesh_shape) or free
 
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*map(of, axes, x.shape)))
+    return place(x, PartitionSpec(*map(of, axes, x.shape)))
+
+
+def place(x: Float[Array, "..."], spec: PartitionSpec) -> Float[Array, "..."]:
+    """The same array, divided so over the mesh that is in use; itself outside a mesh and on one device."""
+    several = math.prod(jax.sharding.get_abstract_mesh().shape.values()) > 1
+    return jax.lax.with_sharding_constraint(x, spec) if several else x
 
 
 def by_rows(x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rear_jax.errors import RearError
-from rear_jax.runtime import distributed, sharding
+from rear_jax.runtime import distributed, divided, sharding
 from rear_jax.runtime.checkpoints import Checkpoints, abstract
 from rear_jax.runtime.input_wait import InputWait
 from rear_jax.runtime.mesh import put_batch, replicated, split
@@ -47,6 +47,8 @@ class Learning:
       rules: sharding of the state and, under 'frozen/', of what is frozen.
       settings: of the loop, see `config.loop_settings`.
       seed: of the job's random keys.
+      divides: whether the state is divided over 'data' as well, `config.mesh.divide_state`.
+      dtype: of kernels in products, see `divided.Division`.
     """
 
     job: str
@@ -58,11 +60,27 @@ class Learning:
     rules: sharding.Rules
     settings: ConfigDict
     seed: int
+    divides: bool = True
+    dtype: Any = None
+
+    @property
+    def division(self) -> divided.Division:
+        """How the state is divided beside the rules, and what the step's networks read of it."""
+        return divided.Division(self.rules, divided.AXES if self.divides else (), self.dtype)
 
     def state(self, mesh: Mesh) -> TrainState:
-        """Shapes of the state, placed on the mesh by the rules."""
+        """Shapes of the state, placed on the mesh; what a method carries in `extra` is placed by the rules alone."""
         shapes = jax.eval_shape(self.init, self.given)
-        return abstract(shapes, sharding.shardings(shapes, mesh, self.rules))
+        places = sharding.shardings(shapes, mesh, self.rules, also=self.division.axes)
+        return abstract(shapes, places.replace(extra=sharding.shardings(shapes.extra, mesh, self.rules, "extra/")))
+
+    def seen(self, state: TrainState, mesh: Mesh) -> TrainState:
+        """The same state with whole parameters, and moving average, for whoever looks at it between steps."""
+        params, ema = (
+            tree if tree is None else jax.device_put(tree, sharding.shardings(tree, mesh, self.rules, "params/"))
+            for tree in (state.params, state.ema)
+        )
+        return state.replace(params=params, ema=ema)
 
     def frozen_places(self, mesh: Mesh) -> Any:
         """The sharding of every frozen array."""
@@ -121,7 +139,7 @@ def train(learning: Learning, run: Run) -> TrainState:
         start = int(state.step)
         if start >= settings.steps:
             log.info("%s: done already, %d steps", job, start)
-            return state
+            return learning.seen(state, mesh)
 
         stream = run.batches(start)
         batch = put_batch(next(stream), mesh)
@@ -159,15 +177,15 @@ def train(learning: Learning, run: Run) -> TrainState:
                 if save:
                     checkpoints.save(step, state, run.record)
                 if run.draw is not None and settings.picture_every and (last or step % settings.picture_every == 0):
-                    for name, picture in run.draw(state).items():
+                    for name, picture in run.draw(learning.seen(state, mesh)).items():
                         writer.picture(step, name, picture)
                 if run.watch is not None and step % run.watch[0] == 0:
-                    run.watch[1](step, state)
+                    run.watch[1](step, learning.seen(state, mesh))
                 if stopping and step < settings.steps:
                     checkpoints.wait()
                     raise Interrupted(f"{job}: saved at step {step} of {settings.steps}; resume with the same command.")
         checkpoints.wait()
-        return state
+        return learning.seen(state, mesh)
 
 
 def program(learning: Learning, mesh: Mesh, wanted: TrainState) -> Any:
@@ -178,7 +196,8 @@ def program(learning: Learning, mesh: Mesh, wanted: TrainState) -> Any:
 
     def keyed_step(state, batch, flags, frozen):
         key = jax.random.fold_in(jax.random.key(learning.seed), state.step)
-        return *learning.step(state, batch, key, frozen), any_raised(flags)
+        with divided.dividing(learning.division):
+            return *learning.step(state, batch, key, frozen), any_raised(flags)
 
     places = jax.tree.map(lambda leaf: leaf.sharding, wanted)
     everywhere = replicated(mesh)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from rear_jax.runtime import divided
 from rear_jax.runtime.sharding import Rules, decay_mask
 
 
@@ -79,6 +80,8 @@ def adamw(settings: ConfigDict, steps: int, rules: Rules) -> optax.GradientTrans
 def accumulated_gradients(loss_fn, params: Any, batch: Any, key: jax.Array, microbatches: int):
     """Mean gradients over a batch that is run in equal microbatches.
 
+    Parameters are gathered once for all microbatches, and gradients are divided as the state is, see `divided.py`.
+
     Args:
       loss_fn: (params, batch, key) -> (scalar loss, auxiliary tree), the loss a mean over the batch.
       batch: a tree of arrays with the batch axis leading, divisible by `microbatches`.
@@ -88,19 +91,25 @@ def accumulated_gradients(loss_fn, params: Any, batch: Any, key: jax.Array, micr
     Returns:
       (auxiliary trees of all microbatches, stacked [microbatches, ...]; gradients).
     """
-    gradients_of = jax.grad(loss_fn, has_aux=True)
+    arrays, for_networks = divided.gather(params)
+
+    def gradients_of(batch, key):
+        gradients, aux = jax.grad(lambda arrays: loss_fn(for_networks(arrays), batch, key), has_aux=True)(arrays)
+        return divided.scatter(gradients), aux
+
     if microbatches <= 1:
-        gradients, aux = gradients_of(params, batch, key)
+        gradients, aux = gradients_of(batch, key)
         return jax.tree.map(lambda x: x[None], aux), gradients
 
     def one(total, inputs):
         microbatch, index = inputs
-        gradients, aux = gradients_of(params, microbatch, jax.random.fold_in(key, index))
-        return jax.tree.map(jnp.add, total, gradients), aux
+        gradients, aux = gradients_of(microbatch, jax.random.fold_in(key, index))
+        return divided.scatter(jax.tree.map(jnp.add, total, gradients)), aux
 
     # each takes every `microbatches`-th example, so that it is spread over all devices
     cut = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
-    total, aux = jax.lax.scan(one, jax.tree.map(jnp.zeros_like, params), (cut, jnp.arange(microbatches)))
+    zeros = divided.scatter(jax.tree.map(jnp.zeros_like, params))
+    total, aux = jax.lax.scan(one, zeros, (cut, jnp.arange(microbatches)))
     return aux, jax.tree.map(lambda x: x / microbatches, total)
 
 

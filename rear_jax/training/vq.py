@@ -14,6 +14,7 @@ from rear_jax import losses, tokenizers
 from rear_jax.data.batches import image_shapes
 from rear_jax.errors import RearError
 from rear_jax.metrics import perceptual
+from rear_jax.runtime import divided
 from rear_jax.runtime.sharding import Rule, Rules, whole_frozen
 from rear_jax.tokenizers import discriminator, quantizer
 from rear_jax.training.loop import Learning
@@ -117,6 +118,7 @@ def learning(config: ConfigDict, networks: Networks, frozen: dict[str, Any], giv
         rules=rules,
         settings=settings.loop,
         seed=config.seed,
+        divides=config.mesh.divide_state,
     )
 
 
@@ -163,7 +165,9 @@ def tokenizer_step(networks: Networks, config: ConfigDict, optimizer: optax.Grad
 
     def step(state: TrainState, batch: dict, key: jax.Array, frozen: dict) -> tuple[TrainState, dict]:
         images = batch["image"].astype(jnp.float32) / 255.0
-        gradients, quantized, metrics = gradients_of(state, images, frozen)
+        params, _ = divided.gather(state.params)
+        gradients, quantized, metrics = gradients_of(state.replace(params=params), images, frozen)
+        gradients = divided.scatter(gradients)
         metrics |= {
             "commitment": quantized.commitment_loss,
             "codebook_usage": quantizer.codebook_usage(quantized.codes, config.tokenizer.codebook_size),

@@ -62,6 +62,8 @@ def learning(config: ConfigDict, tokenizer: Tokenizer, given: Any) -> Learning:
         rules=(whole_frozen(), *rules),
         settings=settings,
         seed=config.seed,
+        divides=config.mesh.divide_state,
+        dtype=model.dtype,
     )
 
 

@@ -113,6 +113,8 @@ def learning(
         rules=(whole_frozen("reference", "generator"), *rules),
         settings=settings.loop,
         seed=config.seed,
+        divides=config.mesh.divide_state,
+        dtype=networks.generator.dtype if method.trains == "generator" else None,
     )
 
 

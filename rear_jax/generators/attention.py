@@ -58,8 +58,8 @@ def attend(
     past: KeyValues,
     position: Int[Array, ""] | int,
     visible: Bool[Array, "B S"] | None = None,
-) -> Float[Array, "B T H D"]:
-    """Attention of T queries at `position`, `position` + 1, ... over the past, themselves included.
+) -> Float[Array, "B T W"]:
+    """Attention of T queries at `position`, `position` + 1, ... over the past, themselves included, heads side by side.
 
     Args:
       queries: of the new positions.
@@ -72,7 +72,8 @@ def attend(
     query_positions = position + jnp.arange(queries.shape[1])
     allowed = _causal_mask(query_positions, past.keys.shape[2], visible)
     weights = jax.nn.softmax(jnp.where(allowed, scores, -jnp.inf), axis=-1)
-    return _product("bhts,bhsd->bthd", weights.astype(past.values.dtype), past.values, past.values.dtype)
+    mixed = _product("bhts,bhsd->bthd", weights.astype(past.values.dtype), past.values, past.values.dtype)
+    return mixed.reshape(*mixed.shape[:2], -1)
 
 
 def self_attention(
@@ -83,8 +84,8 @@ def self_attention(
     visible: Bool[Array, "B T"] | None = None,
     rate: float = 0.0,
     dropout: Dropout | None = None,
-) -> Float[Array, "B T H D"]:
-    """Softmax attention of whole sequences under a causal mask; softmax in float32.
+) -> Float[Array, "B T W"]:
+    """Softmax attention of whole sequences under a causal mask, all heads side by side; softmax in float32.
 
     Args:
       qkv: queries, keys and values, in the compute dtype.
@@ -101,16 +102,16 @@ def self_attention(
     if kernel == "fused":
         return fused_on_mesh(qkv, preparation, visible, rate, dropout)
     queries, keys, values = preparation.apply(qkv)
+    batch, length, *_ = queries.shape
     if kernel in LIBRARY:
-        return LIBRARY[kernel](queries, keys, values)
-    length = queries.shape[1]
+        return LIBRARY[kernel](queries, keys, values).reshape(batch, length, -1)
     scores = _product("bthd,bshd->bhts", queries, keys, jnp.float32)
     allowed = _causal_mask(jnp.arange(length), length, visible)
     scores = jnp.where(allowed, scores * queries.shape[-1] ** -0.5, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
     if dropout is not None:
         weights = drop_weights(weights, rate, dropout)
-    return _product("bhts,bshd->bthd", weights, values, values.dtype)
+    return _product("bhts,bshd->bthd", weights, values, values.dtype).reshape(batch, length, -1)
 
 
 def _product(axes: str, a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:

@@ -228,7 +228,7 @@ def test_a_choice_that_does_not_fit_any_more_is_made_anew(tmp_path, trained, com
     limit(monkeypatch, 0.7 * looked_at[0] / fitting.USED)
     train(tmp_path, trained, train__loop__steps=2)
     assert record(tmp_path)["train"]["accumulation"] > 1
-    assert "the checkpoint's accumulation 1, remat none does not fit here: from now on other random" in caplog.text
+    assert "the checkpoint's accumulation 1, remat none does not fit here: from now on numbers" in caplog.text
 
 
 def test_where_nothing_fits_one_line_says_what_helps(tmp_path, trained, monkeypatch):

@@ -182,3 +182,38 @@ def test_with_the_tpu_compiler_bundles_of_a_kernel_are_counted(tmp_path):
     assert [row[:2] for row in rows] == [["v5e:1x1", "looping"], ["v5p:1x1x1", "looping"]]
     loops = r"\d+ \+ (\d+) \* \(\d+ \+ (\d+) \* \(\d+\)\)"
     assert [re.fullmatch(loops, row[2]).groups() for row in rows] == [("16", "50"), ("8", "50")]
+
+
+FUSED = """
+from rear_jax.generators.fused_attention import fused_attention
+from rear_jax.generators.heads import Norm, Preparation
+
+
+def function(qkv, norms, words):
+    preparation = Preparation(Norm(norms[0], norms[1]), Norm(norms[2], norms[3]))
+    return fused_attention(qkv, preparation, 16, rate=0.1, words=words)
+"""
+
+
+@pytest.mark.slow
+@needs_tpu_compiler
+def test_with_the_tpu_compiler_the_formula_of_fused_attention_meets_its_bundles(tmp_path):
+    """Of reAR-B and of LlamaGen-L's width; the tool prints the formula's cycles beside the bundles."""
+    (tmp_path / "fused.py").write_text(FUSED)
+    for size in (48, 64):
+        arrays = f"bfloat16[2,258,{48 * size}]", f"float32[4,{size}]", "int32[2,16,2]"
+        done = subprocess.run(
+            [sys.executable, ROOT / "benchmarks/kernel_bundles.py", f"{tmp_path}/fused.py:function", *arrays, "--gradient"],
+            env=environment(),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if "fused_attention_" in line]
+        assert len(rows) == 2
+        for row in rows:
+            print(row)
+            *_, bundles, formula = (float(cell.replace(",", "").replace(" ", "")) for cell in row[-2:])
+            assert abs(formula / bundles - 1) < 0.15

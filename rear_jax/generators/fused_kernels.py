@@ -29,7 +29,7 @@ from rear_jax.generators.heads import LAYER_EPSILON, RMS_EPSILON
 LANES, SUBLANES = 128, 8  # of a register of the vector unit
 QUERIES = 128  # of one part
 TOGETHER, REGISTERS = 8, 512  # heads side by side at most, and registers of their scores
-SPARE = 4 * 2**20  # bytes of the fast memory for what lies between
+SPARE = 6 * 2**20  # bytes of the fast memory for what lies between
 HIDDEN = -1e30  # score of a key that a query does not see
 LOG2_E = math.log2(math.e)
 

@@ -2,6 +2,9 @@
 
 import functools
 import inspect
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +28,7 @@ from tests.test_attention import (
     value_and_gradients,
     written_out,
 )
+from tests.toy import ROOT, environment
 
 HEAD_SIZES = (48, 64, 80, 88, 96, 128)
 SMALL = {
@@ -136,6 +140,26 @@ def test_flash_attention_lowers_for_gpus(size, dtype):
         assert text.count(f'name = "{name}"') == 1
     assert "258x258" not in text
     assert size == 128 or "x128x" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("REAR_CUDA_PLUGIN" not in os.environ, reason="set REAR_CUDA_PLUGIN to a folder with JAX's plugin")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_triton_compiler_takes_flash_attention(dtype):
+    """For GPUs that are not here, of three generations: every kernel multiplies on tensor cores, and fits into the
+    99 KiB that a core of the smallest has. Elements of two bytes are copied 16 bytes at a time."""
+    capabilities, sizes = ("8.0", "9.0", "10.0"), ("48", "88", "128")
+    command = [sys.executable, "-m", "tests.triton_compiler", ",".join(capabilities), dtype, ",".join(sizes)]
+    environ = environment()
+    environ["PYTHONPATH"] += os.pathsep + os.environ["REAR_CUDA_PLUGIN"]
+    done = subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert len(rows) == len(capabilities) * len(sizes) * 3
+    for _, _, _, _, memory, products, *copies in rows:
+        assert int(memory) <= 99 * 1024
+        assert int(products) > 0
+        assert dtype == "float32" or copies == ["10"]  # hexadecimal
 
 
 @pytest.mark.parametrize(

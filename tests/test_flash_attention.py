@@ -1,5 +1,6 @@
 """Flash attention on GPUs: it computes what the plain form does, and becomes kernels of Triton."""
 
+import dataclasses
 import functools
 import inspect
 import os
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rear_jax import generators
 from rear_jax.errors import RearError
 from rear_jax.generators import attention_kernels
 from rear_jax.generators.attention_kernels import choose, flash_on_mesh
@@ -19,8 +21,10 @@ from rear_jax.generators.flash_attention import LEAST, Shape
 from rear_jax.generators.heads import Preparation
 from tests.test_attention import (
     FITS,
+    MODEL,
     PROBLEMS,
     distance,
+    gradients,
     lowered,
     mesh_on,
     plain_form,
@@ -129,12 +133,12 @@ def test_flash_attention_lowers_for_gpus(size, dtype):
     """Forward and backward, without a GPU; no array of [T, T] or of filled up heads."""
     arguments, weights = problem(258, size, 2, norm="layer", rate=0.1, masked=True, dtype=jnp.dtype(dtype))
 
-    def gradients(qkv, weights):
+    def both_ways(qkv, weights):
         out, pull_back = jax.vjp(lambda qkv: flash_on_mesh(qkv, *arguments[1:]), qkv)
         return out, *pull_back(weights)
 
     with jax.sharding.use_abstract_mesh(mesh_on("gpu", "NVIDIA")):
-        text = lowered(gradients, arguments[0], weights, platform="cuda")
+        text = lowered(both_ways, arguments[0], weights, platform="cuda")
     assert text.count("__gpu$xla.gpu.triton") == 3
     for name in ("flash_forward", "flash_backward_queries", "flash_backward_keys"):
         assert text.count(f'name = "{name}"') == 1
@@ -175,6 +179,17 @@ def test_what_flash_cannot_do_is_said(monkeypatch, change, reason):
         assert choose("flash", FITS._replace(rate=0.1, masked=True)) == "flash"
         with pytest.raises(RearError, match=reason):
             choose("flash", FITS._replace(**change))
+
+
+def test_a_model_trains_on_flash_attention(monkeypatch):
+    """Three kernels in the loops over its layers."""
+    monkeypatch.setattr(attention_kernels, "_has_flash_attention", lambda: True)
+    with jax.sharding.use_abstract_mesh(mesh_on("gpu")):
+        for name, count in (("flash", 3), ("plain", 0)):
+            model = dataclasses.replace(MODEL, attention=name)
+            inputs, params = generators.family_of(model).example_inputs(model), generators.shapes(model)
+            text = lowered(gradients(model), params, *inputs, platform="cuda")
+            assert text.count("__gpu$xla.gpu.triton") == count
 
 
 def test_flash_runs_on_gpus_alone():

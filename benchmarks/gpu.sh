@@ -24,6 +24,7 @@ names=" "
 
 # What replaces the sizes of a script with --toy.
 declare -A small=(
+  [attention.py]="--shapes=toy --batch=2 --calls=1 --repeats=1"
   [train_step.py]="--config=tests/toy_config.py --batch=4 --doublings=1 --repeats=1"
   [posttrain_step.py]="--width=32 --layers=2 --heads=2 --codes=4 --codebook=64 --channels=32 --batch=8 --group=2 --repeats=1"
   [sample.py]="--config=tests/toy_config.py --images=24 --batch=8 --repeats=1"
@@ -82,6 +83,7 @@ measurements() {
   local pixels=(--model=llamagen --codes=576 --codebook=16384 --channels=128 --perceptual=lpips --repeats=3)
   local xl=(--width=1280 --layers=36 --heads=20) xxl=(--width=1536 --layers=48 --heads=24)
 
+  measure attention 120 attention.py --batch=64
   measure train_rear_b 150 train_step.py --config=configs/rear_b.py --batch=32 --doublings=3
   measure posttrain_xl 240 posttrain_step.py "${pixels[@]}" "${xl[@]}" "${bf16[@]}" --batch=16
   measure sample_rear_b 240 sample.py --config=configs/rear_b.py

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rear_jax import generators
 from rear_jax.config import loop_settings
 from rear_jax.generators.attention import self_attention
-from rear_jax.generators.attention_kernels import fused_on_mesh, splash_attention
+from rear_jax.generators.attention_kernels import flash_on_mesh, fused_on_mesh, splash_attention
 from rear_jax.generators.dropout import Dropout
 from rear_jax.generators.heads import Norm, Preparation, Rotation
 from rear_jax.runtime.checkpoints import Checkpoints
@@ -232,8 +232,9 @@ def test_splash_attention_is_divided_over_the_mesh(rows):
     assert "all-gather" not in program.as_text()
 
 
+@pytest.mark.parametrize("kernel", [fused_on_mesh, flash_on_mesh])
 @pytest.mark.parametrize("rows", [8, 6])
-def test_fused_attention_is_divided_over_the_mesh(rows):
+def test_our_attention_is_divided_over_the_mesh(rows, kernel):
     """Outputs and gradients of the plain form on one device, with its mask of dropout, and no exchange of heads."""
     qkv = jax.random.normal(jax.random.key(0), (rows, 5, 3, 4, 8))
     norms = [Norm(*jax.random.normal(jax.random.key(1 + i), (2, 8))) for i in range(2)]
@@ -257,7 +258,7 @@ def test_fused_attention_is_divided_over_the_mesh(rows):
     spec = PartitionSpec(("data", "fsdp"), *heads) if rows == 8 else PartitionSpec(None, *heads)
     with jax.set_mesh(mesh_of("all")):
         placed = jax.device_put(qkv, NamedSharding(mesh_of("all"), spec))
-        program = jax.jit(of(functools.partial(fused_on_mesh, interpret=True))).lower(placed, *norms).compile()
+        program = jax.jit(of(functools.partial(kernel, interpret=True))).lower(placed, *norms).compile()
         got = program(placed, *norms)
     wanted = of(plain)(qkv, *norms)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, wanted)

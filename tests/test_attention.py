@@ -124,9 +124,9 @@ def test_only_new_nvidia_gpus_have_flash_attention(monkeypatch, capability, able
 
 def test_an_unknown_kernel_names_the_known_ones():
     with pytest.raises(
-        RearError, match=r"config\.model\.attention = 'flash': use one of auto, plain, fused, cudnn, splash\."
+        RearError, match=r"config\.model\.attention = 'fast': use one of auto, plain, fused, flash, cudnn, splash\."
     ):
-        toy.generator(toy.config(model__attention="flash"))
+        toy.generator(toy.config(model__attention="fast"))
 
 
 def test_a_model_names_its_kernel():

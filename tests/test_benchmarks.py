@@ -48,6 +48,32 @@ def test_train_step_doubles_the_batch():
     assert all(row[head.index("MFU")].endswith("%") for row in rows)
 
 
+def test_attention():
+    """Every kernel has its row, with dropout and without, and says why where it cannot run."""
+    head, *rows = run("attention.py", "--shapes=toy", "--batch=2", "--calls=1", "--repeats=1")
+    assert [row[2] for row in rows] == ["plain", "cudnn", "fused", "flash", "splash"] * 2
+    for row in rows:
+        assert len(row) == len(head)
+        assert row[2] == "plain" or row[3].endswith("not on cpu")
+    assert rows[5][1] == "0.1"
+    assert rows[5][head.index("times plain")] == "1.00"
+
+
+@pytest.mark.slow
+def test_attention_is_checked_before_it_is_timed(measure, monkeypatch, capsys):
+    """Our kernels, interpreted, are right; what is wrong is named, is not timed, and fails the command."""
+    import attention
+
+    flags = ("--shapes=toy", "--batch=2", "--calls=1", "--repeats=1", "--kernels=flash", "--interpret")
+    monkeypatch.setattr("sys.argv", ["attention.py", *flags])
+    attention.main()
+    assert "wrong" not in capsys.readouterr().out
+    monkeypatch.setitem(attention.OURS, "flash", lambda qkv, *_, interpret: 1.1 * qkv[:, :, 2])
+    with pytest.raises(SystemExit, match=r"wrong: flash at toy with dropout 0\.0; flash at toy with dropout 0\.1"):
+        attention.main()
+    assert capsys.readouterr().out.count(": wrong |  |  |  |  |") == 2
+
+
 @pytest.mark.slow
 def test_posttrain_step():
     rows = run("posttrain_step.py", *SIZES, "--model=llamagen", "--group=2", "--accumulation=2", "--remat=full")

@@ -203,7 +203,13 @@ def test_with_the_tpu_compiler_the_formula_of_fused_attention_meets_its_bundles(
     for size in (48, 64):
         arrays = f"bfloat16[2,258,{48 * size}]", f"float32[4,{size}]", "int32[2,16,2]"
         done = subprocess.run(
-            [sys.executable, ROOT / "benchmarks/kernel_bundles.py", f"{tmp_path}/fused.py:function", *arrays, "--gradient"],
+            [
+                sys.executable,
+                ROOT / "benchmarks/kernel_bundles.py",
+                f"{tmp_path}/fused.py:function",
+                *arrays,
+                "--gradient",
+            ],
             env=environment(),
             cwd=ROOT,
             capture_output=True,

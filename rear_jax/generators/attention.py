@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rear_jax.generators.attention_kernels import LIBRARY, Task, choose, fused_on_mesh
+from rear_jax.generators.attention_kernels import LIBRARY, OURS, Task, choose
 from rear_jax.generators.dropout import Dropout, drop_weights
 from rear_jax.generators.heads import Preparation
 from rear_jax.runtime.precision import factors, of_products
@@ -99,8 +99,8 @@ def self_attention(
     """
     rate, dropout = (rate, dropout) if rate and dropout is not None else (0.0, None)
     kernel = choose(kernel, Task.of(qkv, rate=rate, masked=visible is not None))
-    if kernel == "fused":
-        return fused_on_mesh(qkv, preparation, visible, rate, dropout)
+    if kernel in OURS:
+        return OURS[kernel](qkv, preparation, visible, rate, dropout)
     queries, keys, values = preparation.apply(qkv)
     batch, length, *_ = queries.shape
     if kernel in LIBRARY:

@@ -2,9 +2,9 @@
 
 None of them holds the scores [B, H, T, T] in memory. On TPUs there is one of ours, `fused_attention.py`, for sequences
 of which one fits on the chip, with dropout of attention weights and hidden positions; and JAX's splash attention for
-what that does not take. On GPUs there is cuDNN's. The libraries' kernels have no dropout that fits training (cuDNN's
-repeats one mask, drawn from a constant seed), and no positions that only some queries see. For these, and for
-everything else, there is the plain form in `attention.py`.
+what that does not take. On GPUs there is cuDNN's, and one of ours, `flash_attention.py`. The libraries' kernels have no
+dropout that fits training (cuDNN's repeats one mask, drawn from a constant seed), and no positions that only some
+queries see. For everything else, there is the plain form in `attention.py`.
 
 cuDNN's divides itself over a mesh. The others are Pallas kernels, which XLA's partitioner does not look into, so they
 are mapped over the devices here.
@@ -22,10 +22,11 @@ from jaxtyping import Array, Bool, Float
 
 from rear_jax.errors import RearError
 from rear_jax.generators.dropout import Dropout
+from rear_jax.generators.flash_attention import flash_attention
 from rear_jax.generators.fused_attention import LONGEST, fused_attention
 from rear_jax.generators.fused_kernels import Shape
 from rear_jax.generators.heads import Preparation
-from rear_jax.runtime.precision import platform
+from rear_jax.runtime.precision import of_products, platform
 from rear_jax.runtime.sharding import BATCH_AXES, HEAD_AXES, dividing
 
 SPLASH_BLOCK = 128  # positions that splash attention takes at a time; lengths are filled up to a multiple
@@ -38,7 +39,11 @@ FAST_MEMORY = {  # bytes of a TPU core by the device's kind, from jax's `pallas.
 }
 CUDNN_DTYPES = ("bfloat16", "float16")
 CUDNN_HEAD_SIZE = 128  # at most, and a multiple of 8
-CUDNN_CAPABILITY = 8.0  # compute capability at least: Ampere
+GPU_CAPABILITY = 8.0  # compute capability at least: Ampere
+FLASH_DTYPES = ("bfloat16", "float16", "float32")
+FLASH_HEAD_SIZE = 128  # at most
+FLASH_CHECKED: frozenset[str] = frozenset()  # compute capabilities, such as "9.0", that `benchmarks/attention.py` was
+# run on and found right and faster than the plain form: there 'auto' takes 'flash'
 
 
 def cudnn_attention(
@@ -88,31 +93,68 @@ def fused_on_mesh(
     interpret: bool = False,
 ) -> Float[Array, "B T W"]:
     """`fused_attention`, each device with rows and heads of its own; arguments as of `attention.self_attention`."""
+    given = {"rate": rate, "memory": fast_memory(), "interpret": interpret}
+    given["precision"] = None if qkv.dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
+
+    def kernel(qkv, heads, preparation, visible, words):
+        return fused_attention(qkv, preparation, heads, visible=visible, words=words, **given)
+
+    return _on_mesh(kernel, qkv, preparation, visible, dropout)
+
+
+def flash_on_mesh(
+    qkv: Float[Array, "B T 3 H D"],
+    preparation: Preparation,
+    visible: Bool[Array, "B T"] | None,
+    rate: float,
+    dropout: Dropout | None,
+    *,
+    interpret: bool = False,
+) -> Float[Array, "B T W"]:
+    """`flash_attention`, each device with rows and heads of its own; arguments as of `attention.self_attention`."""
+    given = {"rate": rate, "precision": of_products(), "interpret": interpret}
+
+    def kernel(qkv, heads, preparation, visible, words):
+        prepared = preparation.apply(qkv.reshape(*qkv.shape[:2], 3, heads, -1))
+        return flash_attention(*prepared, visible=visible, words=words, **given).reshape(*qkv.shape[:2], -1)
+
+    return _on_mesh(kernel, qkv, preparation, visible, dropout)
+
+
+def _on_mesh(
+    kernel: Callable[..., jax.Array],
+    qkv: Float[Array, "B T 3 H D"],
+    preparation: Preparation,
+    visible: Bool[Array, "B T"] | None,
+    dropout: Dropout | None,
+) -> Float[Array, "B T W"]:
+    """A kernel of a device's rows and heads on all devices.
+
+    It is called with (qkv [b, T, 3 h D], h, preparation, visible, words of dropout), and gives [b, T, h D].
+    """
     batch, length, _, heads, _ = qkv.shape
     words = None if dropout is None else dropout.of_heads(heads)
     mesh = jax.sharding.get_abstract_mesh().shape
     rows, of_heads = dividing(BATCH_AXES, batch, mesh), dividing(HEAD_AXES, heads, mesh)
     here = heads // math.prod(mesh[axis] for axis in of_heads)
-    given = {"rate": rate, "memory": fast_memory(), "interpret": interpret}
-    given["precision"] = None if qkv.dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
-
-    def kernel(qkv, preparation, visible, words):  # of one device
-        qkv = qkv.reshape(*qkv.shape[:2], -1)
-        return fused_attention(qkv, preparation, here, visible=visible, words=words, **given)
-
     if here == heads:
         qkv = qkv.reshape(batch, length, -1)  # side by side as they come: heads apart would be moved in memory
+
+    def of_device(qkv, *others):
+        return kernel(qkv.reshape(*qkv.shape[:2], -1), here, *others)
+
     if math.prod(mesh.values()) == 1:
-        return kernel(qkv, preparation, visible, words)
-    of_qkv = PartitionSpec(rows) if qkv.ndim == 3 else PartitionSpec(rows, None, None, of_heads)
+        return of_device(qkv, preparation, visible, words)
+    of_qkv = PartitionSpec(rows) if here == heads else PartitionSpec(rows, None, None, of_heads)
     of_each = jax.tree.map(lambda x: PartitionSpec(rows) if x.ndim == 3 else PartitionSpec(), preparation)
     specs = of_qkv, of_each, PartitionSpec(rows), PartitionSpec(rows, of_heads)
-    mapped = jax.shard_map(kernel, in_specs=specs, out_specs=PartitionSpec(rows, None, of_heads), check_vma=False)
-    return mapped(qkv, preparation, visible, words)
+    out = PartitionSpec(rows, None, of_heads)
+    return jax.shard_map(of_device, in_specs=specs, out_specs=out, check_vma=False)(qkv, preparation, visible, words)
 
 
+OURS: dict[str, Callable[..., jax.Array]] = {"fused": fused_on_mesh, "flash": flash_on_mesh}
 LIBRARY: dict[str, Callable[..., jax.Array]] = {"cudnn": cudnn_attention, "splash": splash_attention}
-KERNELS = ("auto", "plain", "fused", *LIBRARY)
+KERNELS = ("auto", "plain", *OURS, *LIBRARY)
 
 
 class Task(NamedTuple):
@@ -142,7 +184,7 @@ class Task(NamedTuple):
 
 
 def choose(name: str, task: Task) -> str:
-    """The kernel to use: 'plain', 'fused' or a key of LIBRARY.
+    """The kernel to use: 'plain', or a key of OURS or of LIBRARY.
 
     Args:
       name: `config.model.attention`, one of KERNELS; 'auto' takes the first kernel that can run, else 'plain'.
@@ -152,7 +194,8 @@ def choose(name: str, task: Task) -> str:
     """
     reasons = {kernel: obstacle(task) for kernel, obstacle in OBSTACLES.items()}
     if name == "auto":
-        return next((kernel for kernel, reason in reasons.items() if not reason), "plain")
+        able = (kernel for kernel, reason in reasons.items() if not reason)
+        return next((kernel for kernel in able if kernel != "flash" or _capability() in FLASH_CHECKED), "plain")
     if reasons.get(name):
         raise RearError(f"config.model.attention = {name!r} {reasons[name]}: use 'auto' or 'plain'.")
     return name
@@ -173,8 +216,8 @@ def _obstacle_to_fused(task: Task) -> str:
 
 
 def _obstacle_to_cudnn(task: Task) -> str:
-    if not (platform() == "gpu" and _has_flash_attention()):
-        return f"runs on NVIDIA GPUs of compute capability {CUDNN_CAPABILITY} or higher, not on {platform()}"
+    if reason := _lacks_gpu():
+        return reason
     if task.dtype not in CUDNN_DTYPES:
         return f"takes bfloat16 or float16, not {task.dtype}"
     if task.size > CUDNN_HEAD_SIZE or task.size % 8:
@@ -190,6 +233,20 @@ def _obstacle_to_splash(task: Task) -> str:
     return _lacks(task)
 
 
+def _obstacle_to_flash(task: Task) -> str:
+    if reason := _lacks_gpu():
+        return reason
+    if task.dtype not in FLASH_DTYPES:
+        return f"takes {', '.join(FLASH_DTYPES)}, not {task.dtype}"
+    return f"takes heads of up to {FLASH_HEAD_SIZE} features, not {task.size}" if task.size > FLASH_HEAD_SIZE else ""
+
+
+def _lacks_gpu() -> str:
+    if platform() == "gpu" and _has_flash_attention():
+        return ""
+    return f"runs on NVIDIA GPUs of compute capability {GPU_CAPABILITY} or higher, not on {platform()}"
+
+
 def _lacks(task: Task) -> str:
     """What the libraries' kernels cannot do."""
     if task.rate:
@@ -197,7 +254,12 @@ def _lacks(task: Task) -> str:
     return "hides no positions, as captions need it" if task.masked else ""
 
 
-OBSTACLES = {"fused": _obstacle_to_fused, "cudnn": _obstacle_to_cudnn, "splash": _obstacle_to_splash}
+OBSTACLES = {  # by kernel; 'auto' tries them in this order
+    "fused": _obstacle_to_fused,
+    "cudnn": _obstacle_to_cudnn,
+    "splash": _obstacle_to_splash,
+    "flash": _obstacle_to_flash,
+}
 
 
 def fast_memory() -> int:
@@ -208,8 +270,13 @@ def fast_memory() -> int:
 
 
 def _has_flash_attention() -> bool:
-    """Whether this machine's GPUs are cuDNN's and new enough; AMD's name their kind where NVIDIA's have a number."""
+    """Whether this machine's GPUs are NVIDIA's and new enough for the tensor cores that the kernels use."""
+    return float(_capability() or 0) >= GPU_CAPABILITY
+
+
+def _capability() -> str:
+    """Of this machine's NVIDIA GPUs, such as '9.0'; '' without any. AMD's name their kind where these have a number."""
     if jax.default_backend() != "gpu":
-        return False
+        return ""
     capability = jax.local_devices()[0].compute_capability
-    return capability.replace(".", "").isdigit() and float(capability) >= CUDNN_CAPABILITY
+    return capability if capability.replace(".", "").isdigit() else ""

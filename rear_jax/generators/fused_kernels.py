@@ -29,7 +29,7 @@ from rear_jax.generators.heads import LAYER_EPSILON, RMS_EPSILON
 LANES, SUBLANES = 128, 8  # of a register of the vector unit
 QUERIES = 128  # of one part
 TOGETHER, REGISTERS = 8, 512  # heads side by side at most, and registers of their scores
-SPARE = 6 * 2**20  # bytes of the fast memory for what lies between
+SPARE = 2 * 2**20  # bytes of the fast memory that nothing is planned for
 HIDDEN = -1e30  # score of a key that a query does not see
 LOG2_E = math.log2(math.e)
 
@@ -109,14 +109,19 @@ class Shape(NamedTuple):
     def needs(self, group: int) -> int:
         """The same, where so many heads are read at once."""
         windows = 7 * self.width * -(-self.length // 16) * 16 * self.itemsize  # qkv, and the gradients of it and of out
-        pads = 7 * group * self.size * -(-self.length // LANES) * LANES * 4
-        return 2 * windows + pads + SPARE
+        head = self.size * -(-self.length // LANES) * LANES * 4  # [D, T]
+        pads, between = 7 * group * head, 7 * self.beside(group) * head
+        return 2 * windows + pads + between + SPARE
 
     @property
     def together(self) -> int:
         """Heads of a group that are computed side by side."""
+        return self.beside(self.group)
+
+    def beside(self, group: int) -> int:
+        """The same of a group of so many heads."""
         registers = sum(part.registers for part in self.parts())
-        counts = [count for count in range(1, self.group + 1) if self.group % count == 0]
+        counts = [count for count in range(1, group + 1) if group % count == 0]
         return max(count for count in counts if count == 1 or (count <= TOGETHER and count * registers <= REGISTERS))
 
     def parts(self) -> list[Part]:

@@ -1,6 +1,7 @@
 """What divided transformers send: FSDP gathers parameters, tensor parallelism adds up what Megatron-LM does."""
 
 import collections
+import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -136,3 +137,25 @@ def test_a_training_step_of_llamagen_3b_under_tensor_parallelism():
     assert times["all-reduce"] == pytest.approx((2 * 5 + 2) * stream, rel=0.01)
     assert times["all-to-all"] == 2 * 2 * 3200 * 9600 * 4 // 4  # the blocks' qkv kernels and their gradients
     assert times["all-gather"] < 0.01 * stream
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_the_tpu_compiler_gathers_kernels_once_and_in_bfloat16():
+    """Four blocks of reAR-B on 256 chips, each with a 256th of the state: nothing is gathered for each layer, and what
+    devices add up for each layer is its gradient in float32."""
+    config = load(toy.ROOT / "configs" / "rear_b.py")
+    config.train.accumulation, config.model.remat, config.model.depth = 1, "none", 4
+    topology = chips.topology("v5e:16x16")
+    plan = roofline.make(config, "train", topology, quick=True)
+    shapes = programs.train(config, make_mesh(config.mesh, topology.devices)).held["parameters"]
+    whole = sum(4 * leaf.size for leaf in jax.tree.leaves(shapes))
+    assert plan.held["parameters"] < 1.02 * whole / 256
+    assert plan.working < 2 * whole + 2**30  # no further gradients or copies of that size beside the activations
+    sizes = collections.Counter()
+    for one in plan.collectives:
+        sizes[one.kind, one.times] += one.times * one.size
+    assert {times for kind, times in sizes if kind == "all-gather"} == {1}
+    assert sizes["all-gather", 1] < whole / 2
+    added = sizes["all-reduce", 4] + sizes["reduce-scatter", 4]
+    assert added == pytest.approx(sum(4 * leaf.size for leaf in jax.tree.leaves(shapes["blocks"])), rel=0.02)

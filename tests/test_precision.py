@@ -13,11 +13,21 @@ from jax.experimental import topologies
 from rear_jax import artifacts, generators, tokenizers
 from rear_jax.errors import RearError
 from rear_jax.generators.dropout import Dropout, drop
+from rear_jax.generators.layers import HeadsLinear
 from rear_jax.metrics import efficientnet, inception, lpips, perceptual
 from rear_jax.metrics.features import efficientnet_features
 from rear_jax.plan import chips, flops, roofline
 from rear_jax.runtime.mesh import make_mesh
-from rear_jax.runtime.precision import Linear, gelu, in_float32, multiply, of_products, products_at, standing_in_for
+from rear_jax.runtime.precision import (
+    Linear,
+    Prepared,
+    gelu,
+    in_float32,
+    multiply,
+    of_products,
+    products_at,
+    standing_in_for,
+)
 from rear_jax.sampling import draw
 from rear_jax.tokenizers.discriminator import PatchDiscriminator
 from tests import toy, toy_sequence
@@ -192,6 +202,44 @@ class TestProducts:
         np.testing.assert_allclose(value, plain, **tolerance)
         for found, wanted in zip(pull_back(g), plain_back(g), strict=True):
             np.testing.assert_allclose(found, wanted, **tolerance)
+
+    @pytest.mark.parametrize("layer", [Linear(12, jnp.bfloat16), HeadsLinear(2, jnp.bfloat16)], ids=["linear", "heads"])
+    def test_a_prepared_kernel_is_as_good_as_one_that_is_rounded_in_the_layer(self, layer):
+        """Value and gradients are the same to the last bit; the gradient is float32, of the stored kernel alone."""
+        x = jax.random.normal(jax.random.key(0), (6, 4))
+        params = layer.init(jax.random.key(1), x)["params"]
+        rounded = params["kernel"].astype(jnp.bfloat16)
+
+        def loss(params, x):
+            return jnp.sum(jnp.sin(layer.apply({"params": params}, x).astype(jnp.float32)))
+
+        def prepared(params, x):
+            kernel = Prepared(params["kernel"], rounded, (None, None))
+            return loss(params | {"kernel": kernel}, x)
+
+        wanted, found = (jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(params, x) for f in (loss, prepared))
+        jax.tree.map(np.testing.assert_array_equal, found, wanted)
+        assert found[1][0]["kernel"].dtype == jnp.float32
+        nothing = jax.grad(lambda factor: loss(params | {"kernel": Prepared(params["kernel"], factor, ())}, x))(rounded)
+        assert not nothing.any()
+        unread = {"kernel": Prepared(jnp.full((4, 12), jnp.nan), rounded, ())}
+        np.testing.assert_array_equal(loss(params | unread, x), wanted[0])
+
+    def test_layers_in_a_scan_read_the_prepared_stack_backwards_too(self):
+        """It is not written once more, a layer at a time, to be kept for the backward pass."""
+        kernels, layer = jnp.ones((3, 5, 5)), Linear(5, jnp.bfloat16, use_bias=False)
+
+        def loss(kernels, rounded):
+            def body(x, kernel):
+                return jnp.sin(layer.apply({"params": {"kernel": kernel}}, x)), None
+
+            stack = Prepared(kernels, rounded, (None, None))
+            return jnp.sum(jax.lax.scan(body, jnp.ones((2, 5), jnp.bfloat16), stack)[0].astype(jnp.float32))
+
+        traced = jax.make_jaxpr(jax.grad(loss))(kernels, kernels.astype(jnp.bfloat16))
+        forward, backward = [one for one in traced.eqns if one.primitive.name == "scan"]
+        made = [(out.aval.dtype, out.aval.shape) for scan in (forward, backward) for out in scan.outvars]
+        assert [dtype for dtype, shape in made if shape == (3, 5, 5)] == [jnp.float32]  # the gradient
 
     def test_a_bias_is_added_and_its_gradient_summed_in_float32(self):
         layer, x = Linear(4, jnp.bfloat16), jnp.ones((1000, 3), jnp.bfloat16)

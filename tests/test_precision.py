@@ -214,7 +214,7 @@ class TestProducts:
             return jnp.sum(jnp.sin(layer.apply({"params": params}, x).astype(jnp.float32)))
 
         def prepared(params, x):
-            kernel = Prepared(params["kernel"], rounded, (None, None))
+            kernel = Prepared(params["kernel"], rounded, ())
             return loss(params | {"kernel": kernel}, x)
 
         wanted, found = (jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(params, x) for f in (loss, prepared))
@@ -233,7 +233,7 @@ class TestProducts:
             def body(x, kernel):
                 return jnp.sin(layer.apply({"params": {"kernel": kernel}}, x)), None
 
-            stack = Prepared(kernels, rounded, (None, None))
+            stack = Prepared(kernels, rounded, ())
             return jnp.sum(jax.lax.scan(body, jnp.ones((2, 5), jnp.bfloat16), stack)[0].astype(jnp.float32))
 
         traced = jax.make_jaxpr(jax.grad(loss))(kernels, kernels.astype(jnp.bfloat16))

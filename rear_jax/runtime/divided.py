@@ -52,7 +52,10 @@ class Division(NamedTuple):
         if not is_factor or (whole == parts and leaf.dtype == self.dtype):
             return leaf if whole == parts else sharding.place(leaf, whole)
         factor = sharding.place(sharding.place(jax.lax.stop_gradient(leaf).astype(self.dtype), parts), whole)
-        return Prepared(leaf, factor, tuple(parts)[-len(sharding.find(path, self.rules).axes) :])
+        # devices of an fsdp group add up theirs first: fewer bytes are left for the groups to add up
+        steps = (whole, parts) if _shares_rows(whole) else (parts,)
+        covered = len(sharding.find(path, self.rules).axes)
+        return Prepared(leaf, factor, tuple(tuple(spec)[-covered:] for spec in steps))
 
     def part(self, path: str, leaf: jax.Array) -> jax.Array:
         """A parameter, or the gradient of one, as the state has it."""
@@ -100,3 +103,9 @@ def scatter(gradients: Any) -> Any:
     if division is None:
         return gradients
     return jax.tree_util.tree_map_with_path(lambda path, leaf: division.part(sharding.name_of(path), leaf), gradients)
+
+
+def _shares_rows(spec: PartitionSpec) -> bool:
+    """Whether an array is divided over devices that have rows of their own."""
+    mesh_shape, axes = jax.sharding.get_abstract_mesh().shape, jax.tree.leaves(tuple(spec))
+    return any(axis in sharding.BATCH_AXES and mesh_shape[axis] > 1 for axis in axes)

@@ -95,12 +95,12 @@ class Prepared:
     Attributes:
       stored: the kernel as the optimiser has it. Nothing reads it: it is there for its gradient.
       factor: what is multiplied by; no gradient reaches it.
-      axes: of the mesh, that divide the last dimensions of `stored`.
+      axes: of the mesh, that divide the last dimensions of the gradient: each entry in turn, the state's the last.
     """
 
     stored: jax.Array
     factor: jax.Array
-    axes: tuple[str | tuple[str, ...] | None, ...] = dataclasses.field(metadata={"static": True})
+    axes: tuple[tuple[str | tuple[str, ...] | None, ...], ...] = dataclasses.field(metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -109,8 +109,9 @@ class Prepared:
 
     def reshape(self, *shape: int) -> "Prepared":
         """The same in another shape; the gradient is divided in the old one."""
-        axes = (None,) * (self.stored.ndim - len(self.axes)) + self.axes
-        stored = sharding.place(self.stored, PartitionSpec(*axes))
+        stored = self.stored
+        for axes in reversed(self.axes):  # of gradients, the other way round
+            stored = sharding.place(stored, PartitionSpec(*(None,) * (stored.ndim - len(axes)), *axes))
         return Prepared(stored.reshape(*shape), self.factor.reshape(*shape), ())
 
 

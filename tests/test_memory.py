@@ -76,10 +76,10 @@ def compiled(row: Row, topology: str) -> roofline.Compiled:
 
 
 def check(row: Row, topology: str) -> None:
-    """It takes what the table says, if it does, and no more than a device has."""
+    """It takes no more than the table says, if it does, and no more than a device has."""
     needed = compiled(row, topology).needed
     assert needed <= fitting.USED * chips.topology(topology).chip.memory
-    assert row.gib is None or needed / GIB == pytest.approx(row.gib, rel=0.1)
+    assert row.gib is None or needed / GIB < 1.1 * row.gib
 
 
 def rows_to_test(topology: str) -> list[Row]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from rear_jax.generators.attention import KeyValues, grow_key_values, new_key_values
+from rear_jax.generators.cached_attention import KeyValues, grow_key_values, new_key_values
 
 
 class Weights(NamedTuple):

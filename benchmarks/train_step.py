@@ -2,7 +2,7 @@
 
 python benchmarks/train_step.py [--torch-python=PYTHON] [--dropout=0.1] [--profile=DIR]
 python benchmarks/train_step.py --config=configs/rear_b.py --batch=32 --doublings=4    # one chip's best batch: reAR-B
-python benchmarks/train_step.py --config=configs/rear_l.py --batch=32 --doublings=4 --remat=dots    # reAR-L
+python benchmarks/train_step.py --config=configs/rear_l.py --batch=32 --doublings=4 --remat=products    # reAR-L
 python benchmarks/train_step.py --config=configs/llamagen_xl.py --batch=16 --doublings=4    # LlamaGen-XL
 python benchmarks/train_step.py --model=llamagen --codebook=16384 --dropout=0.1    # small
 

@@ -40,7 +40,8 @@ MODEL = LlamaGenTransformer(
 
 def plain(queries, keys, values):
     """The plain form, of heads that are prepared."""
-    return self_attention(jnp.stack([queries, keys, values], 2), Preparation(), kernel="plain")
+    mixed = self_attention(jnp.stack([queries, keys, values], 2), Preparation(), kernel="plain")
+    return mixed.reshape(queries.shape)
 
 
 interpreted = functools.partial(splash_attention, interpret=True)
@@ -199,7 +200,7 @@ def problem(length, size, heads, *, norm="", turned=0, masked=False, rate=0.0, r
     visible = jax.random.bernoulli(next(keys), 0.5, (rows, length)) if masked else None
     dropout = Dropout.of(next(keys), jnp.arange(rows)) if rate else None
     qkv = jax.random.normal(next(keys), (rows, length, 3, heads, size), dtype)
-    weights = jax.random.normal(next(keys), (rows, length, heads, size), dtype)
+    weights = jax.random.normal(next(keys), (rows, length, heads * size), dtype)
     return (qkv, Preparation(*norms, rotation), visible, rate, dropout), weights
 
 
@@ -280,7 +281,8 @@ def written_out(qkv, preparation, visible, rate, dropout):
     scores = jnp.einsum("bthd,bshd->bhts", queries, keys) / np.sqrt(queries.shape[-1])
     weights = jax.nn.softmax(jnp.where(jnp.tri(scores.shape[-1], dtype=bool), scores, -jnp.inf))
     kept = drop_weights(jnp.ones(weights.shape, jnp.float32), rate, dropout) > 0
-    return jnp.einsum("bhts,bshd->bthd", jnp.where(kept, weights / (1 - rate), 0), values)
+    mixed = jnp.einsum("bhts,bshd->bthd", jnp.where(kept, weights / (1 - rate), 0), values)
+    return mixed.reshape(*mixed.shape[:2], -1)
 
 
 @pytest.mark.parametrize("name", ["RAR", "AliTok"])
@@ -306,13 +308,13 @@ def test_fused_attention_of_blocks_sees_whole_blocks(blocks):
     seen = owner[None, :] <= owner[:, None]
 
     def fused(qkv):
-        out = fused_attention(qkv.reshape(2, length, -1), Preparation(), heads, blocks=blocks, interpret=True)
-        return out.reshape(2, length, heads, size)
+        return fused_attention(qkv.reshape(2, length, -1), Preparation(), heads, blocks=blocks, interpret=True)
 
     def wanted(qkv):
         queries, keys, values = jnp.moveaxis(qkv, 2, 0)
         scores = jnp.einsum("bthd,bshd->bhts", queries, keys) * size**-0.5
-        return jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(jnp.where(seen, scores, -jnp.inf)), values)
+        weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf))
+        return jnp.einsum("bhts,bshd->bthd", weights, values).reshape(2, length, -1)
 
     for got, want in zip(*(jax.vjp(f, qkv)[1](weights) for f in (fused, wanted)), strict=True):
         assert distance(got, want) < 1e-5
@@ -327,10 +329,10 @@ def test_fused_attention_under_scan_and_remat():
         @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.nothing_saveable, prevent_cse=False)
         def layer(x, place):
             mixed = attention(jnp.stack([x, 2 * x, -x], 2), preparation, None, rate, Dropout(place))
-            return x + mixed, None
+            return x + mixed.reshape(x.shape), None
 
         def loss(x):
-            return jnp.sum(weights * jax.lax.scan(layer, x, dropout.split(3).words)[0])
+            return jnp.sum(weights.reshape(x.shape) * jax.lax.scan(layer, x, dropout.split(3).words)[0])
 
         return jax.jit(jax.grad(loss))(qkv[:, :, 0])
 
@@ -355,7 +357,7 @@ def test_the_tpu_compiler_takes_fused_attention_and_needs_less_memory(monkeypatc
                 w, words = given
                 qkv = jnp.stack([w * x, x, x], 2)
                 mixed = self_attention(qkv, Preparation(), kernel=kernel, rate=rate, dropout=Dropout(words))
-                return x + mixed, None
+                return x + mixed.reshape(x.shape), None
 
             layers = jnp.ones(6, x.dtype), Dropout.of(jax.random.key(0), jnp.arange(64)).split(6).words
             x, _ = jax.lax.scan(layer, x, layers)

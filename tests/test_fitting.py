@@ -11,11 +11,12 @@ from jax.errors import JaxRuntimeError
 
 from rear_jax.errors import RearError
 from rear_jax.runtime.checkpoints import Checkpoints
+from rear_jax.runtime.precision import standing_in_for
 from rear_jax.training import fitting, loop, vq
 from rear_jax.training.fitting import Attempt, Choice
 from tests import toy
 
-FIXED, PER_IMAGE = 3.0, {"none": 1.0, "dots": 0.4, "full": 0.1}  # GiB; microbatches add a sum of gradients
+FIXED, PER_IMAGE = 3.0, {"none": 1.0, "products": 0.4, "full": 0.1}  # GiB; microbatches add a sum of gradients
 
 
 class Programs:
@@ -47,10 +48,10 @@ class Programs:
         (8, 1.0, 16.0, (1, "none")),  # all of it
         (256, 1.0, 74.0, (4, "none")),  # 2 microbatches of 128 images take 131.5
         (256, 1.0, 13.0, (32, "none")),  # 8 images, the fewest
-        (256, 1.0, 11.0, (16, "dots")),  # rather than microbatches of 4 images
+        (256, 1.0, 11.0, (16, "products")),  # rather than microbatches of 4 images
         (256, 8.0, 15.0, (32, "full")),
         (256, 8.0, 7.0, (64, "full")),  # 4 images
-        (8, 1.0, 7.0, (1, "dots")),  # there are no microbatches of 8 images but one
+        (8, 1.0, 7.0, (1, "products")),  # there are no microbatches of 8 images but one
         (8, 1.0, 4.0, (1, "full")),
         (1, 1.0, 4.0, (1, "none")),
         (1, 1.0, 3.3, (1, "full")),
@@ -87,9 +88,15 @@ def test_it_fits_whatever_the_numbers(seed):
     assert sum(programs.needed(one) <= 0.9 * limit for one in better) <= 1
 
 
+def test_tpus_compute_again_what_lies_between_products():
+    programs = Programs(8)
+    with standing_in_for("tpu"):
+        assert programs.choose(11.0)[0] == (1, "products")
+
+
 def test_what_the_config_says_stays():
     programs = Programs(256)
-    assert programs.choose(74.0, train__accumulation=2)[0] == (2, "dots")
+    assert programs.choose(74.0, train__accumulation=2)[0] == (2, "products")
     assert programs.choose(74.0, model__remat="full")[0] == (1, "full")
     assert {remat for _, remat in Programs(256).compiled} <= {"full"}
     assert programs.choose(1000.0, train__accumulation=16)[0] == (16, "none")

@@ -41,7 +41,7 @@ def compiled(params):
     """Name of a policy -> the program that computes gradients under it, with dropout; one of them unrolled too."""
 
     def of(remat: str):
-        model = dataclasses.replace(MODEL, remat=remat, unroll=2 if remat == "dots" else 1)
+        model = dataclasses.replace(MODEL, remat=remat, unroll=2 if remat == "products" else 1)
 
         def loss(params):
             out = model.apply(
@@ -57,18 +57,20 @@ def compiled(params):
 def test_policies_and_unrolling_change_no_gradient(compiled, params):
     plain = compiled["none"](params)
     assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(plain["blocks"]))
-    for name in ("dots", "full"):
+    for name in ("products", "full"):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, compiled[name](params))
 
 
 def test_each_policy_keeps_less(compiled):
-    none, dots, full = (compiled[name].memory_analysis().temp_size_in_bytes for name in ("none", "dots", "full"))
-    assert none > 1.5 * dots, (none, dots, full)
-    assert dots > 1.5 * full, (none, dots, full)
+    none, products, full = (
+        compiled[name].memory_analysis().temp_size_in_bytes for name in ("none", "products", "full")
+    )
+    assert none > 1.5 * products, (none, products, full)
+    assert products > 1.5 * full, (none, products, full)
 
 
 def test_an_unknown_policy_names_the_known_ones():
     config = toy.config(model__remat="half")
     tokenizer = tokenizers.build(config.tokenizer, config.data.image_size)
-    with pytest.raises(RearError, match=r"config\.model\.remat = 'half': use one of auto, none, dots, full\."):
+    with pytest.raises(RearError, match=r"config\.model\.remat = 'half': use one of auto, none, products, full\."):
         generators.build(config, tokenizer)

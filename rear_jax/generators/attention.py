@@ -20,8 +20,8 @@ def self_attention(
     visible: Bool[Array, "B T"] | None = None,
     rate: float = 0.0,
     dropout: Dropout | None = None,
-) -> Float[Array, "B T H D"]:
-    """Softmax attention of whole sequences under a causal mask; softmax in float32.
+) -> Float[Array, "B T W"]:
+    """Softmax attention of whole sequences under a causal mask, all heads side by side; softmax in float32.
 
     Args:
       qkv: queries, keys and values, in the compute dtype.
@@ -38,16 +38,16 @@ def self_attention(
     if kernel == "fused":
         return fused_on_mesh(qkv, preparation, visible, rate, dropout)
     queries, keys, values = preparation.apply(qkv)
+    batch, length, *_ = queries.shape
     if kernel in LIBRARY:
-        return LIBRARY[kernel](queries, keys, values)
-    length = queries.shape[1]
+        return LIBRARY[kernel](queries, keys, values).reshape(batch, length, -1)
     scores = product("bthd,bshd->bhts", queries, keys, jnp.float32)
     allowed = causal_mask(jnp.arange(length), length, visible)
     scores = jnp.where(allowed, scores * queries.shape[-1] ** -0.5, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
     if dropout is not None:
         weights = drop_weights(weights, rate, dropout)
-    return product("bhts,bshd->bthd", weights, values, values.dtype)
+    return product("bhts,bshd->bthd", weights, values, values.dtype).reshape(batch, length, -1)
 
 
 def product(axes: str, a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:

@@ -86,26 +86,28 @@ def fused_on_mesh(
     dropout: Dropout | None,
     *,
     interpret: bool = False,
-) -> Float[Array, "B T H D"]:
+) -> Float[Array, "B T W"]:
     """`fused_attention`, each device with rows and heads of its own; arguments as of `attention.self_attention`."""
-    batch, _, _, heads, _ = qkv.shape
+    batch, length, _, heads, _ = qkv.shape
     words = None if dropout is None else dropout.of_heads(heads)
-    precision = None if qkv.dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
+    mesh = jax.sharding.get_abstract_mesh().shape
+    rows, of_heads = dividing(BATCH_AXES, batch, mesh), dividing(HEAD_AXES, heads, mesh)
+    here = heads // math.prod(mesh[axis] for axis in of_heads)
+    given = {"rate": rate, "memory": fast_memory(), "interpret": interpret}
+    given["precision"] = None if qkv.dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
 
     def kernel(qkv, preparation, visible, words):  # of one device
-        b, t, _, h, size = qkv.shape
-        given = {"visible": visible, "rate": rate, "words": words}
-        given |= {"precision": precision, "memory": fast_memory(), "interpret": interpret}
-        return fused_attention(qkv.reshape(b, t, -1), preparation, h, **given).reshape(b, t, h, size)
+        qkv = qkv.reshape(*qkv.shape[:2], -1)
+        return fused_attention(qkv, preparation, here, visible=visible, words=words, **given)
 
-    mesh = jax.sharding.get_abstract_mesh().shape
+    if here == heads:
+        qkv = qkv.reshape(batch, length, -1)  # side by side as they come: heads apart would be moved in memory
     if math.prod(mesh.values()) == 1:
         return kernel(qkv, preparation, visible, words)
-    rows, of_heads = dividing(BATCH_AXES, batch, mesh), dividing(HEAD_AXES, heads, mesh)
-    whole = jax.tree.map(lambda x: PartitionSpec(rows) if x.ndim == 3 else PartitionSpec(), preparation)
-    specs = PartitionSpec(rows, None, None, of_heads), whole, PartitionSpec(rows), PartitionSpec(rows, of_heads)
-    out = PartitionSpec(rows, None, of_heads)
-    mapped = jax.shard_map(kernel, in_specs=specs, out_specs=out, check_vma=False)
+    of_qkv = PartitionSpec(rows) if qkv.ndim == 3 else PartitionSpec(rows, None, None, of_heads)
+    of_each = jax.tree.map(lambda x: PartitionSpec(rows) if x.ndim == 3 else PartitionSpec(), preparation)
+    specs = of_qkv, of_each, PartitionSpec(rows), PartitionSpec(rows, of_heads)
+    mapped = jax.shard_map(kernel, in_specs=specs, out_specs=PartitionSpec(rows, None, of_heads), check_vma=False)
     return mapped(qkv, preparation, visible, words)
 
 

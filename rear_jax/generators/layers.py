@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from rear_jax.generators.stack import keep
 from rear_jax.runtime.precision import Linear, add_bias, gelu, in_float32, multiply
 from rear_jax.runtime.sharding import HEAD_AXES, Rule, Rules, by_heads, is_divided, split_columns, split_rows
 from rear_jax.weights.layout import Path, TorchName, leaf_name
@@ -49,12 +50,12 @@ class HeadsLinear(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (3 * width,), jnp.float32) if self.use_bias else None
         apart = (3, self.heads, width // self.heads)
         if is_divided(HEAD_AXES):
-            out = multiply(x.reshape(-1, width), kernel.reshape(width, *apart), self.dtype, place=by_heads)
+            out = multiply(x, kernel.reshape(width, *apart), self.dtype, place=by_heads)
         else:
-            out = multiply(x.reshape(-1, width), kernel, self.dtype)
+            out = multiply(x, kernel, self.dtype)
         if bias is not None:
-            out = add_bias(out, bias.reshape(out.shape[1:]))
-        return out.reshape(*x.shape[:-1], *apart)
+            out = add_bias(out, bias.reshape(out.shape[x.ndim - 1 :]))
+        return keep(out).reshape(*x.shape[:-1], *apart)
 
 
 def dense(

@@ -15,6 +15,7 @@ from rear_jax.generators.cached_attention import KeyValues, attend_to_past
 from rear_jax.generators.dropout import Dropout, at, drop
 from rear_jax.generators.heads import HeadNorm, Preparation, Rotation
 from rear_jax.generators.layers import HeadsLinear, normal
+from rear_jax.generators.stack import keep
 from rear_jax.runtime.precision import Linear, in_float32
 
 WEIGHTS, MIXED, OUTPUT = range(3)  # where a block drops: attention weights and output, the SwiGLU's output
@@ -102,8 +103,8 @@ class Block(nn.Module):
         return qkv, Preparation(*((self.q_norm(size), self.k_norm(size)) if normalize else (None, None)), rotation)
 
     def _residuals(self, x: jax.Array, mixed: jax.Array, dropout: Dropout | None) -> jax.Array:
-        """Adds the attention output `mixed` [B, T, heads, W / heads] and the SwiGLU to x."""
-        x = x + drop(self.proj(mixed.reshape(x.shape)), self.dropout, at(dropout, MIXED))
+        """Adds the attention output `mixed` [B, T, W] and the SwiGLU to x."""
+        x = x + drop(keep(self.proj(keep(mixed))), self.dropout, at(dropout, MIXED))
         h = self.mlp_norm(x)
-        gated = in_float32(lambda gate, up: nn.silu(gate) * up, self.dtype)(self.gate(h), self.up(h))
+        gated = in_float32(lambda gate, up: nn.silu(gate) * up, self.dtype)(keep(self.gate(h)), keep(self.up(h)))
         return x + drop(self.down(gated), self.dropout, at(dropout, OUTPUT))

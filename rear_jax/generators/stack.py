@@ -10,17 +10,25 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from rear_jax.generators.dropout import Dropout
 from rear_jax.runtime.sharding import by_rows
 
+KEPT = "kept"
+
 REMAT: dict[str, Any] = {  # name -> what is kept of a block; None = everything, without a second computation
     "auto": None,
     "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # what linear layers give, not attention's scores
+    "products": jax.checkpoint_policies.save_only_these_names(KEPT),  # what `keep` names
     "full": jax.checkpoint_policies.nothing_saveable,  # its input alone
 }
+
+
+def keep(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The same array, named as one that the backward pass reads and that would be expensive to compute again."""
+    return checkpoint_name(x, KEPT)
 
 
 def run_blocks(

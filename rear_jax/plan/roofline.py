@@ -134,7 +134,8 @@ def compile_fitting(config: ConfigDict, name: str, topology: Topology, *, quick:
         return _compile(config, name, topology, quick)
     programs.check(config, name, len(topology.devices))
     mesh = make_mesh(config.mesh, topology.devices)
-    groups, tried = fitting.options(config, name, fitting.rows_of_device(config, name, mesh)), {}
+    with jax.set_mesh(mesh), standing_in_for(topology.platform):
+        groups, tried = fitting.options(config, name, fitting.rows_of_device(config, name, mesh)), {}
     fixed = sum(held_bytes(PROGRAMS[name](config, mesh)).values())
 
     def attempt(choice: fitting.Choice) -> fitting.Attempt:

@@ -4,8 +4,9 @@ A setting of 0, `config.train.accumulation` or `config.posttrain.accumulation`, 
 this open. The job then compiles its program, and compares what it takes with what a device has. In this order:
 
 1. 'none', in the fewest microbatches that fit. A further microbatch costs one more pass over the parameters (with fsdp,
-   one more gathering of them); nothing is computed twice.
-2. 'dots', which computes attention and what is between the linear layers twice.
+   one more gathering of them); nothing is computed twice. Not on TPUs, where the next is faster: there, to write what
+   lies between products and to read it again takes longer than to compute it (benchmarks/TPU.md).
+2. 'products', which computes what is between the linear layers and the attention twice; in its plain form, also that.
 3. 'full', which computes the whole forward pass twice, a third more work.
 4. the last of these in microbatches of fewer than ROWS images a device, which are slow.
 5. the last of these in one microbatch, which needs no room for a sum of gradients beside the new ones.
@@ -33,6 +34,7 @@ from ml_collections import ConfigDict
 
 from rear_jax.errors import RearError
 from rear_jax.runtime import distributed
+from rear_jax.runtime.precision import platform
 from rear_jax.runtime.sharding import bytes_per_device
 from rear_jax.training import loop
 from rear_jax.training.state import TrainState
@@ -43,7 +45,8 @@ GIB = 2**30
 ROWS = 8  # images a device that a microbatch is to have at least
 USED = 0.95  # share of a device's memory; the rest is for weights as they are read, the next batch, pictures, gaps
 NEAR = 1.1  # a program that is expected to take so much more than there is may fit all the same
-REMATS = ("none", "dots", "full")  # of `generators.stack.REMAT`, the fastest first
+REMATS = ("none", "products", "full")  # of `generators.stack.REMAT`, the fastest first
+REMATS_OF_TPUS = REMATS[1:]
 JOBS = ("train", "posttrain")  # that choose; the name of each is that of its settings
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -79,7 +82,7 @@ def options(config: ConfigDict, job: str, rows: int) -> list[list[Choice]]:
       rows: images of a device in a whole batch.
     """
     remat = config.model.get("remat", "none")
-    remats = REMATS if remat == "auto" else (remat,)
+    remats = (remat,) if remat != "auto" else REMATS_OF_TPUS if platform() == "tpu" else REMATS
     if config[job].accumulation:
         return [[Choice(config[job].accumulation, remat)] for remat in remats]
     counts = [count for count in range(1, rows + 1) if rows % count == 0]
@@ -185,8 +188,8 @@ def train(config: ConfigDict, learn: Callable[[ConfigDict], loop.Learning], run:
     """`loop.train` with what the config leaves open chosen, so that the program fits into the devices' memory.
 
     The choice is part of the record of each checkpoint. Rounding depends on it, and in post-training the random numbers
-    do, so a run that goes on takes it again if it fits, and says so if it does not. All processes choose alike. Where the backend does not say how much
-    memory it has, the batch is run whole and nothing is computed twice.
+    do, so a run that goes on takes it again if it fits, and says so if it does not. All processes choose alike. Where
+    the backend does not say how much memory it has, the batch is run whole and nothing is computed twice.
 
     Args:
       config: the experiment.

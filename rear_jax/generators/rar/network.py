@@ -21,7 +21,7 @@ from rear_jax.generators.dropout import Dropout, at, drop
 from rear_jax.generators.heads import HeadNorm, Preparation
 from rear_jax.generators.interface import Features, TappedGenerator
 from rear_jax.generators.layers import HeadsLinear, dense, normal, projectors
-from rear_jax.generators.stack import run_blocks
+from rear_jax.generators.stack import keep, run_blocks
 from rear_jax.runtime.precision import gelu, in_float32
 from rear_jax.runtime.sharding import by_rows
 
@@ -133,12 +133,12 @@ class Block(nn.Module):
         return qkv, Preparation(self.q_norm(qkv.shape[-1]), self.k_norm(qkv.shape[-1]))
 
     def _residuals(self, x: jax.Array, mixed: jax.Array, modulation: Modulation, dropout: Dropout | None) -> jax.Array:
-        """Adds the gated attention output `mixed` [B, T, H, W/H] and the gated MLP to x."""
-        mixed = drop(self.proj(mixed.reshape(x.shape)), self.dropout, at(dropout, MIXED))
+        """Adds the gated attention output `mixed` [B, T, W] and the gated MLP to x."""
+        mixed = drop(keep(self.proj(keep(mixed))), self.dropout, at(dropout, MIXED))
         x = add_gated(x, modulation.gate_attention, mixed)
         h = self.norm2(x, modulation.shift_mlp, modulation.scale_mlp)
-        h = drop(gelu(self.fc1(h)), self.dropout, at(dropout, HIDDEN))
-        return add_gated(x, modulation.gate_mlp, drop(self.fc2(h), self.dropout, at(dropout, OUTPUT)))
+        h = drop(gelu(keep(self.fc1(h))), self.dropout, at(dropout, HIDDEN))
+        return add_gated(x, modulation.gate_mlp, drop(keep(self.fc2(h)), self.dropout, at(dropout, OUTPUT)))
 
 
 def add_gated(x: Float[Array, "B T W"], gate: Float[Array, "B T W"], y: Float[Array, "B T W"]) -> Float[Array, "B T W"]:

@@ -52,8 +52,11 @@ def rotated(x: Float[Array, "B T H*D"], rotation: Rotation, size: int) -> Float[
     cos, sin = (jnp.tile(jnp.repeat(part, 2, axis=-1), heads) for part in rotation)  # [T, H·D] or [B, T, H·D]
     first = jnp.arange(x.shape[-1]) % 2 == 0
 
+    def moved(x, places):
+        """Features moved so many places to the right; what comes in is never read."""
+        return jax.lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (0, 0, 0), (places, -places, 0)))
+
     def turn(x, cos, sin):
-        partner = jnp.where(first, -jnp.roll(x, -1, axis=-1), jnp.roll(x, 1, axis=-1))
-        return x * cos + partner * sin
+        return x * cos + jnp.where(first, -moved(x, -1), moved(x, 1)) * sin
 
     return in_float32(turn, x.dtype)(x, cos, sin)

@@ -153,3 +153,13 @@ def test_gpu_script_goes_on_after_a_failure(tmp_path):
     done = subprocess.run([FOLDER / "gpu.sh", *flags], env=environ, capture_output=True, text=True, check=True)
     assert done.stdout.count("**failed with status 1:**") == 2
     assert (tmp_path / "gpu.md").read_text() == done.stdout
+
+
+def test_cycles_are_summed_by_operation(measure):
+    import cycles
+
+    noted = 'metadata={op_name="jit(f)/layer/dot/add"}, backend_config={"estimated_cycles":"5"}'
+    line = f" = f32[8,4]{{1,0}} fusion(%p), {noted}"
+    body = "body (p: f32[8,4]) -> f32[8,4] {\n  %p = f32[8,4]{1,0} parameter(0)\n  %a.1" + line
+    text = f"ENTRY %{body}\n  ROOT %a.2{line}\n}}\n"
+    assert cycles.by_operation(cycles.hlo.parse(text)) == {("layer/dot/add", "8x4", 1): [5, 5]}

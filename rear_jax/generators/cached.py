@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from rear_jax.generators.attention import KeyValues, grow_key_values, new_key_values
+from rear_jax.generators.cached_attention import KeyValues, grow_key_values, new_key_values
 
 
 class Weights(NamedTuple):
@@ -42,10 +42,12 @@ class CachedGenerator:
     def prepare(self, params: Any) -> Any:
         """Parameters in the form that the other methods take as `weights`, computed once per program.
 
-        The stacked blocks are cut into layers and cast to the compute dtype.
+        The stacked blocks are cut into layers, and their kernels are cast to the compute dtype. Biases, scales and
+        shifts stay float32, as training reads them.
         """
-        cast = jax.tree.map(lambda p: p.astype(self.model.dtype), params["blocks"])
-        layers = [jax.tree.map(lambda p, i=i: p[i], cast) for i in range(self.model.depth)]
+        is_kernel = 3  # dimensions: layer, in, out
+        blocks = jax.tree.map(lambda p: p.astype(self.model.dtype) if p.ndim == is_kernel else p, params["blocks"])
+        layers = [jax.tree.map(lambda p, i=i: p[i], blocks) for i in range(self.model.depth)]
         return Weights(layers, {name: value for name, value in params.items() if name != "blocks"})
 
     def guides(self, scale: float) -> bool:

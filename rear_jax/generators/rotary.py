@@ -10,7 +10,8 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Bool, Float, Int
 
-from rear_jax.generators.attention import KeyValues, attend, self_attention, update_key_values
+from rear_jax.generators.attention import self_attention
+from rear_jax.generators.cached_attention import KeyValues, attend_to_past
 from rear_jax.generators.dropout import Dropout, at, drop
 from rear_jax.generators.heads import HeadNorm, Preparation, Rotation
 from rear_jax.generators.layers import HeadsLinear, normal
@@ -92,9 +93,8 @@ class Block(nn.Module):
     ) -> tuple[Float[Array, "B T W"], KeyValues]:
         """T new positions from `position` on, seeing themselves and what is visible of the past."""
         qkv, preparation = self._heads(x, rotation)
-        q, k, v = preparation.apply(qkv)
-        past = update_key_values(past, k, v, position)
-        return self._residuals(x, attend(q, past, position, visible), None), past
+        mixed, past = attend_to_past(qkv, preparation, past, position, visible)
+        return self._residuals(x, mixed, None), past
 
     def _heads(self, x: jax.Array, rotation: Rotation) -> tuple[jax.Array, Preparation]:
         """Queries, keys and values [B, T, 3, heads, W / heads], and what becomes of the first two."""

@@ -151,10 +151,15 @@ def dividing(axes: tuple[str, ...], size: int, mesh_shape: Mapping[str, int]) ->
     return axes if divides(axes, size, mesh_shape) else ()
 
 
-def is_divided(axes: tuple[str, ...]) -> bool:
-    """Whether there are several devices along some axes of the mesh that is in use."""
+def devices_along(axes: tuple[str, ...]) -> int:
+    """How many devices there are along some axes of the mesh that is in use, together."""
     mesh_shape = jax.sharding.get_abstract_mesh().shape
-    return math.prod(mesh_shape.get(axis, 1) for axis in axes) > 1
+    return math.prod(mesh_shape.get(axis, 1) for axis in axes)
+
+
+def is_divided(axes: tuple[str, ...]) -> bool:
+    """Whether there are several of them."""
+    return devices_along(axes) > 1
 
 
 def constrain(x: Float[Array, "..."], *axes: tuple[str, ...] | None) -> Float[Array, "..."]:

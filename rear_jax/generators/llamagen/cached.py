@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rear_jax.generators.attention import KeyValues
 from rear_jax.generators.cached import CachedGenerator
+from rear_jax.generators.cached_attention import KeyValues
 from rear_jax.generators.interface import Captions
 from rear_jax.generators.llamagen.network import block_of
 

@@ -18,11 +18,11 @@ class Conditioning(NamedTuple):
     """Modulation at C positions for R classes.
 
     Attributes:
-      blocks: [C, L, R, 6W].
+      blocks: of each layer, [C, R, 6W].
       head: [C, R, 2W].
     """
 
-    blocks: jax.Array
+    blocks: list[jax.Array]
     head: jax.Array
 
 
@@ -38,13 +38,13 @@ class CachedRAR(CachedGenerator):
         seen = self.call(weights, "conditions", conditions, positions).swapaxes(0, 1)  # [C, R, W]
         block = block_of(self.model)
         blocks = [block.apply({"params": layer}, seen, method="modulation") for layer in weights.layers]
-        return Conditioning(jnp.stack(blocks, axis=1), self.call(weights, "head_modulation", seen))
+        return Conditioning(blocks, self.call(weights, "head_modulation", seen))
 
     def prefill(self, weights, conditions, rows, cache):
         """Reads cls and class; returns the logits of the first code."""
         conditioning = self.condition(weights, conditions, jnp.arange(2))
         x = self.call(weights, "embed_prefix", conditions)[rows]
-        blocks = conditioning.blocks[:, :, rows].transpose(1, 2, 0, 3)  # [L, B, 2, 6W]
+        blocks = [modulation[:, rows].swapaxes(0, 1) for modulation in conditioning.blocks]  # [B, 2, 6W] each
         head = conditioning.head[1:, rows].swapaxes(0, 1)  # [B, 1, 2W]
         return self._run(weights, x, blocks, head, 0, cache)
 
@@ -56,7 +56,7 @@ class CachedRAR(CachedGenerator):
           rows: which of the conditioning's classes each sequence has.
         """
         x = self.call(weights, "embed_code", codes, position)
-        blocks = conditioning.blocks[:, rows][:, :, None]  # [L, B, 1, 6W]
+        blocks = [modulation[rows][:, None] for modulation in conditioning.blocks]  # [B, 1, 6W] each
         return self._run(weights, x, blocks, conditioning.head[rows][:, None], position, cache)
 
     def _run(self, weights, x, blocks, head, position, cache):

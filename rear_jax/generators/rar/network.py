@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from rear_jax.generators.attention import KeyValues, attend, self_attention, update_key_values
+from rear_jax.generators.attention import self_attention
+from rear_jax.generators.cached_attention import KeyValues, attend_to_past
 from rear_jax.generators.dropout import Dropout, at, drop
 from rear_jax.generators.heads import HeadNorm, Preparation
 from rear_jax.generators.interface import Features, TappedGenerator
@@ -123,9 +124,8 @@ class Block(nn.Module):
         """T new positions from `position` on, seeing themselves and the past."""
         modulation = Modulation.split(modulation)
         qkv, preparation = self._heads(x, modulation)
-        q, k, v = preparation.apply(qkv)
-        past = update_key_values(past, k, v, position)
-        return self._residuals(x, attend(q, past, position), modulation, None), past
+        mixed, past = attend_to_past(qkv, preparation, past, position)
+        return self._residuals(x, mixed, modulation, None), past
 
     def _heads(self, x: jax.Array, modulation: Modulation) -> tuple[jax.Array, Preparation]:
         """Queries, keys and values [B, T, 3, H, W/H], and what becomes of the first two."""

@@ -41,6 +41,8 @@ class GeneratorFamily(Family):
       check: (config, codes per image) raises RearError where sizes or settings do not fit together.
       condition: makes the condition of one sequence, all zero, from the module: a label, or one caption.
       unconditional: (module, parameters, conditions) -> what takes their place where they are dropped.
+      multiplies: whether every array called 'kernel' is a factor of `precision.multiply`, in the module's `dtype`; then
+        a training step rounds and gathers it once, see `runtime/divided.py`.
     """
 
     KIND: ClassVar[str] = "generator"
@@ -59,6 +61,12 @@ class GeneratorFamily(Family):
     unconditional: Callable[[nn.Module, Any, Any], Any] = lambda network, params, labels: jnp.full_like(
         labels, network.num_classes
     )
+
+    multiplies: bool = False
+
+    def factor_dtype(self, network: nn.Module) -> Any:
+        """Of what a training step rounds in advance; None = nothing."""
+        return network.dtype if self.multiplies else None
 
     def offers_now(self, network: nn.Module, what: str) -> bool:
         """Whether a generator of this family can do something as it is set up."""

@@ -94,6 +94,7 @@ def unconditional(network: LlamaGenTransformer, params: Any, conditions: Any):
 FAMILY = GeneratorFamily(
     name="llamagen",
     network=LlamaGenTransformer,
+    multiplies=True,
     layout=Layout(
         signature=r"cls_embedding\.(embedding_table\.weight|uncond_embedding)",
         torch_name=torch_name,

@@ -63,7 +63,7 @@ def learning(config: ConfigDict, tokenizer: Tokenizer, given: Any) -> Learning:
         settings=settings,
         seed=config.seed,
         divides=config.mesh.divide_state,
-        dtype=model.dtype,
+        dtype=generators.family_of(model).factor_dtype(model),
     )
 
 

@@ -94,7 +94,8 @@ def learning(
     settings, networks = config.posttrain, networks_of(config, of_tokenizer.module, judges)
     method = checked_method(config, networks.generator)
     frozen = {"tokenizer": of_tokenizer.params} | {name: params for name, (_, params) in judges.items()}
-    given, rules = start, generators.family_of(networks.generator).parameters
+    family = generators.family_of(networks.generator)
+    given, rules = start, family.parameters
     if method.trains == "decoder":
         frozen["generator"], given = start, {"decoder": of_tokenizer.params["decoder"]}
         rules = (*tokenizers.family_of(of_tokenizer.module).parameters, *rules)
@@ -102,7 +103,7 @@ def learning(
         frozen["reference"] = start
     optimizer = adamw(settings.optimizer, settings.loop.steps * settings.inner_updates, rules)
     rows = settings.loop.batch_size
-    conditions = generators.family_of(networks.generator).condition_shapes(networks.generator, rows)
+    conditions = family.condition_shapes(networks.generator, rows)
     return Learning(
         job="posttrain",
         step=method.make_step(networks, config, optimizer),
@@ -114,7 +115,7 @@ def learning(
         settings=settings.loop,
         seed=config.seed,
         divides=config.mesh.divide_state,
-        dtype=networks.generator.dtype if method.trains == "generator" else None,
+        dtype=family.factor_dtype(networks.generator) if method.trains == "generator" else None,
     )
 
 

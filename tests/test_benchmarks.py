@@ -68,7 +68,9 @@ def test_attention_is_checked_before_it_is_timed(measure, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["attention.py", *flags])
     attention.main()
     assert "wrong" not in capsys.readouterr().out
-    monkeypatch.setitem(attention.OURS, "flash", lambda qkv, *_, interpret: 1.1 * qkv[:, :, 2])
+    monkeypatch.setitem(
+        attention.OURS, "flash", lambda qkv, *_, interpret: 1.1 * qkv[:, :, 2].reshape(*qkv.shape[:2], -1)
+    )
     with pytest.raises(SystemExit, match=r"wrong: flash at toy with dropout 0\.0; flash at toy with dropout 0\.1"):
         attention.main()
     assert capsys.readouterr().out.count(": wrong |  |  |  |  |") == 2

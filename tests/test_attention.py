@@ -321,22 +321,24 @@ def test_fused_attention_of_blocks_sees_whole_blocks(blocks):
     assert distance(fused(qkv), wanted(qkv)) < 1e-5
 
 
-def test_fused_attention_under_scan_and_remat():
-    """Gradients of three layers, computed again going back, are those of the plain form."""
+def gradient_of_layers(attention):
+    """Of three layers in a scan, which are computed again going back."""
     (qkv, preparation, _, rate, dropout), weights = problem(40, 16, 8, norm="layer", rate=0.2)
 
-    def gradient(attention):
-        @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.nothing_saveable, prevent_cse=False)
-        def layer(x, place):
-            mixed = attention(jnp.stack([x, 2 * x, -x], 2), preparation, None, rate, Dropout(place))
-            return x + mixed.reshape(x.shape), None
+    @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.nothing_saveable, prevent_cse=False)
+    def layer(x, place):
+        mixed = attention(jnp.stack([x, 2 * x, -x], 2), preparation, None, rate, Dropout(place))
+        return x + mixed.reshape(x.shape), None
 
-        def loss(x):
-            return jnp.sum(weights.reshape(x.shape) * jax.lax.scan(layer, x, dropout.split(3).words)[0])
+    def loss(x):
+        return jnp.sum(weights.reshape(x.shape) * jax.lax.scan(layer, x, dropout.split(3).words)[0])
 
-        return jax.jit(jax.grad(loss))(qkv[:, :, 0])
+    return jax.jit(jax.grad(loss))(qkv[:, :, 0])
 
-    assert distance(gradient(functools.partial(fused_on_mesh, interpret=True)), gradient(plain_form)) < 1e-5
+
+def test_fused_attention_under_scan_and_remat():
+    fused = functools.partial(fused_on_mesh, interpret=True)
+    assert distance(gradient_of_layers(fused), gradient_of_layers(plain_form)) < 1e-5
 
 
 @pytest.mark.slow

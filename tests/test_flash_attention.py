@@ -16,7 +16,6 @@ from rear_jax import generators
 from rear_jax.errors import RearError
 from rear_jax.generators import attention_kernels
 from rear_jax.generators.attention_kernels import choose, flash_on_mesh
-from rear_jax.generators.dropout import Dropout
 from rear_jax.generators.flash_attention import LEAST, Shape
 from rear_jax.generators.heads import Preparation
 from tests.test_attention import (
@@ -24,6 +23,7 @@ from tests.test_attention import (
     MODEL,
     PROBLEMS,
     distance,
+    gradient_of_layers,
     gradients,
     lowered,
     mesh_on,
@@ -99,21 +99,7 @@ def test_dropout_keeps_what_the_plain_form_keeps():
 
 
 def test_flash_attention_under_scan_and_remat():
-    """Gradients of three layers, computed again going back, are those of the plain form."""
-    (qkv, preparation, _, rate, dropout), weights = problem(20, 16, 2, norm="layer", rate=0.2)
-
-    def gradient(attention):
-        @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.nothing_saveable, prevent_cse=False)
-        def layer(x, place):
-            mixed = attention(jnp.stack([x, 2 * x, -x], 2), preparation, None, rate, Dropout(place))
-            return x + mixed.reshape(x.shape), None
-
-        def loss(x):
-            return jnp.sum(weights.reshape(x.shape) * jax.lax.scan(layer, x, dropout.split(3).words)[0])
-
-        return jax.jit(jax.grad(loss))(qkv[:, :, 0])
-
-    assert distance(gradient(interpreted), gradient(plain_form)) < 1e-5
+    assert distance(gradient_of_layers(interpreted), gradient_of_layers(plain_form)) < 1e-5
 
 
 def test_blocks_are_powers_of_two():

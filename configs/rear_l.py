@@ -8,7 +8,7 @@
 Cost in the paper: 16.05 minutes per epoch on 8 A800, so about 856 A800-hours.
 Guidance scale/power of the row: 10/1.75 (11/1.75 gives FID 1.90, IS 323.2; released config: 15/2.5).
 Not run here: the expected result is the paper's.
-8 A100 of 80 GB: accumulation 4, 67.3 GiB. v5e:16x16: remat 'products', 11.3 GiB.
+8 A100 of 80 GB: accumulation 4, 67.3 GiB. v5e:16x16: remat 'products', at most 11.3 GiB.
 """
 
 from rear_jax.config import default

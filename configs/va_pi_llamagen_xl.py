@@ -7,7 +7,7 @@
 100 steps of 128 images with 8 samples each, learning rate 1e-6, prior weight 0.1, no noise in the context.
 With guidance (scale 1.75), after a resize to 256: 2.79, 286.88 -> 2.94, 299.63; 20 minutes on 8 A100.
 Sample from the result with --job=sample --config.sample.stage=posttrain. Not run here: the results are the paper's.
-8 A100 of 80 GB: accumulation 2, 50.0 GiB. v5e:4x4: remat 'products', 10.3 GiB.
+8 A100 of 80 GB: accumulation 2, 50.0 GiB. v5e:4x4: remat 'products', at most 10.3 GiB.
 """
 
 from rear_jax.config.experiments import llamagen_imagenet

@@ -7,7 +7,7 @@
 100 steps of 128 images with 8 samples each, learning rate 1e-6, prior weight 0.1, no noise in the context.
 With guidance (scale 1.75), after a resize to 256: 2.37, 252.16 -> 2.28, 273.53; 25 minutes on 8 A100.
 Sample from the result with --job=sample --config.sample.stage=posttrain. Not run here: the results are the paper's.
-8 A100 of 80 GB: remat 'products', 47.7 GiB. v5e:4x4: remat 'dots', 13.4 GiB.
+8 A100 of 80 GB: remat 'products', at most 47.7 GiB. v5e:4x4: remat 'dots', 13.4 GiB.
 """
 
 from rear_jax.config.experiments import llamagen_imagenet

@@ -45,8 +45,8 @@ class CachedGenerator:
         The stacked blocks are cut into layers, and their kernels are cast to the compute dtype. Biases, scales and
         shifts stay float32, as training reads them.
         """
-        is_kernel = 3  # dimensions: layer, in, out
-        blocks = jax.tree.map(lambda p: p.astype(self.model.dtype) if p.ndim == is_kernel else p, params["blocks"])
+        of_kernels = 3  # dimensions: layer, in, out
+        blocks = jax.tree.map(lambda p: p.astype(self.model.dtype) if p.ndim == of_kernels else p, params["blocks"])
         layers = [jax.tree.map(lambda p, i=i: p[i], blocks) for i in range(self.model.depth)]
         return Weights(layers, {name: value for name, value in params.items() if name != "blocks"})
 

@@ -61,7 +61,6 @@ class GeneratorFamily(Family):
     unconditional: Callable[[nn.Module, Any, Any], Any] = lambda network, params, labels: jnp.full_like(
         labels, network.num_classes
     )
-
     multiplies: bool = False
 
     def factor_dtype(self, network: nn.Module) -> Any:

@@ -217,8 +217,8 @@ def _add_bias_backward(bias, gradient):
     if platform() != "tpu" or gradient.dtype != jnp.bfloat16:
         wide = jnp.promote_types(gradient.dtype, jnp.float32)
         return gradient, jnp.sum(gradient, axis=rows, dtype=wide).astype(bias.dtype)
-    # As a product: a sum over rows takes the TPU's vector unit a quarter of a layer's time. The compiler would make a
-    # product with a single row of ones a sum again, and any product with ones that it sees.
+    # As a product: sums over rows on a TPU's vector unit are 7 % of a layer of reAR-B (benchmarks/TPU.md). The
+    # compiler would make a product with a single row of ones a sum again, and any product with ones that it sees.
     ones = jax.lax.optimization_barrier(jnp.ones((8, *gradient.shape[: len(rows)]), gradient.dtype))
     of_bias = jnp.tensordot(ones, gradient, (tuple(1 + row for row in rows), rows), preferred_element_type=jnp.float32)
     return gradient, of_bias[0].astype(bias.dtype)

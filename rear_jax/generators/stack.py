@@ -51,7 +51,9 @@ def run_blocks(
         layer, place = given
         x, tapped = jax.tree.map(by_rows, carry)
         x = block(x, *inputs, dropout=place)
-        tapped = tuple(jnp.where(layer == tap, x, old) for tap, old in zip(taps, tapped, strict=True))
+        if taps:
+            slot = sum(jnp.where(layer == tap, n - len(taps), 0) for n, tap in enumerate(taps)) + len(taps)
+            tapped = _with_tap(tapped, x, slot)
         return jax.tree.map(by_rows, (x, tapped)), None
 
     policy = REMAT[model.remat]
@@ -64,5 +66,24 @@ def run_blocks(
     )
     x = by_rows(x)
     places = None if dropout is None else dropout.split(model.depth)
-    carry, _ = scan(model.blocks, (x, (x,) * len(taps)), (jnp.arange(model.depth), places))
-    return jax.tree.map(by_rows, carry)
+    tapped = jnp.zeros((len(x), len(taps) + 1, *x.shape[1:]), x.dtype) if taps else ()
+    carry, _ = scan(model.blocks, (x, tapped), (jnp.arange(model.depth), places))
+    x, tapped = jax.tree.map(by_rows, carry)
+    return x, tuple(tapped[:, n] for n in range(len(taps)))
+
+
+@jax.custom_vjp
+def _with_tap(tapped: Float[Array, "B n+1 T W"], x: Float[Array, "B T W"], slot: jax.Array) -> jax.Array:
+    """The output of a block is put into a slot; that of a block without a tap into the last one, which nobody reads.
+
+    Going back, no gradient has to be taken out of `tapped`: every other slot is filled once, and that of the last slot
+    is zero.
+    """
+    return jax.lax.dynamic_update_index_in_dim(tapped, x, slot, 1)
+
+
+def _with_tap_backward(slot, of_tapped):
+    return of_tapped, jax.lax.dynamic_index_in_dim(of_tapped, slot, 1, keepdims=False), None
+
+
+_with_tap.defvjp(lambda tapped, x, slot: (_with_tap(tapped, x, slot), slot), _with_tap_backward)

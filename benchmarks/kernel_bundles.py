@@ -131,7 +131,7 @@ def compiled(
 
 def row(topology: chips.Topology, kernel: kernels.Kernel, loops: Loop) -> tuple[str, ...]:
     """Of the table: with the cycles that a plan counts, where it has a formula."""
-    formula = kernels.cycles(kernel)
+    formula = kernels.cycles(kernel, topology.kind)
     planned = f"{formula / topology.chip.cores:.0f}" if formula else ""
     return topology.name, kernel.name, str(loops), str(loops.body), planned
 

@@ -27,7 +27,7 @@ from rear_jax.training import loop, objectives
 from rear_jax.training.posttraining import va_pi
 from rear_jax.training.posttraining.teacher_forcing import Networks
 from rear_jax.training.state import new_state
-from tests import toy
+from tests import test_modulated, toy
 
 KEY = jax.random.key(3)
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)  # unlike Adam, it does not blow rounding up where gradients vanish
@@ -230,6 +230,28 @@ def test_splash_attention_is_divided_over_the_mesh(rows):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, wanted)
     assert {gradient.sharding.spec for gradient in got[1]} == {spec}
     assert "all-gather" not in program.as_text()
+
+
+@pytest.mark.parametrize("rows", [8, 6])
+def test_what_is_between_products_is_divided_by_rows(rows):
+    """As the plain form on one device; gradients of norms are sums over devices, and nothing else is sent."""
+    given = test_modulated.inputs(5, 128, rows=rows)
+    wanted = test_modulated.value_and_gradients(test_modulated.PLAIN, 0.2, given)
+    spec = PartitionSpec(("data", "fsdp")) if rows == 8 else PartitionSpec()
+
+    def fused(*given):
+        return test_modulated.value_and_gradients(test_modulated.INTERPRETED, 0.2, given)
+
+    with jax.set_mesh(mesh_of("all")):
+        placed = [
+            jax.device_put(x, NamedSharding(mesh_of("all"), spec if x.ndim == 3 else PartitionSpec())) for x in given
+        ]
+        program = jax.jit(fused).lower(*placed).compile()
+        got = program(*placed)
+    for name, want in wanted.items():
+        np.testing.assert_allclose(got[name], want, atol=1e-5 * float(jnp.abs(want).max()), err_msg=name)
+    assert "all-gather" not in program.as_text()
+    assert ("all-reduce" in program.as_text()) == (rows == 8)
 
 
 @pytest.mark.parametrize("kernel", [fused_on_mesh, flash_on_mesh])

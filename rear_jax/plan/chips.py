@@ -115,6 +115,11 @@ class Topology:
         """Of the chips, whatever stands in for them: 'tpu' or 'gpu'."""
         return "gpu" if self.chip in GPUS.values() else "tpu"
 
+    @property
+    def kind(self) -> str:
+        """Of the chips, such as 'v5e'."""
+        return self.name.partition(":")[0]
+
     def network(self, reach: int) -> float:
         """Bytes per second that a chip sends in a collective of such a `reach`: that of the slowest link it crosses."""
         return self.chip.outside if self.chip.node and reach > self.chip.node else self.chip.network

@@ -296,7 +296,7 @@ def _cycles(module: hlo.Module, topology: Topology) -> dict[str, Any]:
     """Those of a compiled program, and a note on kernels that have no formula."""
     if not (others := hlo.estimated_cycles(module)):
         return {"cycles": 0, "kernel_cycles": 0}
-    calls = [(kernel, kernels.cycles(kernel)) for kernel in kernels.found(module)]
+    calls = [(kernel, kernels.cycles(kernel, topology.kind)) for kernel in kernels.found(module)]
     own = round(sum(kernel.times * (cycles or 0) for kernel, cycles in calls) / topology.chip.cores)
     unknown = sorted({kernel.name for kernel, cycles in calls if cycles is None})
     notes = (f"The cost model counts no cycle of {', '.join(unknown)}.",) if unknown else ()

@@ -8,7 +8,7 @@ Training runs `RARTransformer.__call__` on whole sequences. Decoding, in `cached
 every parameter and formula of a block; only the source of keys and values differs.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -21,66 +21,14 @@ from rear_jax.generators.dropout import Dropout, at, drop
 from rear_jax.generators.heads import HeadNorm, Preparation
 from rear_jax.generators.interface import Features, TappedGenerator
 from rear_jax.generators.layers import HeadsLinear, dense, normal, projectors
+from rear_jax.generators.modulated import Affine, Way, add_gated, add_gated_norm, layer_norm, norm
 from rear_jax.generators.stack import keep, run_blocks
-from rear_jax.runtime.precision import gelu, in_float32
+from rear_jax.runtime.precision import gelu
 from rear_jax.runtime.sharding import by_rows
 
 EXTRA_POSITIONS = 1024  # rows that the published position tables carry beyond N
 EXTRA_TIMESTEPS = 100  # rows that the published timestep tables carry beyond N
 WEIGHTS, MIXED, HIDDEN, OUTPUT = range(4)  # where a block drops: attention weights and output, the MLP's two layers
-
-
-class Modulation(NamedTuple):
-    """What a block needs to know of (class, position); every leaf is [..., W]."""
-
-    shift_attention: jax.Array
-    scale_attention: jax.Array
-    gate_attention: jax.Array
-    shift_mlp: jax.Array
-    scale_mlp: jax.Array
-    gate_mlp: jax.Array
-
-    @classmethod
-    def split(cls, modulation: Float[Array, "... 6W"]) -> "Modulation":
-        """The six parts, in the published order."""
-        return cls(*jnp.split(modulation, 6, axis=-1))
-
-
-class LayerNorm(nn.Module):
-    """LayerNorm with the family's epsilon, in float32, and the modulation after it.
-
-    Attributes:
-      dtype: of the result.
-      affine: whether it has a scale and a bias of its own.
-    """
-
-    dtype: Any
-    affine: bool = True
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "... W"],
-        shift: Float[Array, "... W"] | None = None,
-        scale: Float[Array, "... W"] | None = None,
-    ) -> Float[Array, "... W"]:
-        """norm(x)·(1 + scale) + shift; without modulation norm(x)."""
-        inputs = {"x": x}
-        if self.affine:
-            inputs["gain"] = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
-            inputs["bias"] = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
-        if scale is not None:
-            inputs |= {"shift": shift, "scale": scale}
-
-        def norm(*arrays):
-            given = dict(zip(inputs, arrays, strict=True))
-            centred = given["x"] - jnp.mean(given["x"], axis=-1, keepdims=True)
-            y = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + 1e-6)
-            if self.affine:
-                y = y * given["gain"] + given["bias"]
-            return y if scale is None else y * (1.0 + given["scale"]) + given["shift"]
-
-        return in_float32(norm, self.dtype)(*inputs.values())
 
 
 class Block(nn.Module):
@@ -94,12 +42,12 @@ class Block(nn.Module):
     attention: str = "auto"
 
     def setup(self):
-        self.norm1 = LayerNorm(self.dtype)
+        self.norm1 = Affine()
         self.qkv = HeadsLinear(self.heads, self.dtype)
         self.q_norm = HeadNorm(biased=True)
         self.k_norm = HeadNorm(biased=True)
         self.proj = dense(self.width, self.dtype)
-        self.norm2 = LayerNorm(self.dtype)
+        self.norm2 = Affine()
         self.fc1 = dense(self.mlp_width, self.dtype)
         self.fc2 = dense(self.width, self.dtype)
         self.adaln = dense(6 * self.width, self.dtype, kernel_init=nn.initializers.zeros)
@@ -112,38 +60,36 @@ class Block(nn.Module):
         self, x: Float[Array, "B T W"], condition: Float[Array, "B T W"], *, dropout: Dropout | None
     ) -> Float[Array, "B T W"]:
         """Whole sequences, causal."""
-        modulation = Modulation.split(by_rows(self.modulation(condition)))
-        qkv, preparation = self._heads(x, modulation)
+        width, way = x.shape[-1], Way.of(self.attention, x.shape[-1])
+        h, x, modulation = norm(x, self.norm1(width), by_rows(self.modulation(condition)), way)
+        qkv, preparation = self._heads(h)
         where = at(dropout, WEIGHTS)
         mixed = self_attention(qkv, preparation, kernel=self.attention, rate=self.dropout, dropout=where)
-        return self._residuals(x, mixed, modulation, dropout)
+        return self._residuals(x, mixed, modulation, dropout, way)
 
     def step(
         self, x: Float[Array, "B T W"], modulation: Float[Array, "B T 6W"], past: KeyValues, position: Int[Array, ""]
     ) -> tuple[Float[Array, "B T W"], KeyValues]:
         """T new positions from `position` on, seeing themselves and the past."""
-        modulation = Modulation.split(modulation)
-        qkv, preparation = self._heads(x, modulation)
+        way = Way(fused=False)
+        h, x, modulation = norm(x, self.norm1(x.shape[-1]), modulation, way)
+        qkv, preparation = self._heads(h)
         mixed, past = attend_to_past(qkv, preparation, past, position)
-        return self._residuals(x, mixed, modulation, None), past
+        return self._residuals(x, mixed, modulation, None, way), past
 
-    def _heads(self, x: jax.Array, modulation: Modulation) -> tuple[jax.Array, Preparation]:
+    def _heads(self, h: jax.Array) -> tuple[jax.Array, Preparation]:
         """Queries, keys and values [B, T, 3, H, W/H], and what becomes of the first two."""
-        qkv = self.qkv(self.norm1(x, modulation.shift_attention, modulation.scale_attention))
+        qkv = self.qkv(h)
         return qkv, Preparation(self.q_norm(qkv.shape[-1]), self.k_norm(qkv.shape[-1]))
 
-    def _residuals(self, x: jax.Array, mixed: jax.Array, modulation: Modulation, dropout: Dropout | None) -> jax.Array:
+    def _residuals(
+        self, x: jax.Array, mixed: jax.Array, modulation: jax.Array, dropout: Dropout | None, way: Way
+    ) -> jax.Array:
         """Adds the gated attention output `mixed` [B, T, W] and the gated MLP to x."""
-        mixed = drop(keep(self.proj(keep(mixed))), self.dropout, at(dropout, MIXED))
-        x = add_gated(x, modulation.gate_attention, mixed)
-        h = self.norm2(x, modulation.shift_mlp, modulation.scale_mlp)
-        h = drop(gelu(keep(self.fc1(h))), self.dropout, at(dropout, HIDDEN))
-        return add_gated(x, modulation.gate_mlp, drop(keep(self.fc2(h)), self.dropout, at(dropout, OUTPUT)))
-
-
-def add_gated(x: Float[Array, "B T W"], gate: Float[Array, "B T W"], y: Float[Array, "B T W"]) -> Float[Array, "B T W"]:
-    """x + gate·y in float32, the dtype of the residual stream."""
-    return in_float32(lambda x, gate, y: x + gate * y, x.dtype)(x, gate, y)
+        rate, mixed, affine = self.dropout, keep(self.proj(keep(mixed))), self.norm2(x.shape[-1])
+        x, h, modulation = add_gated_norm(x, mixed, affine, modulation, rate, at(dropout, MIXED), way)
+        h = drop(gelu(keep(self.fc1(h))), rate, at(dropout, HIDDEN))
+        return add_gated(x, keep(self.fc2(h)), modulation, rate, at(dropout, OUTPUT), way)
 
 
 class RARTransformer(TappedGenerator):
@@ -159,7 +105,6 @@ class RARTransformer(TappedGenerator):
             "timesteps_embeddings", normal, (1, self.num_codes + EXTRA_TIMESTEPS, self.width)
         )
         self.blocks = block_of(self)
-        self.head_norm = LayerNorm(self.dtype, affine=False)
         self.head_adaln = dense(2 * self.width, self.dtype, kernel_init=nn.initializers.zeros)
         self.lm_head = dense(self.codebook_size, self.dtype, out_dtype=jnp.float32)
         if self.taps:
@@ -218,7 +163,7 @@ class RARTransformer(TappedGenerator):
     def head(self, x: Float[Array, "B T W"], modulation: Float[Array, "B T 2W"]) -> Float[Array, "B T K"]:
         """Logits, float32. The family's head takes its modulation in the order scale, shift."""
         scale, shift = jnp.split(modulation, 2, axis=-1)
-        return self.lm_head(self.head_norm(x, shift, scale))
+        return self.lm_head(layer_norm(x, None, shift, scale))
 
     def embed_code(self, codes: Int[Array, " B"], position: Int[Array, ""]) -> Float[Array, "B 1 W"]:
         """Input of the transformer at one position that holds a code."""

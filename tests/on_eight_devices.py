@@ -255,12 +255,12 @@ def test_what_is_between_products_is_divided_by_rows(rows):
 
 
 @pytest.mark.parametrize("kernel", [fused_on_mesh, flash_on_mesh])
-@pytest.mark.parametrize("rows", [8, 6])
-def test_our_attention_is_divided_over_the_mesh(rows, kernel):
+@pytest.mark.parametrize(("rows", "turned"), [(8, 8), (6, 6), (8, 1)])
+def test_our_attention_is_divided_over_the_mesh(rows, turned, kernel):
     """Outputs and gradients of the plain form on one device, with its mask of dropout, and no exchange of heads."""
     qkv = jax.random.normal(jax.random.key(0), (rows, 5, 3, 4, 8))
     norms = [Norm(*jax.random.normal(jax.random.key(1 + i), (2, 8))) for i in range(2)]
-    angles = jax.random.normal(jax.random.key(3), (rows, 5, 4))
+    angles = jax.random.normal(jax.random.key(3), (turned, 5, 4))  # of each image, or of all alike
     rotation, visible = (
         Rotation(jnp.cos(angles), jnp.sin(angles)),
         jax.random.bernoulli(jax.random.key(4), 0.5, (rows, 5)),

@@ -146,7 +146,8 @@ def _on_mesh(
     if math.prod(mesh.values()) == 1:
         return of_device(qkv, preparation, visible, words)
     of_qkv = PartitionSpec(rows) if here == heads else PartitionSpec(rows, None, None, of_heads)
-    of_each = jax.tree.map(lambda x: PartitionSpec(rows) if x.ndim == 3 else PartitionSpec(), preparation)
+    of_all = PartitionSpec()  # a rotation of [1, T, D/2] is that of all images, too
+    of_each = jax.tree.map(lambda x: PartitionSpec(rows) if x.ndim == 3 and len(x) == batch else of_all, preparation)
     specs = of_qkv, of_each, PartitionSpec(rows), PartitionSpec(rows, of_heads)
     out = PartitionSpec(rows, None, of_heads)
     return jax.shard_map(of_device, in_specs=specs, out_specs=out, check_vma=False)(qkv, preparation, visible, words)

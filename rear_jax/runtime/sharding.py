@@ -187,6 +187,21 @@ def place(x: Float[Array, "..."], spec: PartitionSpec) -> Float[Array, "..."]:
     return jax.lax.with_sharding_constraint(x, spec) if several else x
 
 
+def gathered(params: Any, rules: Rules) -> Any:
+    """The same parameters, whole where 'fsdp' divides them; what 'tensor' divides stays divided.
+
+    For loops that read them again and again: otherwise the devices exchange weights or activations in every step.
+    """
+    mesh_shape = jax.sharding.get_abstract_mesh().shape
+
+    def of(path, leaf):
+        parts = spec(name_of(path), leaf.shape, mesh_shape, rules)
+        whole = PartitionSpec(*(tuple(axis for axis in _names(axes) if axis != "fsdp") or None for axes in parts))
+        return place(place(leaf, parts), whole)  # it comes as parts: what was done to it before is done to parts
+
+    return jax.tree_util.tree_map_with_path(of, params) if mesh_shape.get("fsdp", 1) > 1 else params
+
+
 def by_rows(x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
     """The same activations, each device with rows of its own and all of their features."""
     return constrain(x, BATCH_AXES, *((),) * (x.ndim - 1))

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from rear_jax import guidance
 from rear_jax.errors import RearError
-from rear_jax.generators import CachedGenerator
+from rear_jax.generators import CachedGenerator, family_of
+from rear_jax.runtime.sharding import gathered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +75,7 @@ def generate(
     Returns:
       codes [B, N] int32, or (codes, logits [B, N, K] float32).
     """
-    weights = cached.prepare(params)
+    weights = gathered(cached.prepare(params), family_of(cached.model).parameters)
     batch, num_codes = rows.shape[0], cached.num_codes
     guided = _guided_codes(cached, sampler)
     if guided:

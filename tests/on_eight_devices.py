@@ -18,11 +18,13 @@ from rear_jax.generators.attention import self_attention
 from rear_jax.generators.attention_kernels import flash_on_mesh, fused_on_mesh, splash_attention
 from rear_jax.generators.dropout import Dropout
 from rear_jax.generators.heads import Norm, Preparation, Rotation
+from rear_jax.plan import hlo
 from rear_jax.runtime.checkpoints import Checkpoints
 from rear_jax.runtime.mesh import AXES, make_mesh, map_rows, put_batch, replicated, split
 from rear_jax.runtime.precision import Linear
-from rear_jax.runtime.sharding import bytes_per_device, whole_frozen
+from rear_jax.runtime.sharding import bytes_per_device, shardings, whole_frozen
 from rear_jax.runtime.writer import read_metrics
+from rear_jax.sampling.generate import Sampler, generate
 from rear_jax.training import loop, objectives
 from rear_jax.training.posttraining import va_pi
 from rear_jax.training.posttraining.teacher_forcing import Networks
@@ -230,6 +232,30 @@ def test_splash_attention_is_divided_over_the_mesh(rows):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, wanted)
     assert {gradient.sharding.spec for gradient in got[1]} == {spec}
     assert "all-gather" not in program.as_text()
+
+
+def test_sampling_gathers_divided_weights_once():
+    """The codes that one device draws. In the loop devices send nothing."""
+    _, model, _, _, init = build(toy.llamagen_config())
+    family, params = generators.family_of(model), init({}).params
+    cached, sampler = generators.cached(model), Sampler()
+    labels = rows = jnp.arange(8)
+
+    @jax.jit
+    def draw(params, labels, rows, keys):
+        return generate(cached, params, labels, rows, keys, sampler)
+
+    given = labels, rows, jax.random.split(KEY, 8)
+    wanted, mesh = draw(params, *given), mesh_of("fsdp")
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, shardings(params, mesh, family.parameters))
+        divided = (given[0], *jax.device_put(given[1:], split(mesh)))
+        program = draw.lower(placed, *divided).compile()
+        codes = program(placed, *divided)
+    np.testing.assert_array_equal(codes, wanted)
+    sent = hlo.collectives(hlo.parse(program.as_text()))
+    assert {one.kind for one in sent} == {"all-gather"}
+    assert {one.times for one in sent} == {1}
 
 
 @pytest.mark.parametrize("rows", [8, 6])

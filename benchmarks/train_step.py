@@ -29,7 +29,7 @@ from rear_jax.generators.attention_kernels import KERNELS
 from rear_jax.generators.stack import REMAT
 from rear_jax.plan import flops, programs
 from rear_jax.runtime.mesh import make_mesh
-from rear_jax.training import objectives
+from rear_jax.training import fitting, objectives
 from rear_jax.training.state import TrainState
 
 HEAD = ("what", "seconds, median (min to max)", "floor", "images/s", "MFU", "compile s", "peak GiB")
@@ -47,11 +47,13 @@ def config_of(arguments) -> ConfigDict:
     """The experiment that the command line asks for."""
     asked = {"dropout": arguments.dropout, "remat": arguments.remat, "attention": arguments.attention}
     settings = {name: value for name, value in asked.items() if value is not None}
-    if not arguments.config:
+    if arguments.config:
+        config = measure.read_config(arguments.config)
+        config.model.update(settings)
+    else:
         method = "rear" if arguments.model == "rar" else "ar"
-        return measure.make_config(arguments, network=arguments.model, method=method, **settings)
-    config = measure.read_config(arguments.config)
-    config.model.update(settings)
+        config = measure.make_config(arguments, network=arguments.model, method=method, **settings)
+    config.train.accumulation = arguments.accumulation or config.train.accumulation
     return config
 
 
@@ -61,6 +63,14 @@ def with_batch(config: ConfigDict, batch: int, **model: str) -> ConfigDict:
     changed.train.loop.batch_size = batch
     changed.model.update(model)
     return changed
+
+
+def as_run(config: ConfigDict, mesh: Mesh) -> ConfigDict:
+    """The config in the microbatches that the job chooses where no limit of memory is known, as on CPUs."""
+    if fitting.memory_limit(mesh) is not None or not fitting.is_open(config, "train"):
+        return config
+    rows = fitting.rows_of_device(config, "train", mesh)
+    return fitting.applied(config, "train", fitting.without_limit(config, "train", rows))
 
 
 def step_flops(config: ConfigDict, batch: int, mesh: Mesh) -> int:
@@ -95,7 +105,7 @@ def compiled(program: programs.Program) -> tuple[Any, float, float]:
 
 def time_step(arguments, config: ConfigDict, init: Callable[[], TrainState], mesh: Mesh, folder: str) -> Times:
     """Runs the step of the config's batch a few times, and once more under the profiler if a folder is given."""
-    program = programs.train(config, mesh)
+    program = programs.train(as_run(config, mesh), mesh)
     step, compiling, _ = compiled(program)
     batch, frozen = random_inputs(program, config.tokenizer.codebook_size, config.data.num_classes)
     first = init()
@@ -164,6 +174,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dropout", type=float)
     parser.add_argument("--remat", choices=REMAT)
     parser.add_argument("--attention", choices=KERNELS)
+    parser.add_argument("--accumulation", type=int, default=0, help="microbatches; 0 = one, on CPUs what the job takes")
     parser.add_argument("--doublings", type=int, default=0, help="how often the batch is doubled, while it fits")
     parser.add_argument("--compile-only", action="store_true", help="print how long the step takes to compile")
     parser.add_argument("--profile", default="", help="write a profiler trace of a step here, and name its costs")

@@ -170,8 +170,26 @@ def test_a_run_on_cpus_compiles_once(tmp_path, trained, compiled, caplog):
     steps, looked_at = compiled
     assert (steps, looked_at) == (["train"], [])
     saved = record(tmp_path)
-    assert (saved["train"]["accumulation"], saved["model"]["remat"]) == (1, "none")
-    assert "train: accumulation 1, remat none; no limit of memory is known" in caplog.text
+    assert (saved["train"]["accumulation"], saved["model"]["remat"]) == (8, "none")
+    assert "train: accumulation 8, remat none; no limit of memory is known" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("job", "platform", "asked", "rows", "want"),
+    [
+        ("train", "cpu", 0, 32, 8),
+        ("train", "cpu", 0, 6, 1),
+        ("train", "cpu", 0, 1, 1),
+        ("train", "cpu", 2, 32, 2),
+        ("posttrain", "cpu", 0, 32, 1),
+        ("train", "gpu", 0, 32, 1),
+    ],
+)
+def test_training_on_cpus_takes_small_microbatches(job, platform, asked, rows, want):
+    config = toy.config()
+    config[job].accumulation = asked
+    with standing_in_for(platform):
+        assert fitting.without_limit(config, job, rows) == (want, "none")
 
 
 def test_a_small_device_takes_microbatches_and_goes_on_with_them_bit_for_bit(

@@ -96,7 +96,7 @@ def train() -> ConfigDict:
     """The job 'train'."""
     train = ConfigDict()
     train.ema_decay = 0.0  # decay per step of the exponential moving average of the parameters; 0 = no average
-    train.accumulation = 0  # microbatches per step; 0 = as few as fit into memory
+    train.accumulation = 0  # microbatches per step; 0 = as few as fit into memory, on CPUs of 4 images
     train.evaluate_every = 0  # steps between two scores of a small set of samples; 0 = none
     # images in that set; the generator with the best score is kept, see config.sample.stage
     train.evaluate_images = 1_000

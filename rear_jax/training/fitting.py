@@ -16,6 +16,10 @@ of it: the parameter, forward and backward, and the sum of gradients. These 600 
 `plan/chips.py` makes in the time that its memory moves a byte (153 for an A100, 240 for v5e, 560 for v6e).
 
 Memory grows along a line, nearly, with the images of a microbatch, so that a few programs tell which one fits.
+
+On CPUs memory is not the limit, but it costs time. XLA takes the working memory of a step from the system anew each
+time, and the system clears every page of it. So `--job=train` runs in microbatches of ROWS_OF_CPUS images: they use the
+same pages one after another, and more of what they read is still in the caches (benchmarks/RESULTS.md).
 """
 
 import dataclasses
@@ -43,6 +47,7 @@ log = logging.getLogger(__name__)
 
 GIB = 2**30
 ROWS = 8  # images a device that a microbatch is to have at least
+ROWS_OF_CPUS = 4  # the same on CPUs, where one that has as few is fastest
 USED = 0.95  # share of a device's memory; the rest is for weights as they are read, the next batch, pictures, gaps
 NEAR = 1.1  # a program that is expected to take so much more than there is may fit all the same
 REMATS = ("none", "products", "full")  # of `generators.stack.REMAT`, the fastest first
@@ -145,6 +150,18 @@ def _guess(
     return between[-1] if none_fits_yet and expected[-1] <= NEAR * limit else None
 
 
+def without_limit(config: ConfigDict, job: str, rows: int) -> Choice:
+    """The choice where no limit of memory is known: on CPUs for 'train' in small microbatches, else the batch whole.
+
+    Arguments as of `options`.
+    """
+    choice = options(config, job, rows)[0][0]
+    if config[job].accumulation or job != "train" or platform() != "cpu":
+        return choice
+    counts = (count for count in range(1, rows + 1) if rows % count == 0 and rows // count >= ROWS_OF_CPUS)
+    return choice._replace(accumulation=max(counts, default=1))
+
+
 def applied(config: ConfigDict, job: str, choice: Choice) -> ConfigDict:
     """The config with a choice in it."""
     chosen = config.copy_and_resolve_references()
@@ -189,7 +206,7 @@ def train(config: ConfigDict, learn: Callable[[ConfigDict], loop.Learning], run:
 
     The choice is part of the record of each checkpoint. Rounding depends on it, and in post-training the random numbers
     do, so a run that goes on takes it again if it fits, and says so if it does not. All processes choose alike. Where
-    the backend does not say how much memory it has, the batch is run whole and nothing is computed twice.
+    the backend does not say how much memory it has, nothing is computed twice, see `without_limit`.
 
     Args:
       config: the experiment.
@@ -204,7 +221,7 @@ def train(config: ConfigDict, learn: Callable[[ConfigDict], loop.Learning], run:
         return loop.train(learning, run)
     loop.agree(job, run)
     earlier, memory = _earlier(config, job, run), min(distributed.every(memory_limit(run.mesh) or 0))
-    choice, compiled = earlier or options(config, job, 1)[0][0], None
+    choice, compiled = earlier or without_limit(config, job, rows_of_device(config, job, run.mesh)), None
     if (run.checkpoints.latest_step() or 0) < learning.settings.steps:
         if memory:
             choice, compiled = _chosen(config, learn, run.mesh, earlier, learning, memory)

@@ -34,12 +34,12 @@ def test_every_published_size_is_in_the_table():
 
 
 def check(row: published.Row, name: str) -> None:
-    """It takes what the table says, and no more than a device has."""
+    """It takes no more than the table says, and no more than a device has."""
     topology = chips.topology(name)
     found = published.compiled(row, topology, row.choice)
     assert programs.setting(found.config, programs.BATCH_SIZES[row.program]) == row.images
     assert found.needed <= fitting.USED * topology.chip.memory
-    assert found.needed / chips.GIB == pytest.approx(row.gib, rel=0.1, abs=0.1)
+    assert found.needed / chips.GIB < 1.1 * row.gib
 
 
 def rows_to_test(topology: str) -> list[published.Row]:

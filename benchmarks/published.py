@@ -59,15 +59,13 @@ def load(name: str) -> ConfigDict:
     return module.get_config(*([argument] if argument else []))
 
 
-def compiled(
-    row: Row, topology: chips.Topology, choice: fitting.Choice | None = None, *, quick: bool = True
-) -> roofline.Compiled:
+def compiled(row: Row, topology: chips.Topology, choice: fitting.Choice | None = None) -> roofline.Compiled:
     """The program of a row, with a choice or with what a run chooses."""
     config = load(row.configs[0])
     config.update_from_flattened_dict(row.settings)
     if choice is not None and row.program in fitting.JOBS:
         config = fitting.applied(config, row.program, choice)
-    return roofline.compile_fitting(config, row.program, topology, quick=quick)
+    return roofline.compile_fitting(config, row.program, topology, quick=True)
 
 
 def written(row: Row, found: roofline.Compiled) -> str:

@@ -33,6 +33,18 @@ def test_every_published_size_is_in_the_table():
             assert {(program, file.stem) for program in wanted | jobs} <= table, file.stem
 
 
+@pytest.mark.parametrize("topology", ["a100:8", "v5e:16x16", "v5e:4x4"])
+def test_the_tables_are_written_as_they_are_read(topology):
+    text = (toy.ROOT / "benchmarks" / "PLAN.md").read_text()
+    for row in published.rows(topology):
+        config = published.load(row.configs[0])
+        config.update_from_flattened_dict(row.settings)
+        if row.program in fitting.JOBS:
+            config = fitting.applied(config, row.program, row.choice)
+        found = roofline.Compiled(config, None, None, row.gib * chips.GIB)
+        assert published.written(row, found) in text
+
+
 def check(row: published.Row, name: str) -> None:
     """It takes no more than the table says, and no more than a device has."""
     topology = chips.topology(name)

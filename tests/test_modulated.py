@@ -183,26 +183,18 @@ def test_the_tpu_compiler_takes_the_kernels(monkeypatch, chip, length, width):
     }
 
 
-FUNCTION = """
-import jax.numpy as jnp
-from tests.test_modulated import between
-from rear_jax.generators.dropout import Dropout
-from rear_jax.generators.modulated import Way
-
-
-def function(words, *given):
+def on_a_chip(words, *given):
+    """What benchmarks/kernel_bundles.py counts the bundles of."""
     return between(Way(fused=True), 0.1, Dropout(words), *given)
-"""
 
 
 @pytest.mark.slow
 @needs_tpu_compiler
-def test_with_the_tpu_compiler_the_formulas_of_the_kernels_meet_their_bundles(tmp_path):
-    (tmp_path / "modulated.py").write_text(FUNCTION)
+def test_with_the_tpu_compiler_the_formulas_of_the_kernels_meet_their_bundles():
     for width in (512, 768):
         shapes = jax.eval_shape(lambda width=width: inputs(258, width, 8, jnp.bfloat16))
         arrays = [f"{x.dtype.name}[{','.join(map(str, x.shape))}]" for x in shapes]
-        rows = bundles(f"{tmp_path}/modulated.py:function", "int32[8,2]", *arrays, "--gradient")
+        rows = bundles("tests.test_modulated:on_a_chip", "int32[8,2]", *arrays, "--gradient")
         assert len(rows) == 5
         for row in rows:
             counted, formula = (float(cell) for cell in row[-2:])

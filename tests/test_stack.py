@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,7 @@ from rear_jax import generators, tokenizers
 from rear_jax.errors import RearError
 from rear_jax.generators.dropout import Dropout
 from rear_jax.generators.llamagen.network import LlamaGenTransformer
-from rear_jax.generators.stack import REMAT
+from rear_jax.generators.stack import REMAT, run_blocks
 from tests import toy
 
 MODEL = LlamaGenTransformer(
@@ -74,3 +75,45 @@ def test_an_unknown_policy_names_the_known_ones():
     tokenizer = tokenizers.build(config.tokenizer, config.data.image_size)
     with pytest.raises(RearError, match=r"config\.model\.remat = 'half': use one of auto, none, products, full\."):
         generators.build(config, tokenizer)
+
+
+class Tanh(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, dropout):
+        return nn.tanh(nn.Dense(8, use_bias=False, name="dense")(x))
+
+
+class Tapped(nn.Module):
+    taps: tuple[int, ...]
+    depth: int = 3
+    remat: str = "full"
+    unroll: int = 1
+
+    def setup(self):
+        self.blocks = Tanh()
+
+    def __call__(self, x):
+        return run_blocks(self, x, dropout=None, taps=self.taps)
+
+
+@pytest.mark.parametrize("taps", [(), (0, 2), (2, 1), (1, 1), (0, 0)])
+def test_taps_are_the_outputs_of_their_blocks(taps):
+    """Values and gradients of a plain loop; the same block twice, and the last one, included."""
+    model, (x, *weights) = Tapped(taps), jax.random.normal(jax.random.key(0), (2 + len(taps), 2, 5, 8))
+    params = model.init(jax.random.key(1), x)["params"]
+
+    def looped(params, x):
+        outputs = []
+        for kernel in params["blocks"]["dense"]["kernel"]:
+            x = jnp.tanh(x @ kernel)
+            outputs.append(x)
+        return x, tuple(outputs[tap] for tap in taps)
+
+    def summed(run):
+        return lambda *given: sum(jnp.vdot(w, x) for w, x in zip(weights, jax.tree.leaves(run(*given)), strict=True))
+
+    def scanned(params, x):
+        return model.apply({"params": params}, x)
+
+    got, wanted = (jax.value_and_grad(summed(run), argnums=(0, 1))(params, x) for run in (scanned, looped))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, wanted)

@@ -2,8 +2,8 @@
 
 A block has six vectors for each position, side by side in one array [B, T, 6W]. Between two products it adds what came
 out, gated, to the residual stream, then normalises the stream and modulates it. Here that is one function each, of
-whole sequences. On a TPU each is a kernel of `modulated_kernels.py`, forward and backward: XLA goes through the
-activations ten times for what the kernels do at once (benchmarks/TPU.md).
+whole sequences. On a TPU each is a kernel of `modulated_kernels.py`, forward and backward: it does at
+once what XLA does in several passes over the activations (benchmarks/TPU.md).
 
 The functions hand on the modulation that they were given. So gradients of its parts go into one array, which the last
 function makes and each one before it completes: no six arrays are joined. The order of a block must therefore be kept:

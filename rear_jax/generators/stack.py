@@ -47,13 +47,15 @@ def run_blocks(
       (output of the last block, outputs [B, T, W] of the tapped ones).
     """
 
+    tapping = sorted(set(taps))
+    slots = jnp.array([tapping.index(n) if n in tapping else len(tapping) for n in range(model.depth)])
+
     def body(block, carry, given):
         layer, place = given
         x, tapped = jax.tree.map(by_rows, carry)
         x = block(x, *inputs, dropout=place)
         if taps:
-            slot = sum(jnp.where(layer == tap, n - len(taps), 0) for n, tap in enumerate(taps)) + len(taps)
-            tapped = _with_tap(tapped, x, slot)
+            tapped = _with_tap(tapped, x, slots[layer])
         return jax.tree.map(by_rows, (x, tapped)), None
 
     policy = REMAT[model.remat]
@@ -66,10 +68,10 @@ def run_blocks(
     )
     x = by_rows(x)
     places = None if dropout is None else dropout.split(model.depth)
-    tapped = jnp.zeros((len(x), len(taps) + 1, *x.shape[1:]), x.dtype) if taps else ()
+    tapped = jnp.zeros((len(x), len(tapping) + 1, *x.shape[1:]), x.dtype) if taps else ()
     carry, _ = scan(model.blocks, (x, tapped), (jnp.arange(model.depth), places))
     x, tapped = jax.tree.map(by_rows, carry)
-    return x, tuple(tapped[:, n] for n in range(len(taps)))
+    return x, tuple(tapped[:, tapping.index(tap)] for tap in taps)
 
 
 @jax.custom_vjp

@@ -107,8 +107,10 @@ def ways(arguments, model: Generator, params: Any) -> dict[str, Callable[[], Tim
     cached = generators.cached(model)
     other = {"float32": "bfloat16", "bfloat16": "float32"}[arguments.dtype]
     recast = generators.cached(dataclasses.replace(model, dtype=jnp.dtype(other)))
-    work = {"no cache (one forward x codes)": lambda: (time_uncached(arguments, model, params), None)}
-    if arguments.model == "rar":
+    work = {}
+    if not arguments.ours:
+        work["no cache (one forward x codes)"] = lambda: (time_uncached(arguments, model, params), None)
+    if not arguments.ours and arguments.model == "rar":
         modulated = ModulatedPerSequence(cached)
         work["cache, modulation per sequence"] = lambda: time_sampling(arguments, modulated, params)
     ours = "cache, shared modulation" if arguments.model == "rar" else "cache"
@@ -152,6 +154,7 @@ def main() -> None:
         "--model", default="rar", choices=list(measure.NETWORKS), help="PyTorch is compared with rar alone"
     )
     parser.add_argument("--segments", type=int, default=4)
+    parser.add_argument("--ours", action="store_true", help="time the ways that rear_jax takes alone")
     arguments = parser.parse_args()
     _, model = measure.build(arguments, network=arguments.model, method="ar")
     params = measure.random_params(model)

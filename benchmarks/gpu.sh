@@ -77,37 +77,37 @@ measure() {
 
 # Everything, in order of value.
 measurements() {
-  local bf16=(--dtype=bfloat16 --unroll=1)
+  local bf16=(--dtype=bfloat16 --unroll=1) decode=(decode.py --ours)
   local rear_b=(--width=768 --layers=24 --heads=16) rear_l=(--width=1024 --layers=24 --heads=16)
   local alitok_b=(--model=alitok --codes=273 --codebook=4096 --width=768 --layers=24 --heads=16)
   local pixels=(--model=llamagen --codes=576 --codebook=16384 --channels=128 --perceptual=lpips --repeats=3)
   local xl=(--width=1280 --layers=36 --heads=20) xxl=(--width=1536 --layers=48 --heads=24)
 
-  measure attention 120 attention.py --batch=64
-  measure train_rear_b 150 train_step.py --config=configs/rear_b.py --batch=32 --doublings=3
+  measure attention 180 attention.py --batch=64
+  measure train_rear_b 150 train_step.py --config=configs/rear_b.py --batch=64 --doublings=2
   measure posttrain_xl 240 posttrain_step.py "${pixels[@]}" "${xl[@]}" "${bf16[@]}" --batch=16
+  measure decode_rear_b_128 200 "${decode[@]}" "${rear_b[@]}" "${bf16[@]}" --batch=128
   measure sample_rear_b 240 sample.py --config=configs/rear_b.py
-  measure train_rear_l 150 train_step.py --config=configs/rear_l.py --batch=32 --doublings=3
-  measure decode_alitok_b_128 150 decode.py "${alitok_b[@]}" "${bf16[@]}" --batch=128
+  measure train_rear_l 150 train_step.py --config=configs/rear_l.py --batch=64 --doublings=1
+  measure decode_alitok_b_128 150 "${decode[@]}" "${alitok_b[@]}" "${bf16[@]}" --batch=128
   measure posttrain_xxl 300 posttrain_step.py "${pixels[@]}" "${xxl[@]}" "${bf16[@]}" --batch=16 --remat=full
   measure sample_rear_l 300 sample.py --config=configs/rear_l.py
   measure train_llamagen_xl 150 train_step.py --config=configs/llamagen_xl.py --batch=16 --doublings=3
   measure inception 120 evaluate.py --batch=128 --generated=10000 --real=10000
-  measure decode_alitok_b_256 150 decode.py "${alitok_b[@]}" "${bf16[@]}" --batch=256
+  measure decode_alitok_b_256 150 "${decode[@]}" "${alitok_b[@]}" "${bf16[@]}" --batch=256
   measure train_rear_s 120 train_step.py --config=configs/rear_s.py --batch=64 --doublings=3
   measure profile_rear_b 120 train_step.py --config=configs/rear_b.py --batch=64 --profile="$scratch/profile_rear_b"
   measure profile_rear_l 120 train_step.py --config=configs/rear_l.py --batch=32 --profile="$scratch/profile_rear_l"
-  measure train_rear_b_dots 150 train_step.py --config=configs/rear_b.py --remat=dots --batch=64 --doublings=3
-  measure train_rear_l_dots 150 train_step.py --config=configs/rear_l.py --remat=dots --batch=64 --doublings=3
+  measure train_rear_b_products 150 train_step.py --config=configs/rear_b.py --remat=products --batch=64 --doublings=3
+  measure train_rear_l_products 150 train_step.py --config=configs/rear_l.py --remat=products --batch=64 --doublings=3
   measure train_llamagen_xl_full 150 train_step.py --config=configs/llamagen_xl.py --remat=full --batch=32 --doublings=3
   measure posttrain_xl_recipe 300 posttrain_step.py "${pixels[@]}" "${xl[@]}" "${bf16[@]}" --remat=full \
     --batch=128 --accumulation=8
   measure posttrain_xl_bf16 240 posttrain_step.py "${pixels[@]}" "${xl[@]}" "${bf16[@]}" --batch=16 \
     --tokenizer-dtype=bfloat16
-  measure decode_rear_b_128 200 decode.py "${rear_b[@]}" "${bf16[@]}" --batch=128
-  measure decode_rear_l_128 200 decode.py "${rear_l[@]}" "${bf16[@]}" --batch=128
-  measure decode_rear_b_256 200 decode.py "${rear_b[@]}" "${bf16[@]}" --batch=256
-  measure decode_rear_l_256 200 decode.py "${rear_l[@]}" "${bf16[@]}" --batch=256
+  measure decode_rear_l_128 200 "${decode[@]}" "${rear_l[@]}" "${bf16[@]}" --batch=128
+  measure decode_rear_b_256 200 "${decode[@]}" "${rear_b[@]}" "${bf16[@]}" --batch=256
+  measure decode_rear_l_256 200 "${decode[@]}" "${rear_l[@]}" "${bf16[@]}" --batch=256
 }
 
 # The machine, then everything.
@@ -158,7 +158,7 @@ mkdir -p "$out"
 : >"$out/errors.txt" || die "$out cannot be written"
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-export PYTHONPATH=$PWD PYTHONUNBUFFERED=1
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$scratch/compiled} # what was tuned once is not tuned again
 if $toy; then
   export JAX_PLATFORMS=cpu JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.2

@@ -42,8 +42,8 @@ CUDNN_HEAD_SIZE = 128  # at most, and a multiple of 8
 GPU_CAPABILITY = 8.0  # compute capability at least: Ampere
 FLASH_DTYPES = ("bfloat16", "float16", "float32")
 FLASH_HEAD_SIZE = 128  # at most
-FLASH_CHECKED: frozenset[str] = frozenset()  # compute capabilities, such as "9.0", that `benchmarks/attention.py` was
-# run on and found right and faster than the plain form: there 'auto' takes 'flash'
+FLASH_CHECKED = frozenset({"9.0"})  # compute capabilities on which `benchmarks/attention.py` found 'flash' right, and
+# faster than the plain form and cuDNN's, in dtypes of two bytes (benchmarks/RESULTS.md): there 'auto' takes it
 
 
 def cudnn_attention(
@@ -196,7 +196,7 @@ def choose(name: str, task: Task) -> str:
     reasons = {kernel: obstacle(task) for kernel, obstacle in OBSTACLES.items()}
     if name == "auto":
         able = (kernel for kernel, reason in reasons.items() if not reason)
-        return next((kernel for kernel in able if kernel != "flash" or _capability() in FLASH_CHECKED), "plain")
+        return next((kernel for kernel in able if kernel != "flash" or _is_checked(task)), "plain")
     if reasons.get(name):
         raise RearError(f"config.model.attention = {name!r} {reasons[name]}: use 'auto' or 'plain'.")
     return name
@@ -257,9 +257,9 @@ def _lacks(task: Task) -> str:
 
 OBSTACLES = {  # by kernel; 'auto' tries them in this order
     "fused": _obstacle_to_fused,
+    "flash": _obstacle_to_flash,
     "cudnn": _obstacle_to_cudnn,
     "splash": _obstacle_to_splash,
-    "flash": _obstacle_to_flash,
 }
 
 
@@ -273,6 +273,11 @@ def fast_memory() -> int:
 def _has_flash_attention() -> bool:
     """Whether this machine's GPUs are NVIDIA's and new enough for the tensor cores that the kernels use."""
     return float(_capability() or 0) >= GPU_CAPABILITY
+
+
+def _is_checked(task: Task) -> bool:
+    """Whether 'auto' may take 'flash' here."""
+    return task.dtype in CUDNN_DTYPES and _capability() in FLASH_CHECKED
 
 
 def _capability() -> str:

@@ -76,7 +76,8 @@ class Shape(NamedTuple):
     def blocks(self, itemsize: int) -> Blocks:
         """For elements of so many bytes: what spills few registers, and fits into the 99 KiB of a small GPU's core."""
         least = max(pl.next_power_of_2(self.length), LEAST)
-        return Blocks(min(64 if itemsize == 2 else 32, least), min(32, least), warps=4, stages=2)
+        own, stages = (64, 3) if itemsize == 2 else (32, 2)
+        return Blocks(min(own, least), min(32, least), warps=4, stages=stages)
 
 
 def flash_attention(

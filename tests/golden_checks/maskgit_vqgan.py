@@ -21,7 +21,7 @@ def check(golden: Mapping[str, np.ndarray]) -> None:
     assert found["channel_mult"] == tuple(meta["channel_mult"])
     assert all(found[key] == meta[key] for key in ("hidden_channels", "num_res_blocks", "z_channels", "codebook_size"))
 
-    tokenizer = MaskGitVQGAN(image_size=meta["resolution"], **found)
+    tokenizer = MaskGitVQGAN(image_size=meta["resolution"], precision="highest", **found)
     images = golden["in/images"]
     params = from_torch(tensors, tokenizers.shapes(tokenizer), FAMILY.layout.torch_name)
     variables = {"params": params}

@@ -16,6 +16,7 @@ FLOORS = (  # the ground floor first: a module imports from lower floors, or fro
     {"errors", "losses", "noise", "orders", "guidance", "grpo"},
     {"runtime"},
     {"weights"},
+    {"text"},
     {"generators", "tokenizers", "metrics"},
     {"config", "data"},
     {"artifacts", "experiments"},

@@ -1,0 +1,1 @@
+"""From words to numbers: cleaning of captions, vocabularies, and the encoder whose features a generator takes."""

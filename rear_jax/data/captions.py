@@ -1,4 +1,4 @@
-"""Captions of text-conditional generators: features that a text encoder has made beforehand."""
+"""Captions of text-conditional generators: features that a text encoder has made beforehand, and their texts."""
 
 import contextlib
 import functools
@@ -72,6 +72,26 @@ class CaptionFile:
             raise RearError(f"{self.path}: features are not finite.")
         missing = self._length - mask.shape[1]
         return Captions(np.pad(features, ((0, 0), (missing, 0), (0, 0))), np.pad(mask, ((0, 0), (missing, 0))))
+
+
+def read_texts(path: str, *, option: str, count: int) -> list[str]:
+    """The texts of captions, one in each line of a UTF-8 file.
+
+    Args:
+      path: of the file.
+      option: dotted name of the setting that chose `path`, for messages.
+      count: of the captions.
+
+    Raises RearError: there is no such file, it is no text, or it has another number of lines.
+    """
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RearError(f"{option} = {path!r}: {error}; name a UTF-8 text file with a caption in each line.") from None
+    lines = text.removesuffix("\n").split("\n")
+    if len(lines) != count:
+        raise RearError(f"{path} has {len(lines)} lines for {count} captions: give a line for each, in their order.")
+    return lines
 
 
 @contextlib.contextmanager

@@ -1,0 +1,94 @@
+"""CLIP and HPSv2 as judges of how well images fit their captions, for the rewards `clip` and `hps`.
+
+The features of all captions are computed once, before training, and come with the batches. A step computes those of
+images only, with products at 'high'.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from rear_jax.errors import RearError
+from rear_jax.metrics import clip_files, text_scores
+from rear_jax.metrics.clip import CLIP, Tower
+from rear_jax.metrics.clip_preprocess import clip_pixels_of_floats, hps_pixels
+from rear_jax.metrics.text_scores import TextScorer
+from rear_jax.weights.torch_files import read_tensors
+
+# What a plan counts where no file is given: OpenAI's ViT-B/32, and the ViT-H-14 of HPSv2.
+USUAL = {
+    "clip": CLIP(512, 224, 32, Tower(768, 12, 12), Tower(512, 12, 8), 49408, 77, "quick_gelu"),
+    "hps": CLIP(1024, 224, 14, Tower(1280, 32, 16), Tower(1024, 24, 16), 49408, 77, "gelu"),
+}
+
+
+class TextJudge(NamedTuple):
+    """The image side of a network; its parameters are {'image': …}.
+
+    Attributes:
+      network: at precision 'high'.
+      pixels: images [B, H, W, 3] in [0, 1] -> what the network sees.
+    """
+
+    network: CLIP
+    pixels: Callable[[jax.Array], jax.Array]
+
+    def fit(self, params: Any, images: jax.Array, text: jax.Array) -> jax.Array:
+        """The cosine [B] of images [B, H, W, 3] in [0, 1] with features of their text [E], differentiable in both."""
+        features = self.network.apply({"params": params}, self.pixels(images), method="image_features")
+        return text_scores.cosines(features, text)
+
+    def caption_shape(self, rows: int) -> jax.ShapeDtypeStruct:
+        """Of the features of so many captions."""
+        return jax.ShapeDtypeStruct((rows, self.network.embedding_dim), jnp.float32)
+
+
+def outline(name: str, config: ConfigDict) -> tuple[TextJudge, Any]:
+    """The judge of the reward `name`, and the shapes of its parameters.
+
+    Raises RearError: the file of its weights is given and is missing, damaged or of another network.
+    """
+    weights = config[name].weights
+    network = clip_files.network_of(read_tensors(weights), source=weights) if weights else USUAL[name]
+    return _judge(name, config, network), {"image": clip_files.param_shapes(network)["image"]}
+
+
+def load(name: str, config: ConfigDict) -> tuple[TextJudge, Any]:
+    """The judge of the reward `name`, and its parameters.
+
+    Raises RearError: as `scorer`.
+    """
+    found = scorer(name, config)
+    return _judge(name, config, found.network), {"image": found.params["image"]}
+
+
+def caption_features(name: str, config: ConfigDict, captions: Sequence[str]) -> np.ndarray:
+    """Features [n, E] of captions for the judge of the reward `name`; raises RearError as `scorer`."""
+    return scorer(name, config).text_features(captions)
+
+
+def scorer(name: str, config: ConfigDict) -> TextScorer:
+    """The network of the reward `name` with its vocabulary.
+
+    Raises RearError: a file of it is not given, missing, damaged or of another network.
+    """
+    wanted = {f"{name}.weights": "a file of the network", "clip.vocabulary": "the tokenizer.json of a CLIP"}
+    for option, what in wanted.items():
+        if not config[option.partition(".")[0]][option.partition(".")[2]]:
+            raise RearError(f"config.posttrain.reward.{name} needs config.{option}: give {what}.")
+    if name == "clip":
+        return text_scores.load_clip(config.clip.weights, config.clip.vocabulary, prefix=config.clip.prefix)
+    return text_scores.load_hps(config.hps.weights, config.clip.vocabulary, antialias=config.hps.antialias)
+
+
+def _judge(name: str, config: ConfigDict, network: CLIP) -> TextJudge:
+    size, antialias = network.image_size, config.hps.antialias
+
+    def pixels(images: jax.Array) -> jax.Array:
+        return clip_pixels_of_floats(images, size) if name == "clip" else hps_pixels(images, size, antialias=antialias)
+
+    return TextJudge(network.clone(precision="high"), pixels)

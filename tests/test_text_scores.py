@@ -96,6 +96,9 @@ def test_a_stream_is_scored_batch_by_batch(scorers):
     np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-6)
     with pytest.raises(RearError, match=r"CLIP of width 768 .* wants a text for each image, not 3 for 2"):
         scorer.score(images(2), TEXTS)
+    for wrong in (images() / 255, images()[0], images()[..., :1]):
+        with pytest.raises(RearError, match=r"wants images as uint8 \[B, H, W, 3\], not "):
+            scorer.score(wrong, TEXTS)
 
 
 def test_more_texts_than_are_encoded_at_once(scorers):

@@ -128,12 +128,15 @@ class TextScorer:
     def scores(self, batches: Iterable[tuple[Images, Sequence[str]]]) -> Iterator[Float[np.ndarray, " b"]]:
         """The cosine of each image and its text, for a stream of batches.
 
-        Raises RearError: a batch has not as many texts as images; or as `local_devices.stream`.
+        Raises RearError: a batch is not of 8-bit images, or has not as many texts; or as `local_devices.stream`.
         """
         waiting: deque[Sequence[str]] = deque()
 
         def images() -> Iterator[Images]:
             for of_batch, texts in batches:
+                if of_batch.dtype != np.uint8 or of_batch.ndim != 4 or of_batch.shape[3] != 3:
+                    what = f"{of_batch.dtype} {of_batch.shape}"
+                    raise RearError(f"{self.name} wants images as uint8 [B, H, W, 3], not {what}.")
                 if len(of_batch) != len(texts):
                     raise RearError(f"{self.name} wants a text for each image, not {len(texts)} for {len(of_batch)}.")
                 waiting.append(texts)

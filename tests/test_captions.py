@@ -80,7 +80,7 @@ def test_a_folder_gives_what_an_npz_does_by_number(tmp_path):
     np.save(tmp_path / "features.npy", FEATURES)
     np.save(tmp_path / "mask.npy", mask)
     whole = read_captions(write(tmp_path / "c.npz", features=FEATURES, mask=mask), length=4, dim=2)
-    folder = CaptionFile(str(tmp_path), option="config.posttrain.captions", length=4, dim=2)
+    folder = CaptionFile(str(tmp_path), option="config.captions_from", length=4, dim=2)
     assert len(folder) == 2
     for part, wanted in zip(folder[np.array([1, 0, 1])], whole, strict=True):
         np.testing.assert_array_equal(part, wanted[[1, 0, 1]])

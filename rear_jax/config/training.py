@@ -117,9 +117,6 @@ def posttrain() -> ConfigDict:
     post.clip_images = False  # True = rewards see images clipped to [0, 1]; False = as they are decoded, as released
     post.perceptual_network = "lpips"  # 'lite0' or 'lite2' (both EfficientNet-Lite) or 'lpips' (needs config.lpips)
     post.probe_images = 10_000  # largest number of training images for the classifier of reward.class_probability
-    # caption features for text-conditional generators: .npz file or folder, see rear_jax/data/captions.py; '' = none.
-    # The label of an image is the number of its caption.
-    post.captions = ""
     post.ste_temperature = 1.0  # τ, temperature of the softmax of 'ste'
     post.images_at_once = 1  # images that each device decodes at once, each with its G samples
     # Only 'va_pi' and 'ar_grpo' read max_advantage, clip_range, policy_weight, kl_weight and inner_updates.

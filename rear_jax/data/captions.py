@@ -61,8 +61,10 @@ class CaptionFile:
           features [m, length, dim] float32 (zero on padding) and mask [m, length] bool, each caption in its own order
           at the right end.
 
-        Raises RearError: features are not finite.
+        Raises RearError: features are not finite, or there are not so many captions.
         """
+        if not isinstance(numbers, slice) and len(numbers) and not 0 <= np.min(numbers) <= np.max(numbers) < len(self):
+            raise RearError(f"{self.path} has {len(self)} captions: none has the number {int(np.max(numbers))}.")
         mask, features = self._mask[numbers], self._features[numbers].astype(np.float32)
         order = np.argsort(mask, axis=1, kind="stable")  # padding first, each part in its order
         mask = np.take_along_axis(mask, order, axis=1)

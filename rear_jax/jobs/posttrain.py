@@ -1,7 +1,7 @@
 """`--job=posttrain`: VA-π, a generator learns to sample codes that decode back to the image; or a baseline of it."""
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,7 @@ from ml_collections import ConfigDict
 
 from rear_jax import artifacts, generators
 from rear_jax.data import batches
-from rear_jax.data.captions import CaptionFile
-from rear_jax.data.images import ImageSource, SplitFacts, fingerprint, open_split, require_classes, split_facts
-from rear_jax.errors import RearError
+from rear_jax.data.images import ImageSource, fingerprint, open_split, split_facts
 from rear_jax.runtime import distributed, pictures
 from rear_jax.runtime.mesh import check_batch, fetch, make_mesh
 from rear_jax.runtime.writer import MetricWriter
@@ -52,7 +50,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     method = posttraining.checked_method(config, generator)
     source, held_out = (open_split(data, split) for split in (data.train_split, data.eval_split))
     distributed.agree(f"the images of {source.name}", fingerprint(source))
-    conditions = _conditions(config, generator, {data.train_split: source, data.eval_split: held_out})
+    splits = {data.train_split: source, data.eval_split: held_out}
+    conditions = artifacts.open_conditions(config, workdir, generator, splits)
     asked = judges_of(config, workdir)
     checkpoints, saved = artifacts.resumable(_folder(method, workdir), settings.loop, config, "posttrain")
     if saved:
@@ -68,7 +67,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     images = batches.training_stream(source, config, settings.loop, settings.augmentation)
 
     def stream(start: int) -> Iterator[dict[str, Any]]:
-        return _with_conditions(images(start), conditions)
+        return artifacts.with_conditions(images(start), conditions)
 
     networks = posttraining.networks_of(config, tokenizer.module, asked)
     frozen, devices = learn(config).frozen, make_mesh(config.mesh)
@@ -100,7 +99,8 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     loop.check(learning.job, settings.loop)
     state = learning.state(make_mesh(config.mesh))
     artifacts.check_tokenizer(config, workdir, before)
-    _conditions(config, generator, {split: split_facts(data, split) for split in (data.train_split, data.eval_split)})
+    splits = {split: split_facts(data, split) for split in (data.train_split, data.eval_split)}
+    artifacts.open_conditions(config, workdir, generator, splits)
     check_judges(config, workdir, before)
     folder = _folder(posttraining.method_of(config), workdir)
     resumed = artifacts.check_resumable(folder, config, "posttrain", state)
@@ -140,39 +140,6 @@ def _starting_place(config: ConfigDict, workdir: Path, before: Collection[str] =
     place = artifacts.generator_folder(workdir)
     there = place.exists() or artifacts.to_be_made(place, config, workdir, before)
     return Path(config.init_from) if config.init_from and not there else place
-
-
-def _conditions(
-    config: ConfigDict, generator: Any, sources: Mapping[str, ImageSource | SplitFacts]
-) -> Callable[[np.ndarray], Any]:
-    """Labels [b] -> what the generator is conditioned on: themselves, or the captions with these numbers.
-
-    Raises RearError: of the sources, by split, one has labels that are no classes or captions; captions cannot be read.
-    """
-    if not generators.takes_captions(generator):
-        for source in sources.values():
-            require_classes(source, config.data.num_classes)
-        return lambda labels: labels
-    option = "config.posttrain.captions"
-    captions = CaptionFile(
-        config.posttrain.captions, option=option, length=generator.caption_length, dim=generator.caption_dim
-    )
-    for split, source in sources.items():
-        if source.num_classes > len(captions):
-            raise RearError(
-                f"{source.name} ({split}) has labels up to {source.num_classes - 1}, {option} has {len(captions)} "
-                "captions: an image's label is the number of its caption."
-            )
-    return captions.__getitem__
-
-
-def _with_conditions(stream: Any, conditions: Callable[[np.ndarray], Any]) -> Iterator[dict[str, Any]]:
-    """The batches with 'condition' beside 'label'."""
-    try:
-        for batch in stream:
-            yield batch | {"condition": conditions(batch["label"])}
-    finally:
-        stream.close()
 
 
 def _watcher(

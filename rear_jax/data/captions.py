@@ -1,4 +1,7 @@
-"""Captions of text-conditional generators: features that a text encoder has made beforehand."""
+"""Captions of text-conditional generators: features that a text encoder has made beforehand.
+
+`open_captions` opens what `--job=caption` wrote (`caption_shards.py`), or a file of somebody else's (`CaptionFile`).
+"""
 
 import contextlib
 import functools
@@ -10,8 +13,19 @@ from typing import Any
 import numpy as np
 
 from rear_jax.data.archive import read_header
+from rear_jax.data.caption_shards import HEADER, UNFINISHED_HEADER, CaptionShards
 from rear_jax.errors import RearError
 from rear_jax.generators.interface import Captions
+
+
+def open_captions(path: str, *, option: str, length: int, dim: int) -> "CaptionFile | CaptionShards":
+    """Captions by number: `captions[numbers]` is `Captions` [m, length, dim], each at the right end.
+
+    Args and errors are those of `CaptionFile`, and of `CaptionShards`.
+    """
+    if any((Path(path) / name).is_file() for name in (HEADER, UNFINISHED_HEADER)):
+        return CaptionShards(Path(path), length=length, dim=dim)
+    return CaptionFile(path, option=option, length=length, dim=dim)
 
 
 class CaptionFile:

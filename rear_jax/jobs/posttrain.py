@@ -50,8 +50,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
     method = posttraining.checked_method(config, generator)
     source, held_out = (open_split(data, split) for split in (data.train_split, data.eval_split))
     distributed.agree(f"the images of {source.name}", fingerprint(source))
-    splits = {data.train_split: source, data.eval_split: held_out}
-    conditions = artifacts.open_conditions(config, workdir, generator, splits)
+    conditions, of_held_out = (
+        artifacts.open_conditions(config, workdir, generator, split, images)
+        for split, images in ((data.train_split, source), (data.eval_split, held_out))
+    )
     asked = judges_of(config, workdir)
     checkpoints, saved = artifacts.resumable(_folder(method, workdir), settings.loop, config, "posttrain")
     if saved:
@@ -71,9 +73,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
     networks = posttraining.networks_of(config, tokenizer.module, asked)
     frozen, devices = learn(config).frozen, make_mesh(config.mesh)
-    draw = _drawer(config, networks, frozen, held_out, conditions)
+    draw = _drawer(config, networks, frozen, held_out, of_held_out)
     record = config.to_dict() | {"holds": method.trains, "tokenizer_fingerprint": tokenizer.fingerprint}
-    watch, look = None, _watcher(config, workdir, method, networks, frozen["tokenizer"], held_out, conditions)
+    watch, look = None, _watcher(config, workdir, method, networks, frozen["tokenizer"], held_out, of_held_out)
     if settings.loop.picture_every:
         watch = settings.loop.picture_every, lambda step, state: look(step, state.params)
     with jax.set_mesh(devices):
@@ -99,8 +101,8 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     loop.check(learning.job, settings.loop)
     state = learning.state(make_mesh(config.mesh))
     artifacts.check_tokenizer(config, workdir, before)
-    splits = {split: split_facts(data, split) for split in (data.train_split, data.eval_split)}
-    artifacts.open_conditions(config, workdir, generator, splits)
+    for split in (data.train_split, data.eval_split):
+        artifacts.check_conditions(config, workdir, generator, split, split_facts(data, split), before)
     check_judges(config, workdir, before)
     folder = _folder(posttraining.method_of(config), workdir)
     resumed = artifacts.check_resumable(folder, config, "posttrain", state)

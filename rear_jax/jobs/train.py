@@ -70,7 +70,8 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
         codes = open_codes(artifacts.codes_folder(config, workdir))
         _check_header(codes.header, config, tokenizer.num_codes, None)
         source = _facts(codes.header)
-    artifacts.open_conditions(config, workdir, model, {} if source is None else {config.data.train_split: source})
+    if source is not None:
+        artifacts.check_conditions(config, workdir, model, config.data.train_split, source, before)
     if config.train.evaluate_every:
         watching.check(config, model)
 
@@ -107,7 +108,7 @@ def _batches(config: ConfigDict, workdir: Path, tokenizer: artifacts.Tokenizer, 
     def conditioned(stream: Callable[[int], Iterator[dict]], source: ImageSource | SplitFacts):
         if not generators.takes_captions(model):
             return stream
-        conditions = artifacts.open_conditions(config, workdir, model, {split: source})
+        conditions = artifacts.open_conditions(config, workdir, model, split, source)
         return lambda start: artifacts.with_conditions(stream(start), conditions)
 
     if config.codes.on_the_fly:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from rear_jax import generators
 from rear_jax.artifacts import Tokenizer
-from rear_jax.data.captions import CaptionFile
+from rear_jax.data.captions import CaptionFile, CaptionShards, open_captions
 from rear_jax.runtime.identity import fingerprint
 from rear_jax.runtime.mesh import fetch, split
 from rear_jax.sampling.generate import generate, sampler_of
@@ -48,8 +48,8 @@ def check_conditions(config: ConfigDict, model: nn.Module) -> None:
         _captions(config, model)
 
 
-def _captions(config: ConfigDict, model: nn.Module) -> CaptionFile:
-    return CaptionFile(
+def _captions(config: ConfigDict, model: nn.Module) -> CaptionFile | CaptionShards:
+    return open_captions(
         config.sample.captions, option="config.sample.captions", length=model.caption_length, dim=model.caption_dim
     )
 

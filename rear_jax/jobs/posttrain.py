@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from rear_jax import artifacts, generators
 from rear_jax.data import batches
 from rear_jax.data.captions import CaptionFile
-from rear_jax.data.images import ImageSource, SplitFacts, fingerprint, open_split, require_classes, split_facts
+from rear_jax.data.sources import SplitFacts, fingerprint, open_split, require_classes, split_facts
+from rear_jax.data.sources.interface import ImageSource
 from rear_jax.errors import RearError
 from rear_jax.runtime import distributed, pictures
 from rear_jax.runtime.mesh import check_batch, fetch, make_mesh

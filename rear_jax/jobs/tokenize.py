@@ -15,7 +15,8 @@ from rear_jax.data.batches import ordered_batches
 from rear_jax.data.codes import write_codes
 from rear_jax.data.codes_header import HEADER, CodesHeader, refuse_other_plan
 from rear_jax.data.crops import AUGMENTATIONS
-from rear_jax.data.images import ImageSource, fingerprint, open_split, split_facts
+from rear_jax.data.sources import fingerprint, open_split, require_classes, split_facts
+from rear_jax.data.sources.interface import ImageSource
 from rear_jax.errors import RearError
 from rear_jax.runtime import distributed, local_devices
 from rear_jax.runtime.mesh import fetch
@@ -44,6 +45,7 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     _check_settings(config)
     artifacts.check_tokenizer(config, workdir, before)
     facts = split_facts(config.data, config.data.train_split)
+    require_classes(facts, config.data.num_classes)  # labels stand in the codes, numbers of captions too
     header = _header(config, artifacts.outline_tokenizer(config), facts.name, facts.num_images)
     refuse_other_plan(artifacts.codes_folder(config, workdir), header, but=("fingerprint",))
 

@@ -12,7 +12,7 @@ from rear_jax import artifacts, generators
 from rear_jax.data import batches
 from rear_jax.data.codes import open_codes
 from rear_jax.data.codes_header import CodesHeader, check_codes, check_share
-from rear_jax.data.images import fingerprint, open_split, split_facts
+from rear_jax.data.sources import fingerprint, open_split, require_classes, split_facts
 from rear_jax.evaluation import watching
 from rear_jax.runtime import distributed
 from rear_jax.runtime.mesh import check_batch, make_mesh
@@ -63,7 +63,7 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     if config.init_from and not resumed:
         artifacts.check_generator(Path(config.init_from), config, workdir, model, before)
     if config.codes.on_the_fly:
-        split_facts(config.data, config.data.train_split)
+        require_classes(split_facts(config.data, config.data.train_split), config.data.num_classes)
     elif not {"tokenize", "import"} & set(before):
         codes = open_codes(artifacts.codes_folder(config, workdir))
         _check_header(codes.header, config, tokenizer.num_codes, None)

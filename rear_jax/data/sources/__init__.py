@@ -28,8 +28,11 @@ from ml_collections import ConfigDict
 
 from rear_jax.data.sources.arrays import open_arrays, open_fashion_mnist
 from rear_jax.data.sources.folders import open_folder
+from rear_jax.data.sources.imagefolder import open_imagefolder
 from rear_jax.data.sources.interface import STRICT, ImageSource, SourceSettings, captioned
+from rear_jax.data.sources.parquet import open_parquet
 from rear_jax.data.sources.tfds_sets import open_tfds
+from rear_jax.data.sources.webdataset import open_webdataset
 from rear_jax.errors import RearError
 
 FINGERPRINT_IMAGES = 32  # that `fingerprint` reads
@@ -39,6 +42,9 @@ SOURCES: dict[str, Callable[[str, str, SourceSettings], ImageSource]] = {
     "folder": open_folder,
     "tfds": open_tfds,
     "arrays": open_arrays,
+    "imagefolder": open_imagefolder,
+    "webdataset": open_webdataset,
+    "parquet": open_parquet,
 }
 
 

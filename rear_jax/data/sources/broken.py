@@ -1,7 +1,9 @@
 """Images and pairs that are of no use: counted, the first few named, and no more of them than a share."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+
+import numpy as np
 
 from rear_jax.errors import RearError
 
@@ -23,6 +25,15 @@ class Tally:
         if len(self.examples) < EXAMPLES:
             line = " ".join(what.split())
             self.examples.append(line if len(line) <= LONGEST_EXAMPLE else f"{line[:LONGEST_EXAMPLE]}...")
+
+    def arrays(self, name: str) -> dict[str, np.ndarray]:
+        """As a kept index holds it, under two names that begin with `name`."""
+        return {f"{name}_count": np.array(self.count), f"{name}_examples": np.array(self.examples, np.str_)}
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, np.ndarray], name: str) -> "Tally":
+        """What `arrays` made."""
+        return cls(int(arrays[f"{name}_count"]), arrays[f"{name}_examples"].tolist())
 
     def __str__(self) -> str:
         more = ["..."] if self.count > len(self.examples) else []

@@ -23,11 +23,18 @@ def json_record(raw: bytes) -> dict[str, Any]:
     return record
 
 
-def text_at(record: Mapping[str, Any], key: str, option: str) -> str:
-    """The text under a key that a setting names; raises ValueError where it has none, or what it has is no text."""
+def text_at(record: Mapping[str, Any], key: str) -> str:
+    """The text under a key; raises ValueError where the record has none there, or what it has is no text."""
     if key not in record:
-        raise ValueError(f"no key {key!r}, set {option} to one of: {', '.join(map(str, record)) or 'it has none'}")
+        raise ValueError(f"no key {key!r} but {', '.join(record) or 'none'}")
     return _filled(record[key])
+
+
+def caption_at(record: Mapping[str, Any], key: str) -> str:
+    """The caption under `config.data.caption_key`; raises ValueError where the record has none."""
+    if key not in record:
+        raise ValueError(f"config.data.caption_key = {key!r} is none of its keys {', '.join(record) or '(none)'}")
+    return text_at(record, key)
 
 
 def _decoded(raw: bytes) -> str:
@@ -39,11 +46,11 @@ def _decoded(raw: bytes) -> str:
 
 def _filled(text: Any) -> str:
     if not isinstance(text, str):
-        raise ValueError(f"the caption is no text but {type(text).__name__}")
+        raise ValueError(f"its text is of the type {type(text).__name__}")
     if not (stripped := text.strip()):
-        raise ValueError("the caption is empty")
+        raise ValueError("its text is empty")
     try:
         stripped.encode()
     except UnicodeEncodeError:
-        raise ValueError("the caption is no Unicode text") from None
+        raise ValueError("its text is no UTF-8") from None
     return stripped

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from rear_jax import generators, jobs, losses, tokenizers
-from rear_jax.data.images import open_source
+from rear_jax.data.sources import open_source
 from rear_jax.errors import RearError
 from rear_jax.runtime.checkpoints import Checkpoints
 from rear_jax.sampling.generate import generate, sampler_of

@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from rear_jax import generators
 from rear_jax.data.captions import open_captions
-from rear_jax.data.images import ImageSource, SplitFacts, require_classes
+from rear_jax.data.sources import SplitFacts, require_classes
+from rear_jax.data.sources.interface import ImageSource
 from rear_jax.errors import RearError
 
 CAPTIONS = "config.captions_from"

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 
 from rear_jax import artifacts, generators
 from rear_jax.data import batches
-from rear_jax.data.images import ImageSource, fingerprint, open_split, split_facts
+from rear_jax.data.sources import fingerprint, open_split, split_facts
+from rear_jax.data.sources.interface import ImageSource
 from rear_jax.runtime import distributed, pictures
 from rear_jax.runtime.mesh import check_batch, fetch, make_mesh
 from rear_jax.runtime.writer import MetricWriter

@@ -13,7 +13,8 @@ from rear_jax import artifacts, generators
 from rear_jax.data import batches
 from rear_jax.data.codes import open_codes
 from rear_jax.data.codes_header import CodesHeader, check_codes, check_share
-from rear_jax.data.images import ImageSource, SplitFacts, fingerprint, open_split, split_facts
+from rear_jax.data.sources import SplitFacts, fingerprint, open_split, split_facts
+from rear_jax.data.sources.interface import ImageSource
 from rear_jax.evaluation import watching
 from rear_jax.runtime import distributed
 from rear_jax.runtime.mesh import check_batch, make_mesh
@@ -68,8 +69,8 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
         source = split_facts(config.data, config.data.train_split)
     elif not {"tokenize", "import"} & set(before):
         codes = open_codes(artifacts.codes_folder(config, workdir))
-        _check_header(codes.header, config, tokenizer.num_codes, None)
-        source = _facts(codes.header)
+        _check_header(codes.header, config, model, tokenizer.num_codes, None)
+        source = _facts(codes.header, model)
     if source is not None:
         artifacts.check_conditions(config, workdir, model, config.data.train_split, source, before)
     if config.train.evaluate_every:
@@ -85,20 +86,22 @@ def _check_settings(config: ConfigDict) -> None:
         check_share(config.codes.max_corrupt_share)
 
 
-def _check_header(header: CodesHeader, config: ConfigDict, num_codes: int, fingerprint: str | None) -> None:
+def _check_header(
+    header: CodesHeader, config: ConfigDict, model: nn.Module, num_codes: int, fingerprint: str | None
+) -> None:
     """Raises RearError unless codes are those of the config's tokenizer; a fingerprint of None fits any."""
     check_codes(
         header,
         fingerprint=fingerprint,
         codebook_size=config.tokenizer.codebook_size,
         codes_per_image=num_codes,
-        num_classes=config.data.num_classes,
+        num_classes=None if generators.takes_captions(model) else config.data.num_classes,
     )
 
 
-def _facts(header: CodesHeader) -> SplitFacts:
-    """Of the split that the codes are of."""
-    return SplitFacts(header.source, header.num_classes, header.num_images)
+def _facts(header: CodesHeader, model: nn.Module) -> SplitFacts:
+    """Of the split that the codes are of, which has captions if the generator takes them."""
+    return SplitFacts(header.source, header.num_classes, header.num_images, generators.takes_captions(model))
 
 
 def _batches(config: ConfigDict, workdir: Path, tokenizer: artifacts.Tokenizer, model: nn.Module):
@@ -123,7 +126,7 @@ def _batches(config: ConfigDict, workdir: Path, tokenizer: artifacts.Tokenizer, 
         in_memory=config.codes.in_memory,
         max_corrupt_share=config.codes.max_corrupt_share,
     )
-    _check_header(codes.header, config, tokenizer.num_codes, tokenizer.fingerprint)
+    _check_header(codes.header, config, model, tokenizer.num_codes, tokenizer.fingerprint)
 
     some = codes.read(np.linspace(0, len(codes) - 1, 64).astype(int))["codes"].tolist()
     distributed.agree(f"the codes in {artifacts.codes_folder(config, workdir)}", f"{codes.header} {some}")
@@ -138,4 +141,4 @@ def _batches(config: ConfigDict, workdir: Path, tokenizer: artifacts.Tokenizer, 
             process_count=jax.process_count(),
         )
 
-    return conditioned(from_codes, _facts(codes.header)), lambda: {"corrupt_records": codes.num_corrupt}
+    return conditioned(from_codes, _facts(codes.header, model)), lambda: {"corrupt_records": codes.num_corrupt}

@@ -1,0 +1,130 @@
+"""Prompts: the files they come in, what is refused, and pictures and file names that carry them."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+
+from rear_jax.data.prompts import MOST_WORDS, Prompt, given_prompts, read_prompts, write_prompts
+from rear_jax.errors import RearError
+
+GENEVAL = '{"tag": "colors", "include": [{"class": "dog", "count": 1, "color": "red"}], "prompt": "a red dog"}'
+MARK = "\ufeff"
+
+
+def write(path, content):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.txt", "a dog\nein Bär, 東京 🐻", ["a dog", "ein Bär, 東京 🐻"]),
+        ("a.txt", MARK + "a dog\r\n  a cat \r\n\r\n \n\n", ["a dog", "a cat"]),
+        ("a.txt", "one\x0bline\u2028still\n", ["one\x0bline\u2028still"]),
+        ("a.jsonl", '{"prompt": "a dog"}\r\n{"text": "a cat"}\n{"caption": "a cow"}\n', ["a dog", "a cat", "a cow"]),
+        ("a.jsonl", MARK + '{"caption": "no", "text": "no", "prompt": "two\\nlines"}', ["two\nlines"]),
+        ("a.jsonl", '{"prompt": "a dog", "category": null}', ["a dog"]),
+        ("a.tsv", "Prompt\na dog\n", ["a dog"]),
+        ("a.tsv", 'Note\tPrompt\r\nx\ta sign "STOP"\r\n', ['a sign "STOP"']),
+        ("a.tsv", 'Prompt\tNote\n"a ""big"" dog"\t\n', ['a "big" dog']),
+    ],
+)
+def test_prompts_are_read(tmp_path, name, content, expected):
+    assert read_prompts(write(tmp_path / name, content)) == [Prompt(text) for text in expected]
+
+
+def test_categories_are_kept(tmp_path):
+    parti = "Prompt\tCategory\tChallenge\tNote\na shiba inu\tAnimals\tBasic\t\n42\tAbstract\tBasic\tSimple numbers\n"
+    assert read_prompts(write(tmp_path / "p.tsv", parti)) == [
+        Prompt("a shiba inu", "Animals"),
+        Prompt("42", "Abstract"),
+    ]
+    line = '{"prompt": "a dog", "category": "Animals"}'
+    assert read_prompts(write(tmp_path / "p.jsonl", line)) == [Prompt("a dog", "Animals")]
+
+
+def test_lines_of_geneval_are_kept_as_they_are(tmp_path):
+    (found,) = read_prompts(write(tmp_path / "evaluation_metadata.jsonl", GENEVAL + " \r\n"))
+    assert found == Prompt("a red dog", "colors", GENEVAL)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "a dog\n\na cat\n", "line 2 is blank"),
+        ("a.txt", b"a dog\na b\xe4r\n", r"line 2 is not UTF-8 \(byte 4\)"),
+        ("a.txt", "a dog\n".encode("utf-16"), "line 1 is not UTF-8"),
+        ("a.txt", "a dog\ra cat\r", "line 1 has a carriage return inside"),
+        ("a.txt", "a dog\n" + "word " * 10_000, "line 2 has 10000 words, .* at most 1000 words"),
+        ("a.txt", "x" * 10_001, "line 1 has 1 words, 10001 characters"),
+        ("a.txt", "", "holds no prompts"),
+        ("a.txt", MARK + "\r\n\n", "holds no prompts"),
+        ("a.jsonl", "", "holds no prompts"),
+        ("a.tsv", "", "holds no prompts"),
+        ("a.tsv", "Prompt\n\n", "holds no prompts"),
+        ("a.csv", "a dog", "is no file of prompts: give a .txt, .jsonl, .tsv file"),
+        ("a.jsonl", '{"prompt": "a"}\n{"a": 1, "b": 2}', "line 2 has no key prompt, text or caption: it has 'a', 'b'"),
+        ("a.jsonl", "{}", "line 1 has no key .* it has none"),
+        ("a.jsonl", '{"prompt": "a"}\n{"prompt": ', "line 2 is not JSON"),
+        ("a.jsonl", '{"prompt": ' + "9" * 5000 + "}", "line 1 is not JSON"),
+        ("a.jsonl", "[" * 100_000, "line 1 is not JSON"),
+        ("a.jsonl", '["a dog"]', "line 1 is a list, not a JSON object"),
+        ("a.jsonl", '{"text": ["a dog", "the dog"]}', "line 1, key 'text' is a list, not text"),
+        ("a.jsonl", '{"prompt": " "}', "line 1, key 'prompt' holds a blank prompt"),
+        ("a.jsonl", '{"prompt": "a \\ud83d dog"}', r"line 1, key 'prompt' holds half a character, '\\ud83d'"),
+        ("a.tsv", "a dog\tAnimals\na cat\tAnimals\n", "line 1 names no column Prompt: it has 'a dog', 'Animals'"),
+        ("a.tsv", "Category\tPrompt\nx\ta dog\nx\n", "line 3 has 1 columns and no Prompt"),
+        ("a.tsv", "Category\tPrompt\nx\t\n", "line 2 holds a blank prompt"),
+        ("a.tsv", "Prompt\n" + "x" * 200_000, "line 2 is no row of columns"),
+    ],
+)
+def test_what_is_no_prompt_is_refused_in_one_line(tmp_path, name, content, message):
+    with pytest.raises(RearError, match=message) as refused:
+        read_prompts(write(tmp_path / name, content))
+    assert "\n" not in str(refused.value)
+    assert str(tmp_path / name) in str(refused.value)
+    assert len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize("name", ["none.txt", "folder.txt"])
+def test_a_missing_file_is_named(tmp_path, name):
+    (tmp_path / "folder.txt").mkdir()
+    with pytest.raises(RearError, match=f"There is no file of prompts .*{name}"):
+        read_prompts(str(tmp_path / name))
+
+
+def test_a_prompt_of_as_many_words_as_there_may_be(tmp_path):
+    assert len(read_prompts(write(tmp_path / "a.txt", "word " * MOST_WORDS))) == 1
+
+
+TEXTS = st.text(st.characters(codec="utf-8"), min_size=1).map(str.strip).filter(bool)
+
+
+@given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1))
+def test_written_prompts_are_read_again(tmp_path_factory, texts):
+    file = tmp_path_factory.getbasetemp() / "prompts.jsonl"
+    prompts = [*(Prompt(*pair) for pair in texts), Prompt("a red dog", "colors", GENEVAL)]
+    write_prompts(file, prompts)
+    assert read_prompts(file) == prompts
+    assert len([json.loads(line) for line in file.read_text().split("\n")[:-1]]) == len(prompts)
+
+
+def settings(**changes):
+    return ConfigDict({"prompts": "", "prompt": ""} | changes)
+
+
+def test_prompts_are_those_of_the_settings(tmp_path):
+    file = str(write(tmp_path / "a.txt", "a dog\na cat"))
+    assert given_prompts(settings()) == []
+    assert given_prompts(settings(prompt=" a red dog ")) == [Prompt("a red dog")]
+    assert given_prompts(settings(prompts=file)) == [Prompt("a dog"), Prompt("a cat")]
+    with pytest.raises(RearError, match="are both set"):
+        given_prompts(settings(prompts=file, prompt="a red dog"))
+    with pytest.raises(RearError, match=r"config.sample.prompt holds a blank prompt"):
+        given_prompts(settings(prompt=" "))
+    with pytest.raises(RearError, match=r"config.sample.prompt has 1001 words"):
+        given_prompts(settings(prompt="word " * 1001))

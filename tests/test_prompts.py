@@ -1,14 +1,18 @@
 """Prompts: the files they come in, what is refused, and pictures and file names that carry them."""
 
 import json
+import re
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
+from PIL import Image, ImageFont
 
 from rear_jax.data.prompts import MOST_WORDS, Prompt, given_prompts, read_prompts, write_prompts
 from rear_jax.errors import RearError
+from rear_jax.runtime import pictures
 
 GENEVAL = '{"tag": "colors", "include": [{"class": "dog", "count": 1, "color": "red"}], "prompt": "a red dog"}'
 MARK = "\ufeff"
@@ -128,3 +132,72 @@ def test_prompts_are_those_of_the_settings(tmp_path):
         given_prompts(settings(prompt=" "))
     with pytest.raises(RearError, match=r"config.sample.prompt has 1001 words"):
         given_prompts(settings(prompt="word " * 1001))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("a photo of a red dog", "0003_a-photo-of-a-red-dog_01.png"),
+        ("  Salvador Dalí's CAT!? ", "0003_salvador-dali-s-cat_01.png"),
+        ("../../etc/passwd", "0003_etc-passwd_01.png"),
+        ("東京 🐻", "0003_prompt_01.png"),
+        ("CON", "0003_con_01.png"),
+        ("a" * 59 + " b", "0003_" + "a" * 59 + "_01.png"),
+        ("a\x00b\nc\ud83d", "0003_a-b-c_01.png"),
+    ],
+)
+def test_file_names_are_made_from_prompts(prompt, name):
+    assert pictures.prompt_file_name(3, prompt, 1) == name
+
+
+@given(st.text())
+def test_file_names_are_safe_and_short(prompt):
+    name = pictures.prompt_file_name(12345, prompt, 678)
+    assert re.fullmatch(r"12345_[a-z0-9]([a-z0-9-]*[a-z0-9])?_678\.png", name)
+    assert len(name) <= 80
+
+
+def test_file_names_are_unique():
+    prompts = ["a_1", "a", "a 1", "a", "", "a_1_1"]
+    names = {pictures.prompt_file_name(i, prompt, j) for i, prompt in enumerate(prompts) for j in range(120)}
+    assert len(names) == len(prompts) * 120
+
+
+FONT = ImageFont.load_default(size=12)
+
+
+@given(st.text(st.characters(), max_size=300), st.integers(30, 240), st.integers(1, 5))
+def test_any_text_is_wrapped(text, width, most_lines):
+    lines = pictures.wrapped(text, FONT, width, most_lines)
+    assert 1 <= len(lines) <= most_lines
+    assert all(FONT.getlength(line) <= width or len(line) == 1 for line in lines)
+    assert pictures.prompt_sheet(np.zeros((1, 1, 64, 64, 3), np.uint8), [text]).shape == (64, 304, 3)
+
+
+def test_prompts_are_wrapped_at_blanks_and_cut_at_the_end():
+    assert pictures.wrapped("a photo of a red dog", FONT, 1000, 4) == ["a photo of a red dog"]
+    lines = pictures.wrapped("a photo of a red dog", FONT, 60, 4)
+    assert len(lines) > 1
+    assert " ".join(lines) == "a photo of a red dog"
+    assert "".join(pictures.wrapped("x" * 50, FONT, 60, 50)) == "x" * 50
+    assert pictures.wrapped("a photo of a red dog", FONT, 60, 1) == ["a photo …"]
+    assert pictures.wrapped("Dalí", FONT, 60, 1) == ["Dali"]
+
+
+def test_a_sheet_has_a_row_for_each_prompt():
+    images = np.arange(6, dtype=np.uint8).reshape(2, 3, 1, 1, 1) * np.ones((32, 32, 3), np.uint8)
+    sheet = pictures.prompt_sheet(images, ["a photo of a red dog", "東京 \ud83d\x00\n" * 100])
+    assert sheet.shape == (64 + 2 + 64, 240 + 3 * 64 + 2, 3)
+    np.testing.assert_array_equal(sheet[:64, 240:304], 0)
+    np.testing.assert_array_equal(sheet[66:, 240 + 2 * 65 :], 5)
+    text = sheet[:64, :240]
+    assert text[:16].min() < 100  # one line of ink
+    assert text[16:].min() == 255
+
+
+def test_a_folder_of_named_images(tmp_path):
+    images = np.arange(2, dtype=np.uint8).reshape(2, 1, 1, 1) * np.ones((4, 4, 3), np.uint8)
+    pictures.save_folder(tmp_path / "samples", images, ["b.png", "a.png"])
+    assert sorted(file.name for file in (tmp_path / "samples").iterdir()) == ["a.png", "b.png"]
+    with Image.open(tmp_path / "samples" / "a.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), images[1])

@@ -10,8 +10,9 @@ Files are UTF-8, with or without a byte order mark. Line ends are \\n or \\r\\n.
 """
 
 import csv
+import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,7 +65,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
         raise RearError(f"{path} is no file of prompts: give a {', '.join(READERS)} file.")
     if not path.is_file():
         raise RearError(f"There is no file of prompts {path}: check the path.")
-    prompts = READERS[path.suffix](_lines(path), path)
+    prompts = READERS[path.suffix](numbered_lines(path), path)
     if not prompts:
         raise RearError(f"{path} holds no prompts: write one on each line.")
     return prompts
@@ -77,8 +78,11 @@ def write_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
         temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def _lines(path: Path) -> list[tuple[str, str]]:
-    """(where, line) of each line, without line ends and without blank lines at the end of the file."""
+def numbered_lines(path: Path) -> list[tuple[str, str]]:
+    """(where, line) of each line of a UTF-8 file, without line ends and without blank lines at the end of the file.
+
+    Raises RearError: the file cannot be read, or a line is blank, not UTF-8, or has a carriage return inside.
+    """
     try:
         lines = path.read_bytes().removeprefix(BYTE_ORDER_MARK).split(b"\n")
     except OSError as error:
@@ -93,11 +97,30 @@ def _lines(path: Path) -> list[tuple[str, str]]:
         except UnicodeDecodeError as error:
             raise RearError(f"{where} is not UTF-8 (byte {error.start + 1}): save the file as UTF-8.") from error
         if not text.strip():
-            raise RearError(f"{where} is blank: remove it, or write a prompt there.")
+            raise RearError(f"{where} is blank: remove the line.")
         if "\r" in text:
             raise RearError(f"{where} has a carriage return inside: save the file with \\n or \\r\\n as line ends.")
         found.append((where, text))
     return found
+
+
+def json_object(line: str, where: str) -> dict[str, Any]:
+    """The JSON object that a line holds.
+
+    Raises RearError: it holds none; `where` names the line.
+    """
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise RearError(f"{where} is not JSON ({error}): write one object on each line.") from error
+    if not isinstance(found, dict):
+        raise RearError(f"{where} is a {type(found).__name__}, not a JSON object: write one on each line.")
+    return found
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first ten of the names that a line or a header has, shortened, for messages of one line."""
+    return ", ".join(repr(name[:40]) for name in itertools.islice(names, 10)) or "none"
 
 
 def _read_txt(lines: list[tuple[str, str]], path: Path) -> list[Prompt]:
@@ -109,15 +132,10 @@ def _read_jsonl(lines: list[tuple[str, str]], path: Path) -> list[Prompt]:
 
 
 def _from_json(line: str, where: str) -> Prompt:
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise RearError(f"{where} is not JSON ({error}): write one object on each line.") from error
-    if not isinstance(found, dict):
-        raise RearError(f"{where} is a {type(found).__name__}, not a JSON object: write one on each line.")
+    found = json_object(line, where)
     key = next((key for key in TEXT_KEYS if key in found), None)
     if key is None:
-        raise RearError(f"{where} has no key {', '.join(TEXT_KEYS[:-1])} or {TEXT_KEYS[-1]}: it has {_listed(found)}.")
+        raise RearError(f"{where} has no key {', '.join(TEXT_KEYS[:-1])} or {TEXT_KEYS[-1]}: it has {listed(found)}.")
     text = _checked(found[key], f"{where}, key {key!r}")
     if all(key in found for key in GENEVAL_KEYS):
         return Prompt(text, str(found["tag"]), line.strip())
@@ -128,7 +146,7 @@ def _read_tsv(lines: list[tuple[str, str]], path: Path) -> list[Prompt]:
     rows = _rows(lines)
     _, header = next(rows, ("", []))
     if lines and "Prompt" not in header:
-        raise RearError(f"{path}, line 1 names no column Prompt: it has {_listed(header)}. Add a header.")
+        raise RearError(f"{path}, line 1 names no column Prompt: it has {listed(header)}. Add a header.")
     prompts = []
     for where, row in rows:
         if len(row) <= header.index("Prompt"):
@@ -164,11 +182,6 @@ def _checked(text: Any, where: str) -> str:
     except UnicodeEncodeError as error:
         raise RearError(f"{where} holds half a character, {text[error.start]!a}: remove it.") from error
     return text
-
-
-def _listed(names: Any) -> str:
-    """The first ten of some names, shortened, so that the line stays one."""
-    return ", ".join(repr(name[:40]) for name in list(names)[:10]) or "none"
 
 
 READERS = {".txt": _read_txt, ".jsonl": _read_jsonl, ".tsv": _read_tsv}

@@ -217,7 +217,7 @@ def test_the_table_stands_beside_published_scores(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "| model | overall | single object | two object | counting | colors | position | color attr |"
     assert lines[2] == "| mine | 0.500 | 1.000 | 0.500 | 0.000 | 0.750 | 0.250 | 0.500 |"
-    assert lines[5] == "| LlamaGen-XL + VA-π (VA-π) | 0.339 |  | 0.328† | 0.238† | 0.606† |  |  |"
+    assert lines[5] == "| LlamaGen-XL + VA-π [1] | 0.339 |  | 0.328† | 0.238† | 0.606† |  |  |"
     assert "mine: 32 images of 8 prompts." in lines
     assert "The published scores are of 553 prompts with 4 images each." in lines
     assert all(line.count("|") == 9 for line in lines[: 3 + len(PUBLISHED)])

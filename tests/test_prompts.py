@@ -1,8 +1,10 @@
 """Prompts: the files they come in, what is refused, and pictures and file names that carry them."""
 
+import hashlib
 import json
 import re
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,9 +12,16 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 from PIL import Image, ImageFont
 
+from rear_jax import generators, jobs, tokenizers
 from rear_jax.data.prompts import MOST_WORDS, Prompt, given_prompts, read_prompts, write_prompts
 from rear_jax.errors import RearError
+from rear_jax.generators.interface import Captions
+from rear_jax.plan import programs
 from rear_jax.runtime import pictures
+from rear_jax.runtime.mesh import make_mesh
+from rear_jax.sampling import draw
+from rear_jax.weights import safetensors_file
+from tests import toy
 
 GENEVAL = '{"tag": "colors", "include": [{"class": "dog", "count": 1, "color": "red"}], "prompt": "a red dog"}'
 MARK = "\ufeff"
@@ -201,3 +210,168 @@ def test_a_folder_of_named_images(tmp_path):
     assert sorted(file.name for file in (tmp_path / "samples").iterdir()) == ["a.png", "b.png"]
     with Image.open(tmp_path / "samples" / "a.png") as image:
         np.testing.assert_array_equal(np.asarray(image), images[1])
+
+
+LENGTH, DIM = 3, 4  # of the features of a prompt
+METADATA = "\n".join(GENEVAL.replace("red", colour) for colour in ("red", "green", "blue"))
+
+
+def features_of(config, model, texts):
+    """Stands for a text encoder: random features that depend on the text alone, some of them padding."""
+    seeds = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) for text in texts]
+    features = np.stack([np.random.default_rng(seed).standard_normal((LENGTH, DIM)) for seed in seeds])
+    mask = np.arange(LENGTH) >= np.array([len(text) % LENGTH for text in texts])[:, None]
+    return Captions((features * mask[:, :, None]).astype(np.float32), mask)
+
+
+@pytest.fixture
+def encoder(monkeypatch):
+    monkeypatch.setattr(draw, "encode_prompts", features_of)
+    monkeypatch.setattr(draw, "check_encoder", lambda config: None)
+
+
+def save_random(file, network, family):
+    """A file with the authors' key names and random parameters."""
+    random = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: (random.standard_normal(leaf.shape) * 0.3).astype(leaf.dtype), family.shapes(network)
+    )
+    safetensors_file.save(file, params, family.layout.torch_name)
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    """Files of a tokenizer and of a generator that takes captions."""
+    folder, config = tmp_path_factory.mktemp("networks"), text_config()
+    tokenizer, generator = toy.tokenizer(config), toy.generator(config)
+    return (
+        save_random(folder / "tokenizer.safetensors", tokenizer, tokenizers.family_of(tokenizer)),
+        save_random(folder / "generator.safetensors", generator, generators.family_of(generator)),
+    )
+
+
+def text_config(**sample):
+    config = toy.llamagen_config(condition="text", caption_length=LENGTH, caption_dim=DIM)
+    config.sample.update({"guidance": "constant", "guidance_scale": 2.0, "batch_size": 4} | sample)
+    return config
+
+
+@pytest.fixture
+def experiment(networks):
+    """The toy experiment that draws from captions, with settings of its sampling."""
+
+    def make(**sample):
+        config = text_config(**sample)
+        config.tokenizer_from, config.init_from = networks
+        return config
+
+    return make
+
+
+def draw_set(config, workdir):
+    jobs.JOBS["sample"].check(config, workdir, ())
+    jobs.JOBS["sample"].run(config, workdir)
+    with np.load(workdir / "samples.npz") as file:
+        return file["arr_0"], file["labels"], json.loads((workdir / "samples.json").read_text())
+
+
+def test_sampling_by_prompt(experiment, encoder, tmp_path):
+    file = write(tmp_path / "evaluation_metadata.jsonl", METADATA)
+    config = experiment(prompts=str(file), images_per_prompt=2, geneval=True, png_folder=True)
+    images, labels, recipe = draw_set(config, tmp_path)
+    assert labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert len(np.unique(images.reshape(6, -1), axis=0)) > 2
+    assert recipe["num_images"] == 6
+    assert recipe["labels"] == "prompt by prompt, 2 images of each"
+    assert read_prompts(tmp_path / "prompts.jsonl") == read_prompts(file)
+    names = [f"000{i}_a-{colour}-dog_0{j}.png" for i, colour in enumerate(("red", "green", "blue")) for j in range(2)]
+    assert sorted(one.name for one in (tmp_path / "samples").iterdir()) == names
+    stored = [Image.open(tmp_path / "samples" / name) for name in names]
+    np.testing.assert_array_equal(np.stack(stored), images)
+    for_scorer = [Image.open(tmp_path / "geneval" / f"0000{i}" / "samples" / "0000.png") for i in range(3)]
+    np.testing.assert_array_equal(np.stack(for_scorer), images[::2])
+    with Image.open(tmp_path / "samples.png") as sheet:
+        assert sheet.size == (240 + 64 + 1 + 64, 3 * 64 + 2 * 2)
+
+    stamp = (tmp_path / "samples.npz").stat().st_mtime_ns
+    (tmp_path / "geneval" / "00001" / "samples" / "0001.png").unlink()
+    draw_set(config, tmp_path)
+    assert (tmp_path / "samples.npz").stat().st_mtime_ns == stamp  # done already
+    with Image.open(tmp_path / "geneval" / "00001" / "samples" / "0001.png") as again:
+        np.testing.assert_array_equal(np.asarray(again), images[3])
+    write(file, METADATA.replace("green", "grey"))
+    changed, _, other = draw_set(config, tmp_path)
+    assert other["prompts"] != recipe["prompts"]
+    np.testing.assert_array_equal(changed[[0, 1, 4, 5]], images[[0, 1, 4, 5]])  # each has its own random numbers
+
+
+def test_a_prompt_draws_what_its_features_in_a_file_draw(experiment, encoder, tmp_path):
+    texts = ["a dog", "a cat", "a photo of a cow"]
+    file = write(tmp_path / "prompts.txt", "\n".join(texts))
+    (tmp_path / "prompts").mkdir()
+    by_prompt, labels, _ = draw_set(experiment(prompts=str(file), images_per_prompt=1), tmp_path / "prompts")
+    assert labels.tolist() == [0, 1, 2]
+    features, mask = features_of(None, None, texts)
+    np.savez(tmp_path / "captions.npz", features=features, mask=mask)
+    config = experiment(captions=str(tmp_path / "captions.npz"), num_images=3)
+    by_caption, _, recipe = draw_set(config, tmp_path)
+    np.testing.assert_array_equal(by_prompt, by_caption)
+    assert recipe["labels"] == "balanced: index modulo the number of captions"
+    assert "prompts" not in recipe
+    assert not (tmp_path / "prompts.jsonl").exists()
+
+
+def test_one_prompt_is_drawn_as_often_as_is_asked(encoder):
+    config = text_config(prompt="a red dog", images_per_prompt=3)
+    conditions = draw.conditions_of(config, toy.generator(config))
+    np.testing.assert_array_equal(conditions.features, features_of(None, None, ["a red dog"]).features)
+    assert draw.labels_of(config, len(conditions.mask)).tolist() == [0, 0, 0]
+    assert draw.num_images(config) == 3
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        ({"prompt": "a dog"}, "config.text.encoder names no text encoder"),
+        ({"prompt": "a dog", "captions": "c.npz"}, "config.sample.captions and config.sample.prompt are both set"),
+        ({"prompt": "a dog", "images_per_prompt": 0}, "config.sample.images_per_prompt = 0: set it to 1 or more"),
+        ({"prompt": "a dog", "geneval": True}, "config.sample.geneval needs config.sample.prompts"),
+        ({"prompts": "FILE", "prompt": "a dog"}, "are both set"),
+        ({"prompts": "none.txt"}, "There is no file of prompts none.txt"),
+    ],
+)
+@pytest.mark.parametrize("step", ["check", "run"])
+def test_prompts_that_cannot_be_drawn_are_refused(experiment, tmp_path, step, sample, message):
+    config = experiment(**sample)
+    arguments = (config, tmp_path, ()) if step == "check" else (config, tmp_path)
+    with pytest.raises(RearError, match=re.escape(message)) as refused:
+        getattr(jobs.JOBS["sample"], step)(*arguments)
+    assert "\n" not in str(refused.value)
+
+
+def test_geneval_without_its_metadata_is_refused_before_drawing(experiment, encoder, tmp_path):
+    config = experiment(prompts=str(write(tmp_path / "a.txt", "a dog")), geneval=True)
+    with pytest.raises(RearError, match=r"line 1 is no line of GenEval"):
+        jobs.JOBS["sample"].check(config, tmp_path, ())
+
+
+def test_a_generator_of_classes_takes_no_prompts():
+    config = toy.config(sample__prompt="a dog")
+    for step in (draw.conditions_of, draw.check_conditions):
+        with pytest.raises(RearError, match=r"config.sample.prompt is set, and this generator takes classes"):
+            step(config, toy.generator(config))
+
+
+def test_labels_of_classes_stay_balanced():
+    config = toy.config()
+    assert draw.num_images(config) == 24
+    np.testing.assert_array_equal(draw.labels_of(config, 10), draw.balanced_labels(24, 10))
+
+
+def test_the_plan_of_prompts_has_their_batches(tmp_path):
+    config = text_config(prompts=str(write(tmp_path / "a.txt", "a dog\na cat\na cow")), batch_size=8)
+    program = programs.sample(config, make_mesh(config.mesh))
+    _, _, conditions, rows, _ = program.arguments
+    assert conditions.features.shape == (2, LENGTH, DIM)  # 4 images of each
+    assert rows.shape == (8,)

@@ -44,11 +44,11 @@ IMAGES_PER_PROMPT = 4  # of the benchmark
 GRID_COLUMNS = 2
 RESULT_FIELDS = ("filename", "tag", "correct")  # of the scorer's lines, those that count here
 PUBLISHED: tuple[tuple[str, str, dict[str, str]], ...] = (  # model, overall, tasks; † second-hand
-    ("LlamaGen-XL (VA-π)", "0.306", {"two_object": "0.263†", "counting": "0.197†", "colors": "0.550†"}),
-    ("LlamaGen-XL + AR-GRPO (VA-π)", "0.324", {"two_object": "0.263†", "counting": "0.228†", "colors": "0.593†"}),
-    ("LlamaGen-XL + VA-π (VA-π)", "0.339", {"two_object": "0.328†", "counting": "0.238†", "colors": "0.606†"}),
-    ("Janus-Pro-1B (VA-π)", "0.725", {"two_object": "0.801†", "color_attr": "0.540†"}),
-    ("Janus-Pro-1B + VA-π (VA-π)", "0.744", {"two_object": "0.835†", "color_attr": "0.585†"}),
+    ("LlamaGen-XL [1]", "0.306", {"two_object": "0.263†", "counting": "0.197†", "colors": "0.550†"}),
+    ("LlamaGen-XL + AR-GRPO [1]", "0.324", {"two_object": "0.263†", "counting": "0.228†", "colors": "0.593†"}),
+    ("LlamaGen-XL + VA-π [1]", "0.339", {"two_object": "0.328†", "counting": "0.238†", "colors": "0.606†"}),
+    ("Janus-Pro-1B [1]", "0.725", {"two_object": "0.801†", "color_attr": "0.540†"}),
+    ("Janus-Pro-1B + VA-π [1]", "0.744", {"two_object": "0.835†", "color_attr": "0.585†"}),
     ("LlamaGen", "0.32†", dict(zip(TASKS, ("0.71†", "0.34†", "0.21†", "0.58†", "0.07†", "0.04†"), strict=True))),
     ("Janus-Pro-1B", "0.73†", dict(zip(TASKS, ("0.98†", "0.82†", "0.51†", "0.89†", "0.65†", "0.56†"), strict=True))),
 )
@@ -252,7 +252,7 @@ def markdown(scores: Scores, name: str) -> str:
         lines.append(f"There is no overall score: it is the mean of six tasks, and {', '.join(missing)} lack images.")
     if (scores.images, scores.prompts) != (sum(TASKS.values()) * IMAGES_PER_PROMPT, sum(TASKS.values())):
         lines.append(f"The published scores are of {sum(TASKS.values())} prompts with {IMAGES_PER_PROMPT} images each.")
-    lines.append('Rows with "(VA-π)" are from arXiv:2512.19680. †: second-hand, not checked here.')
+    lines.append("[1]: arXiv:2512.19680. †: second-hand, not checked here.")
     return "\n".join(lines)
 
 

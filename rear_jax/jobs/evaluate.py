@@ -87,7 +87,7 @@ def gather(config: ConfigDict, workdir: Path, place: Path) -> Compared:
 def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     """See `Job.check`."""
     if "sample" in before:
-        shape = config.sample.num_images, *draw.image_shape(config)
+        shape = draw.num_images(config), *draw.image_shape(config)
     else:
         samples = _samples(config, workdir)
         shape = samples.images.shape if samples else None

@@ -72,8 +72,8 @@ def sample(config: ConfigDict, mesh: Mesh) -> Program:
     settings, tokenizer = config.sample, artifacts.outline_tokenizer(config)
     model = objectives.build_generator(config, tokenizer.module)
     family, everywhere = generators.family_of(model), replicated(mesh)
-    classes = settings.num_images if generators.takes_captions(model) else config.data.num_classes
-    labels = draw.balanced_labels(settings.num_images, classes)
+    captions = len(draw.prompts_of(config, model)) or settings.num_images
+    labels = draw.labels_of(config, captions if generators.takes_captions(model) else config.data.num_classes)
     first = next(draw.plan_batches(labels, np.arange(len(labels)), settings.batch_size))
     generator = family.shapes(model)
     weights = {
@@ -87,7 +87,7 @@ def sample(config: ConfigDict, mesh: Mesh) -> Program:
         (*weights.values(), conditions, rows, indices),
         weights | {"batch": (conditions, rows, indices)},
         settings.batch_size,
-        -(-settings.num_images // settings.batch_size),
+        -(-len(labels) // settings.batch_size),
     )
 
 

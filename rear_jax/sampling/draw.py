@@ -1,7 +1,7 @@
 """Drawing images of given labels: which go together in a batch, and the one program that draws a batch."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -13,6 +13,9 @@ from ml_collections import ConfigDict
 from rear_jax import generators
 from rear_jax.artifacts import Tokenizer
 from rear_jax.data.captions import CaptionFile, CaptionShards, open_captions
+from rear_jax.data.prompts import Prompt, given_prompts
+from rear_jax.errors import RearError
+from rear_jax.generators.interface import Captions
 from rear_jax.runtime.identity import fingerprint
 from rear_jax.runtime.mesh import fetch, split
 from rear_jax.sampling.generate import generate, sampler_of
@@ -36,16 +39,56 @@ class Batch(NamedTuple):
 
 
 def conditions_of(config: ConfigDict, model: nn.Module) -> Any:
-    """All conditions there are, a tree of arrays whose leading axis is the label: classes, or captions from a file."""
+    """All conditions there are, a tree of arrays whose leading axis is the label.
+
+    These are classes, captions from a file, or prompts.
+    """
+    if prompts := prompts_of(config, model):
+        return encode_prompts(config, model, [prompt.text for prompt in prompts])
     if generators.takes_captions(model):
         return _captions(config, model)[:]
     return np.arange(config.data.num_classes, dtype=np.int32)
 
 
 def check_conditions(config: ConfigDict, model: nn.Module) -> None:
-    """Raises RearError where the caption file of `conditions_of` is missing or of other sizes."""
-    if generators.takes_captions(model):
+    """Raises RearError where the file of captions or prompts, or the text encoder, of `conditions_of` is of no use."""
+    if prompts_of(config, model):
+        check_encoder(config)
+    elif generators.takes_captions(model):
         _captions(config, model)
+
+
+def prompts_of(config: ConfigDict, model: nn.Module) -> list[Prompt]:
+    """The prompts of `config.sample`, none where it names none.
+
+    Raises RearError: as `given_prompts`; the generator takes classes; or there are features of captions as well.
+    """
+    settings, prompts = config.sample, given_prompts(config.sample)
+    option = "config.sample.prompts" if settings.prompts else "config.sample.prompt"
+    if prompts and not generators.takes_captions(model):
+        raise RearError(f"{option} is set, and this generator takes classes: set config.model.condition = 'text'.")
+    if prompts and settings.captions:
+        raise RearError(f"config.sample.captions and {option} are both set: set one of them to ''.")
+    return prompts
+
+
+def encode_prompts(config: ConfigDict, model: nn.Module, texts: Sequence[str]) -> Captions:
+    """Features of prompts as the generator takes them: [M, length, dim] at the right end, with their mask.
+
+    Raises RearError: there is no text encoder.
+    """
+    raise _no_encoder()
+
+
+def check_encoder(config: ConfigDict) -> None:
+    """Raises RearError where there is no text encoder."""
+    raise _no_encoder()
+
+
+def _no_encoder() -> RearError:
+    return RearError(
+        "config.text.encoder names no text encoder, which prompts need: give their features in config.sample.captions."
+    )
 
 
 def _captions(config: ConfigDict, model: nn.Module) -> CaptionFile | CaptionShards:
@@ -71,6 +114,10 @@ def recipe_of(
     if generators.takes_captions(model):
         captions = fingerprint(conditions._asdict(), {})
         labelled = {"labels": "balanced: index modulo the number of captions", "captions": captions}
+        if prompts := prompts_of(config, model):
+            texts = fingerprint({}, {"prompts": [prompt.text for prompt in prompts]})
+            order = f"prompt by prompt, {config.sample.images_per_prompt} images of each"
+            labelled |= {"labels": order, "prompts": texts}
     return {
         "num_images": count,
         "image_size": image_shape(config)[0],
@@ -85,6 +132,19 @@ def recipe_of(
         "tokenizer_precision": tokenizer.module.precision,
         "eight_bit": generators.family_of(model).to_8_bit.__name__,
     }
+
+
+def num_images(config: ConfigDict) -> int:
+    """Images in the set: `config.sample.num_images`, or as many as its prompts ask for."""
+    settings = config.sample
+    return len(given_prompts(settings)) * settings.images_per_prompt or settings.num_images
+
+
+def labels_of(config: ConfigDict, num_conditions: int) -> np.ndarray:
+    """Label of each sample of the set: balanced, or with prompts the numbers of the prompts in order, each repeated."""
+    if config.sample.prompts or config.sample.prompt:
+        return np.repeat(np.arange(num_conditions, dtype=np.int32), config.sample.images_per_prompt)
+    return balanced_labels(config.sample.num_images, num_conditions)
 
 
 def balanced_labels(count: int, num_classes: int) -> np.ndarray:

@@ -65,9 +65,9 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     if config.init_from and not resumed:
         artifacts.check_generator(Path(config.init_from), config, workdir, model, before)
     source = None
-    if config.codes.on_the_fly:
+    if config.codes.on_the_fly or "tokenize" in before:
         source = split_facts(config.data, config.data.train_split)
-    elif not {"tokenize", "import"} & set(before):
+    elif "import" not in before:
         codes = open_codes(artifacts.codes_folder(config, workdir))
         _check_header(codes.header, config, model, tokenizer.num_codes, None)
         source = _facts(codes.header, model)

@@ -11,6 +11,7 @@ import os
 import re
 import tarfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -593,6 +594,16 @@ def test_few_groups_are_read_and_few_kept(tmp_path: Path, monkeypatch: pytest.Mo
     assert [(file, group) for file, _, group in read] == [
         *(("0.parquet", 0), ("0.parquet", 1), ("1.parquet", 0), ("0.parquet", 0))
     ]
+
+
+def test_threads_read_the_same_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(row_groups, "BYTES_KEPT", 2000)
+    source = open_source(*write_kind("struct", tmp_path), "train")
+    numbers = np.random.default_rng(0).integers(0, len(source), 400).tolist()
+    with ThreadPoolExecutor(8) as threads:
+        for number, (image, label) in zip(numbers, threads.map(source.__getitem__, numbers), strict=True):
+            assert label == number
+            np.testing.assert_array_equal(image, picture(number))
 
 
 def test_large_row_groups_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog):

@@ -6,6 +6,7 @@ the metadata file, and the caption under a key of its own. Only the place of eac
 
 import os
 import posixpath
+from array import array
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def open_imagefolder(path: str, split: str, settings: SourceSettings) -> ImageSo
     root = split_folder(path, split)
     metadata = _metadata(root)
     images = _image_names(root)
-    broken, places = Tally(), []
+    broken, places = Tally(), array("q")  # start and size of each row in turn
     for start, raw in metadata.rows():
         try:
             record = metadata.record(raw)
@@ -69,14 +70,14 @@ def open_imagefolder(path: str, split: str, settings: SourceSettings) -> ImageSo
         except ValueError as error:
             broken.add(f"{metadata.path.name}, byte {start}: {error}")
         else:
-            places.append((start, len(raw)))
+            places.extend((start, len(raw)))
     for name in sorted(images):
         broken.add(f"{name} has no row in {metadata.path.name}")
     share = Broken(root.name, settings.max_broken_share)
-    share.skip(broken, good=len(places))
+    share.skip(broken, good=len(places) // 2)
     if not places:
         raise RearError(f"{metadata.path} has no rows; give each image one with {FILE_NAME} and {settings.caption_key}")
-    return ImageFolder(root.name, metadata, np.array(places, np.int64), settings.caption_key, share)
+    return ImageFolder(root.name, metadata, np.array(places).reshape(-1, 2), settings.caption_key, share)
 
 
 def _metadata(root: Path) -> Metadata:
@@ -85,6 +86,8 @@ def _metadata(root: Path) -> Metadata:
     found = [name for name in kinds if (root / name).is_file()]
     if len(found) != 1:
         raise RearError(f"{root} holds {'both' if found else 'neither'} of {' and '.join(kinds)}; it needs one of them")
+    if not os.access(root / found[0], os.R_OK):
+        raise RearError(f"{root / found[0]} may not be read; change its permissions")
     return kinds[found[0]](root / found[0])
 
 

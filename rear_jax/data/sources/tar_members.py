@@ -54,9 +54,9 @@ def read_member(shard: Path, member: Member) -> bytes:
 
 
 def _headers(shard: Path) -> Iterator[tarfile.TarInfo]:
-    _refuse_compressed(shard)
-    size = shard.stat().st_size
     try:
+        _refuse_compressed(shard)
+        size = shard.stat().st_size
         with tarfile.open(shard, "r:") as tar:
             while (info := tar.next()) is not None:
                 if info.offset_data + info.size > size:
@@ -64,7 +64,7 @@ def _headers(shard: Path) -> Iterator[tarfile.TarInfo]:
                 yield info
                 tar.members.clear()  # it would hold them all
             _require_end(tar, shard)
-    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
         raise RearError(f"{shard} is damaged or cut off ({error}); copy it again or remove it") from None
 
 

@@ -4,6 +4,7 @@ A source is a random-access sequence of (image, label). `open_source(name, path,
 
   fashion_mnist  `path` is '' for the embedded subset, or a folder with the four published *-ubyte.gz files;
                  `split` is 'train' or 'test'.
+  fashion_captions  the same images with captions that say what is in them, see rear_jax/data/fashion_captions.py.
   folder         the images are in `<path>/<split>/<class>/`, or for the split '' in `<path>/<class>/`.
   tfds           `path` is a TFDS name ('imagenet2012', looked for in $TFDS_DATA_DIR) or the version folder of a
                  prepared set ('DIR/imagenet2012/5.1.0'), stored as array_record (launch/prepare_imagenet.sh makes
@@ -14,7 +15,7 @@ A source is a random-access sequence of (image, label). `open_source(name, path,
   webdataset     .tar shards of images with captions or class numbers, see `split_files`.
   parquet        .parquet files with a column of images and one of captions or labels, see `split_files`.
 
-The last three have captions (`captioned`): the label of an image is then the number of its caption, that is its index.
+The last three and fashion_captions have captions (`captioned`): the label of an image is then the number of its caption, that is its index.
 """
 
 import functools
@@ -26,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from rear_jax.data.sources.arrays import open_arrays, open_fashion_mnist
+from rear_jax.data.sources.arrays import open_arrays, open_fashion_captions, open_fashion_mnist
 from rear_jax.data.sources.folders import open_folder
 from rear_jax.data.sources.imagefolder import open_imagefolder
 from rear_jax.data.sources.interface import STRICT, ImageSource, SourceSettings, captioned
@@ -39,6 +40,7 @@ FINGERPRINT_IMAGES = 32  # that `fingerprint` reads
 
 SOURCES: dict[str, Callable[[str, str, SourceSettings], ImageSource]] = {
     "fashion_mnist": open_fashion_mnist,
+    "fashion_captions": open_fashion_captions,
     "folder": open_folder,
     "tfds": open_tfds,
     "arrays": open_arrays,

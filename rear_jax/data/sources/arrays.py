@@ -6,9 +6,10 @@ from typing import SupportsIndex
 import numpy as np
 
 from rear_jax.data import fashion_mnist
+from rear_jax.data.fashion_captions import Claim, caption_of, claims
 from rear_jax.data.sources.encoded import label_outside
 from rear_jax.data.sources.files import located
-from rear_jax.data.sources.interface import ImageSource, SourceSettings
+from rear_jax.data.sources.interface import CaptionedSource, ImageSource, SourceSettings
 from rear_jax.errors import RearError
 
 FASHION_MNIST_MARGIN = 2  # pixels of background on each side: 28 -> 32
@@ -50,7 +51,7 @@ class ArraySource:
         return image, int(self.labels[index])
 
 
-def open_fashion_mnist(path: str, split: str, settings: SourceSettings) -> ImageSource:
+def open_fashion_mnist(path: str, split: str, settings: SourceSettings) -> ArraySource:
     """See `open_source`."""
     del settings
     if path:
@@ -60,6 +61,41 @@ def open_fashion_mnist(path: str, split: str, settings: SourceSettings) -> Image
     margin = (FASHION_MNIST_MARGIN, FASHION_MNIST_MARGIN)
     images = np.pad(images, ((0, 0), margin, margin))
     return ArraySource(images, labels, "fashion_mnist", len(fashion_mnist.CLASS_NAMES), fashion_mnist.CLASS_NAMES)
+
+
+@dataclass(frozen=True)
+class FashionCaptions:
+    """Fashion-MNIST with captions that say what is in the image, see `fashion_captions`.
+
+    Attributes:
+      source: the images with their classes.
+      claims: what is true of each image.
+    """
+
+    source: ArraySource
+    claims: tuple[Claim, ...]
+    name: str = "fashion_captions"
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.claims)
+
+    def __len__(self) -> int:
+        return len(self.claims)
+
+    def __getitem__(self, index: SupportsIndex) -> tuple[np.ndarray, int]:
+        return self.source[index][0], int(index) % len(self)
+
+    def caption(self, index: SupportsIndex) -> str:
+        """Caption `index`."""
+        return caption_of(self.claims[index], int(index))
+
+
+def open_fashion_captions(path: str, split: str, settings: SourceSettings) -> CaptionedSource:
+    """See `open_source`."""
+    source = open_fashion_mnist(path, split, settings)
+    return FashionCaptions(source, tuple(claims(source.images, source.labels.astype(int))))
 
 
 def open_arrays(path: str, split: str, settings: SourceSettings) -> ImageSource:

@@ -324,10 +324,11 @@ def test_a_prompt_draws_what_its_features_in_a_file_draw(experiment, encoder, tm
 
 def test_one_prompt_is_drawn_as_often_as_is_asked(encoder):
     config = text_config(prompt="a red dog", images_per_prompt=3)
-    conditions = draw.conditions_of(config, toy.generator(config))
+    model = toy.generator(config)
+    conditions = draw.conditions_of(config, model)
     np.testing.assert_array_equal(conditions.features, features_of(None, None, ["a red dog"]).features)
-    assert draw.labels_of(config, len(conditions.mask)).tolist() == [0, 0, 0]
-    assert draw.num_images(config) == 3
+    assert draw.labels_of(config, draw.prompts_of(config, model), len(conditions.mask)).tolist() == [0, 0, 0]
+    assert draw.num_images(config, model) == 3
 
 
 @pytest.mark.parametrize(
@@ -365,8 +366,8 @@ def test_a_generator_of_classes_takes_no_prompts():
 
 def test_labels_of_classes_stay_balanced():
     config = toy.config()
-    assert draw.num_images(config) == 24
-    np.testing.assert_array_equal(draw.labels_of(config, 10), draw.balanced_labels(24, 10))
+    assert draw.num_images(config, toy.generator(config)) == 24
+    np.testing.assert_array_equal(draw.labels_of(config, [], 10), draw.balanced_labels(24, 10))
 
 
 def test_the_plan_of_prompts_has_their_batches(tmp_path):

@@ -68,14 +68,14 @@ def measures(images: UInt8[np.ndarray, "n H W"]) -> Float[np.ndarray, "n 2"]:
 
 def claims(images: UInt8[np.ndarray, "n H W"], garments: Int[np.ndarray, " n"]) -> list[Claim]:
     """What is true of images of these kinds of garments, from their pixels."""
-    more = measures(images) > _medians()[garments]
+    more = measures(images) > medians()[garments]
     return [
         Claim(int(garment), bool(bright), bool(wide)) for garment, (bright, wide) in zip(garments, more, strict=True)
     ]
 
 
 @functools.cache
-def _medians() -> np.ndarray:
+def medians() -> np.ndarray:
     """[10, 2], the median of `measures` for each kind of garment."""
     images, labels = fashion_mnist.load_embedded("train")
     of_all = measures(images)

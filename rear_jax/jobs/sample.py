@@ -57,7 +57,7 @@ def run(config: ConfigDict, workdir: Path, place: Path | None = None) -> None:
     conditions = draw.conditions_of(config, generator.module)
     prompts = draw.prompts_of(config, generator.module)
     recipe = make_recipe(config, tokenizer, generator, conditions)
-    labels = draw.labels_of(config, len(jax.tree.leaves(conditions)[0]))
+    labels = draw.labels_of(config, prompts, len(jax.tree.leaves(conditions)[0]))
     if is_done(place / "samples.json", recipe) and (place / "samples.npz").exists():
         log.info("sample: done already, %d images in %s", len(labels), place / "samples.npz")
         if distributed.is_first():
@@ -152,7 +152,7 @@ def make_recipe(
     config: ConfigDict, tokenizer: artifacts.Tokenizer, generator: artifacts.Generator, conditions: Any
 ) -> dict:
     """Everything the set depends on but rounding: one that is begun or done is this command's if it has this recipe."""
-    of_set = draw.recipe_of(config, generator.module, tokenizer, conditions, draw.num_images(config))
+    of_set = draw.recipe_of(config, generator.module, tokenizer, conditions, draw.num_images(config, generator.module))
     return of_set | {"generator_step": generator.step, "generator": generator.fingerprint}
 
 

@@ -14,6 +14,8 @@ from rear_jax import generators
 from rear_jax.artifacts import Tokenizer
 from rear_jax.data.captions import CaptionFile, CaptionShards, open_captions
 from rear_jax.data.prompts import Prompt, given_prompts
+from rear_jax.data.sources import open_split
+from rear_jax.data.sources.interface import captioned, spread
 from rear_jax.errors import RearError
 from rear_jax.generators.interface import Captions
 from rear_jax.runtime.identity import fingerprint
@@ -59,7 +61,7 @@ def check_conditions(config: ConfigDict, model: nn.Module) -> None:
 
 
 def prompts_of(config: ConfigDict, model: nn.Module) -> list[Prompt]:
-    """The prompts of `config.sample`, none where it names none.
+    """The prompts of `config.sample`, else the captions of held-out images; none where there is neither.
 
     Raises RearError: as `given_prompts`; the generator takes classes; or there are features of captions as well.
     """
@@ -69,7 +71,25 @@ def prompts_of(config: ConfigDict, model: nn.Module) -> list[Prompt]:
         raise RearError(f"{option} is set, and this generator takes classes: set config.model.condition = 'text'.")
     if prompts and settings.captions:
         raise RearError(f"config.sample.captions and {option} are both set: set one of them to ''.")
-    return prompts
+    if prompts or settings.captions or not generators.takes_captions(model):
+        return prompts
+    return _held_out_captions(config)
+
+
+def _held_out_captions(config: ConfigDict) -> list[Prompt]:
+    """As many captions of held-out images, evenly spread, as the set has images for; none where these have none."""
+    settings, data = config.sample, config.data
+    try:
+        source = open_split(data, data.eval_split)
+    except RearError as error:
+        raise RearError(
+            "config.sample.prompts, prompt and captions are '', and there are no held-out images whose captions could "
+            f"take their place ({error}): set one of them."
+        ) from error
+    if not captioned(source):
+        return []
+    numbers = spread(len(source), -(-settings.num_images // settings.images_per_prompt))
+    return [Prompt(source.caption(number)) for number in numbers.tolist()]
 
 
 def encode_prompts(config: ConfigDict, model: nn.Module, texts: Sequence[str]) -> Captions:
@@ -134,16 +154,15 @@ def recipe_of(
     }
 
 
-def num_images(config: ConfigDict) -> int:
+def num_images(config: ConfigDict, model: nn.Module) -> int:
     """Images in the set: `config.sample.num_images`, or as many as its prompts ask for."""
-    settings = config.sample
-    return len(given_prompts(settings)) * settings.images_per_prompt or settings.num_images
+    return len(prompts_of(config, model)) * config.sample.images_per_prompt or config.sample.num_images
 
 
-def labels_of(config: ConfigDict, num_conditions: int) -> np.ndarray:
+def labels_of(config: ConfigDict, prompts: Sequence[Prompt], num_conditions: int) -> np.ndarray:
     """Label of each sample of the set: balanced, or with prompts the numbers of the prompts in order, each repeated."""
-    if config.sample.prompts or config.sample.prompt:
-        return np.repeat(np.arange(num_conditions, dtype=np.int32), config.sample.images_per_prompt)
+    if prompts:
+        return np.repeat(np.arange(len(prompts), dtype=np.int32), config.sample.images_per_prompt)
     return balanced_labels(config.sample.num_images, num_conditions)
 
 

@@ -15,7 +15,8 @@ A source is a random-access sequence of (image, label). `open_source(name, path,
   webdataset     .tar shards of images with captions or class numbers, see `split_files`.
   parquet        .parquet files with a column of images and one of captions or labels, see `split_files`.
 
-The last three and fashion_captions have captions (`captioned`): the label of an image is then the number of its caption, that is its index.
+The last three and `fashion_captions` have captions (`captioned`): the label of an image is then the number of its
+caption, that is its index.
 """
 
 import functools

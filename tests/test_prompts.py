@@ -41,7 +41,7 @@ def write(path, content):
         ("a.jsonl", '{"prompt": "a dog"}\r\n{"text": "a cat"}\n{"caption": "a cow"}\n', ["a dog", "a cat", "a cow"]),
         ("a.jsonl", MARK + '{"caption": "no", "text": "no", "prompt": "two\\nlines"}', ["two\nlines"]),
         ("a.jsonl", '{"prompt": "a dog", "category": null}', ["a dog"]),
-        ("a.tsv", "Prompt\na dog\n", ["a dog"]),
+        ("a.TSV", "Prompt\na dog\n", ["a dog"]),
         ("a.tsv", 'Note\tPrompt\r\nx\ta sign "STOP"\r\n', ['a sign "STOP"']),
         ("a.tsv", 'Prompt\tNote\n"a ""big"" dog"\t\n', ['a "big" dog']),
     ],

@@ -66,11 +66,11 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     path = Path(path).expanduser()
     if path.is_dir():
         return _read_styles(path)
-    if path.suffix not in READERS:
+    if (suffix := path.suffix.lower()) not in READERS:
         raise RearError(f"{path} is no file of prompts: give a {', '.join(READERS)} file.")
     if not path.is_file():
         raise RearError(f"There is no file of prompts {path}: check the path.")
-    prompts = READERS[path.suffix](path)
+    prompts = READERS[suffix](path)
     if not prompts:
         raise RearError(f"{path} holds no prompts: write one on each line.")
     return prompts

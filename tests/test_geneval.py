@@ -1,4 +1,4 @@
-"""GenEval: the folder for its scorer, written whole or not at all, and the scores in what the scorer writes."""
+"""GenEval and HPSv2: folders for their scorers, written whole or not at all, and the scores that GenEval's writes."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from PIL import Image
 
 from rear_jax.data.prompts import Prompt, read_prompts
 from rear_jax.errors import RearError
-from rear_jax.evaluation import geneval
+from rear_jax.evaluation import geneval, hpsv2
 from rear_jax.evaluation.geneval import PUBLISHED, TASKS, markdown, read_results, write_folder
 
 LINES = [
@@ -267,3 +267,48 @@ def test_the_command_tells_faults_in_one_line(tmp_path, capsys):
     assert told.startswith("error: There is no file")
     assert told.count("\n") == 1
     assert geneval.main([]) == 2
+
+
+STYLED = [Prompt("a cow", "anime"), Prompt("a dog", "photo"), Prompt("a cat", "photo")]
+
+
+def jpegs(folder):
+    """Name -> bytes of every file below a folder."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_images_of_a_style_are_numbered_in_it(tmp_path):
+    folder, drawn = tmp_path / "hpsv2", images(3)
+    assert hpsv2.write_folder(folder, STYLED, drawn) == 3
+    found = jpegs(folder)
+    assert sorted(found) == ["anime/00000.jpg", "photo/00000.jpg", "photo/00001.jpg"]
+    for name, image in zip(sorted(found), drawn, strict=True):
+        Image.fromarray(image).save(tmp_path / "expected.jpg")
+        assert found[name] == (tmp_path / "expected.jpg").read_bytes()
+
+
+def test_files_of_hpsv2_are_kept_or_redone(tmp_path):
+    folder, drawn = tmp_path / "hpsv2", images(3)
+    hpsv2.write_folder(folder, STYLED, drawn)
+    before = jpegs(folder)
+    assert hpsv2.write_folder(folder, STYLED, iter(drawn)) == 0
+    (folder / "photo" / "00000.jpg").write_bytes(b"half")
+    (folder / "photo" / "00007.jpg").write_bytes(b"of an earlier set")
+    (folder / "photo" / "00000.jpg.tmp0").write_bytes(b"half")
+    (folder / "paintings").mkdir()
+    assert hpsv2.write_folder(folder, STYLED, drawn) == 1
+    assert jpegs(folder) == before
+    assert sorted(place.name for place in folder.iterdir()) == ["anime", "photo"]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_hpsv2_wants_an_image_for_each_prompt(tmp_path, count):
+    with pytest.raises(RearError, match="not one image for each of 3 prompts"):
+        hpsv2.write_folder(tmp_path / "hpsv2", STYLED, images(count))
+
+
+def test_prompts_of_no_style_are_refused_and_fewer_are_told(caplog):
+    with pytest.raises(RearError, match=r"prompt 4 \('a fox'\) is of no style of HPSv2: .* anime.json"):
+        hpsv2.check_prompts([*STYLED, Prompt("a fox")])
+    hpsv2.check_prompts(STYLED)
+    assert "3 prompts (anime 1, concept-art 0, paintings 0, photo 2), the benchmark has 800 of each" in caplog.text

@@ -41,7 +41,7 @@ def write(path, content):
         ("a.jsonl", '{"prompt": "a dog"}\r\n{"text": "a cat"}\n{"caption": "a cow"}\n', ["a dog", "a cat", "a cow"]),
         ("a.jsonl", MARK + '{"caption": "no", "text": "no", "prompt": "two\\nlines"}', ["two\nlines"]),
         ("a.jsonl", '{"prompt": "a dog", "category": null}', ["a dog"]),
-        ("a.tsv", "Prompt\na dog\n", ["a dog"]),
+        ("a.TSV", "Prompt\na dog\n", ["a dog"]),
         ("a.tsv", 'Note\tPrompt\r\nx\ta sign "STOP"\r\n', ['a sign "STOP"']),
         ("a.tsv", 'Prompt\tNote\n"a ""big"" dog"\t\n', ['a "big" dog']),
     ],
@@ -79,7 +79,13 @@ def test_lines_of_geneval_are_kept_as_they_are(tmp_path):
         ("a.jsonl", "", "holds no prompts"),
         ("a.tsv", "", "holds no prompts"),
         ("a.tsv", "Prompt\n\n", "holds no prompts"),
-        ("a.csv", "a dog", "is no file of prompts: give a .txt, .jsonl, .tsv file"),
+        ("a.csv", "a dog", "is no file of prompts: give a .txt, .jsonl, .tsv, .json file"),
+        ("a.json", "[]", "holds no prompts"),
+        ("a.json", "", "is not JSON"),
+        ("a.json", b"[\xff]", "is not JSON"),
+        ("a.json", "[" * 100_000, "is not JSON"),
+        ("a.json", '{"prompt": "a dog"}', "is a dict, not a list of prompts"),
+        ("a.json", '["a dog", 3]', "prompt 2 is a int, not text"),
         ("a.jsonl", '{"prompt": "a"}\n{"a": 1, "b": 2}', "line 2 has no key prompt, text or caption: it has 'a', 'b'"),
         ("a.jsonl", "{}", "line 1 has no key .* it has none"),
         ("a.jsonl", '{"prompt": "a"}\n{"prompt": ', "line 2 is not JSON"),
@@ -103,11 +109,19 @@ def test_what_is_no_prompt_is_refused_in_one_line(tmp_path, name, content, messa
     assert len(str(refused.value)) < 400
 
 
-@pytest.mark.parametrize("name", ["none.txt", "folder.txt"])
-def test_a_missing_file_is_named(tmp_path, name):
-    (tmp_path / "folder.txt").mkdir()
-    with pytest.raises(RearError, match=f"There is no file of prompts .*{name}"):
-        read_prompts(str(tmp_path / name))
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(RearError, match=r"There is no file of prompts .*none.txt"):
+        read_prompts(str(tmp_path / "none.txt"))
+    with pytest.raises(RearError, match=r"holds none of anime.json, concept-art.json, paintings.json, photo.json"):
+        read_prompts(str(tmp_path))
+
+
+def test_styles_of_a_folder(tmp_path):
+    write(tmp_path / "photo.json", '["a dog", "a cat"]')
+    write(tmp_path / "anime.json", MARK + '[" a cow "]\r\n')
+    write(tmp_path / "drawbench.json", '["no"]')
+    assert read_prompts(tmp_path) == [Prompt("a cow", "anime"), Prompt("a dog", "photo"), Prompt("a cat", "photo")]
+    assert read_prompts(tmp_path / "drawbench.json") == [Prompt("no", "drawbench")]
 
 
 def test_a_prompt_of_as_many_words_as_there_may_be(tmp_path):
@@ -338,22 +352,37 @@ def test_one_prompt_is_drawn_as_often_as_is_asked(encoder):
         ({"prompt": "a dog", "captions": "c.npz"}, "config.sample.captions and config.sample.prompt are both set"),
         ({"prompt": "a dog", "images_per_prompt": 0}, "config.sample.images_per_prompt = 0: set it to 1 or more"),
         ({"prompt": "a dog", "geneval": True}, "config.sample.geneval needs config.sample.prompts"),
+        ({"prompt": "a dog", "hpsv2": True}, "config.sample.hpsv2 needs config.sample.prompts"),
         ({"prompts": "FILE", "prompt": "a dog"}, "are both set"),
         ({"prompts": "none.txt"}, "There is no file of prompts none.txt"),
     ],
 )
-@pytest.mark.parametrize("step", ["check", "run"])
-def test_prompts_that_cannot_be_drawn_are_refused(experiment, tmp_path, step, sample, message):
-    config = experiment(**sample)
-    arguments = (config, tmp_path, ()) if step == "check" else (config, tmp_path)
+def test_prompts_that_cannot_be_drawn_are_refused(experiment, tmp_path, sample, message):
     with pytest.raises(RearError, match=re.escape(message)) as refused:
-        getattr(jobs.JOBS["sample"], step)(*arguments)
+        jobs.JOBS["sample"].check(experiment(**sample), tmp_path, ())
     assert "\n" not in str(refused.value)
+
+
+def test_prompts_need_an_encoder(experiment, tmp_path):
+    with pytest.raises(RearError, match=r"config.text.encoder names no text encoder"):
+        jobs.JOBS["sample"].run(experiment(prompt="a dog"), tmp_path)
 
 
 def test_geneval_without_its_metadata_is_refused_before_drawing(experiment, encoder, tmp_path):
     config = experiment(prompts=str(write(tmp_path / "a.txt", "a dog")), geneval=True)
     with pytest.raises(RearError, match=r"line 1 is no line of GenEval"):
+        jobs.JOBS["sample"].check(config, tmp_path, ())
+
+
+def test_hpsv2_takes_the_first_image_of_each_prompt(experiment, encoder, tmp_path):
+    write(tmp_path / "photo.json", '["a dog", "a cat"]')
+    config = experiment(prompts=str(tmp_path), images_per_prompt=2, hpsv2=True)
+    images, _, _ = draw_set(config, tmp_path)
+    for file, image in zip(("00000.jpg", "00001.jpg"), images[::2], strict=True):
+        Image.fromarray(image).save(tmp_path / "expected.jpg")
+        assert (tmp_path / "hpsv2" / "photo" / file).read_bytes() == (tmp_path / "expected.jpg").read_bytes()
+    config.sample.prompts = str(write(tmp_path / "a.txt", "a dog"))
+    with pytest.raises(RearError, match=r"prompt 1 \('a dog'\) is of no style of HPSv2"):
         jobs.JOBS["sample"].check(config, tmp_path, ())
 
 

@@ -19,13 +19,16 @@ def sample() -> ConfigDict:
     sample.guidance_interval = -1
     # caption features for text-conditional generators: .npz file or folder, see rear_jax/data/captions.py; '' = none
     sample.captions = ""
-    # prompts for text-conditional generators, instead of captions: .txt, .jsonl or .tsv file with one on each line, see
+    # prompts for text-conditional generators, instead of captions: .txt, .jsonl, .tsv or .json file or folder, see
     # rear_jax/data/prompts.py; '' = none
     sample.prompts = ""
     sample.prompt = ""  # one prompt, instead of a file of them; '' = none
     sample.images_per_prompt = 4  # images of each prompt; they go prompt by prompt
     # True = also write <workdir>/geneval for GenEval's scorer; prompts must be its evaluation_metadata.jsonl
     sample.geneval = False
+    # True = also write <workdir>/hpsv2 for its scorer, the first image of each prompt; prompts must be its folder with
+    # anime.json, concept-art.json, paintings.json and photo.json, or one of these
+    sample.hpsv2 = False
     sample.temperature = 1.0  # divisor of the logits; 0 = always the most probable code
     sample.top_k = 0  # number of most probable codes to draw from; 0 = off
     sample.top_p = 1.0  # total probability of the most probable codes to draw from; 1 = off

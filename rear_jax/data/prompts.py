@@ -5,6 +5,8 @@
           GenEval's `evaluation_metadata.jsonl` (`tag`, `prompt`, `include`, `exclude`) is one, and its lines are kept
   .tsv    columns apart by tabs, under a header with `Prompt` and perhaps `Category`, as PartiPrompts; read as pandas
           reads it: a field that begins with a quotation mark ends with one, and inside it stands twice
+  .json   one list of prompts, as each style of HPSv2's benchmark; the category is the name of the file
+  folder  the .json files of those styles
 
 Files are UTF-8, with or without a byte order mark. Line ends are \\n or \\r\\n. Blank lines may end a file.
 """
@@ -25,6 +27,7 @@ TEXT_KEYS = ("prompt", "text", "caption")  # of a .jsonl line; the first that is
 GENEVAL_KEYS = ("tag", "prompt", "include")  # that all lines of GenEval's metadata have
 MOST_WORDS = 1000  # of a prompt; text encoders read at most a few hundred tokens
 MOST_CHARACTERS = 10_000
+HPS_STYLES = ("anime", "concept-art", "paintings", "photo")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -33,7 +36,7 @@ class Prompt(NamedTuple):
 
     Attributes:
       text: without blanks at its ends; it may have line breaks inside, if it comes from JSON.
-      category: of PartiPrompts, the tag of GenEval, or ''.
+      category: of PartiPrompts, the tag of GenEval, the style of HPSv2, or ''.
       metadata: the line of GenEval's metadata, one JSON object, or ''.
     """
 
@@ -55,17 +58,19 @@ def given_prompts(settings: ConfigDict) -> list[Prompt]:
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
-    """All prompts of a .txt, .jsonl or .tsv file, in order.
+    """All prompts of a .txt, .jsonl, .tsv or .json file, or of a folder of HPSv2's styles, in order.
 
     Raises RearError: the file is missing, empty or of another kind; a line is blank, not UTF-8 or without a prompt; a
       prompt has more than 1000 words or 10 000 characters. The line is named by its number, from 1.
     """
     path = Path(path).expanduser()
-    if path.suffix not in READERS:
+    if path.is_dir():
+        return _read_styles(path)
+    if (suffix := path.suffix.lower()) not in READERS:
         raise RearError(f"{path} is no file of prompts: give a {', '.join(READERS)} file.")
     if not path.is_file():
         raise RearError(f"There is no file of prompts {path}: check the path.")
-    prompts = READERS[path.suffix](numbered_lines(path), path)
+    prompts = READERS[suffix](path)
     if not prompts:
         raise RearError(f"{path} holds no prompts: write one on each line.")
     return prompts
@@ -123,12 +128,12 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(repr(name[:40]) for name in itertools.islice(names, 10)) or "none"
 
 
-def _read_txt(lines: list[tuple[str, str]], path: Path) -> list[Prompt]:
-    return [Prompt(_checked(line, where)) for where, line in lines]
+def _read_txt(path: Path) -> list[Prompt]:
+    return [Prompt(_checked(line, where)) for where, line in numbered_lines(path)]
 
 
-def _read_jsonl(lines: list[tuple[str, str]], path: Path) -> list[Prompt]:
-    return [_from_json(line, where) for where, line in lines]
+def _read_jsonl(path: Path) -> list[Prompt]:
+    return [_from_json(line, where) for where, line in numbered_lines(path)]
 
 
 def _from_json(line: str, where: str) -> Prompt:
@@ -142,11 +147,11 @@ def _from_json(line: str, where: str) -> Prompt:
     return Prompt(text, str(found.get("category") or ""))
 
 
-def _read_tsv(lines: list[tuple[str, str]], path: Path) -> list[Prompt]:
-    rows = _rows(lines)
-    _, header = next(rows, ("", []))
-    if lines and "Prompt" not in header:
-        raise RearError(f"{path}, line 1 names no column Prompt: it has {listed(header)}. Add a header.")
+def _read_tsv(path: Path) -> list[Prompt]:
+    rows = _rows(numbered_lines(path))
+    where, header = next(rows, ("", []))
+    if where and "Prompt" not in header:
+        raise RearError(f"{where} names no column Prompt: it has {listed(header)}. Add a header.")
     prompts = []
     for where, row in rows:
         if len(row) <= header.index("Prompt"):
@@ -163,6 +168,23 @@ def _rows(lines: list[tuple[str, str]]) -> Iterator[tuple[str, list[str]]]:
         except (csv.Error, ValueError) as error:
             raise RearError(f"{where} is no row of columns apart by tabs ({error}): mend it.") from error
         yield where, row
+
+
+def _read_list(path: Path) -> list[Prompt]:
+    try:
+        found = json.loads(path.read_bytes().removeprefix(BYTE_ORDER_MARK))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RearError(f"{path} is not JSON ({error}): write one list of prompts.") from error
+    if not isinstance(found, list):
+        raise RearError(f"{path} is a {type(found).__name__}, not a list of prompts: write one list of prompts.")
+    return [Prompt(_checked(text, f"{path}, prompt {number}"), path.stem) for number, text in enumerate(found, 1)]
+
+
+def _read_styles(folder: Path) -> list[Prompt]:
+    files = [file for style in HPS_STYLES if (file := folder / f"{style}.json").exists()]
+    if not files:
+        raise RearError(f"{folder} holds none of {', '.join(f'{style}.json' for style in HPS_STYLES)}: give a file.")
+    return [prompt for file in files for prompt in read_prompts(file)]
 
 
 def _checked(text: Any, where: str) -> str:
@@ -184,4 +206,4 @@ def _checked(text: Any, where: str) -> str:
     return text
 
 
-READERS = {".txt": _read_txt, ".jsonl": _read_jsonl, ".tsv": _read_tsv}
+READERS = {".txt": _read_txt, ".jsonl": _read_jsonl, ".tsv": _read_tsv, ".json": _read_list}

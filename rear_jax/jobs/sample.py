@@ -1,10 +1,11 @@
 """`--job=sample`: a set of images from the generator, balanced over the classes or captions, or prompt by prompt."""
 
 import functools
+import itertools
 import json
 import logging
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from rear_jax import artifacts, generators
 from rear_jax.data.archive import ImageArchive
 from rear_jax.data.prompts import Prompt, write_prompts
 from rear_jax.errors import RearError
-from rear_jax.evaluation import geneval
+from rear_jax.evaluation import geneval, hpsv2
 from rear_jax.runtime import distributed, pictures, sharding
 from rear_jax.runtime.atomic import write_json
 from rear_jax.runtime.identity import environment, is_done
@@ -81,7 +82,7 @@ def run(config: ConfigDict, workdir: Path, place: Path | None = None) -> None:
     pictures.save_png(place / "samples.png", sheet)
     if settings.png_folder:
         pictures.save_folder(place / "samples", partial.images, _names(settings, prompts))
-    _write_prompts(place, settings, prompts, partial.images)
+    _write_for_scorers(place, settings, prompts, lambda: partial.images)
     drawn = json.loads((place / "samples.partial" / "drawn_with.json").read_text())
     write_json(place / "samples.json", recipe | {"stage": settings.stage} | drawn)
     partial.remove()
@@ -98,6 +99,8 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     draw.check_conditions(config, network)
     if config.sample.geneval:
         geneval.check_prompts(draw.prompts_of(config, network), config.sample.images_per_prompt)
+    if config.sample.hpsv2:
+        hpsv2.check_prompts(draw.prompts_of(config, network))
     sharding.shardings(generators.shapes(network), make_mesh(config.mesh), generators.family_of(network).parameters)
 
 
@@ -108,6 +111,8 @@ def _check_settings(config: ConfigDict) -> None:
         raise RearError(f"config.sample.images_per_prompt = {config.sample.images_per_prompt}: set it to 1 or more.")
     if config.sample.geneval and not config.sample.prompts:
         raise RearError("config.sample.geneval needs config.sample.prompts: name GenEval's evaluation_metadata.jsonl.")
+    if config.sample.hpsv2 and not config.sample.prompts:
+        raise RearError("config.sample.hpsv2 needs config.sample.prompts: name the folder of HPSv2's prompts.")
 
 
 def _open_partial(place: Path, recipe: dict, shape: tuple[int, int, int, int]) -> SampledSet:
@@ -171,7 +176,7 @@ def _tidy(place: Path, recipe: dict, settings: ConfigDict, prompts: Sequence[Pro
     if settings.png_folder and not (folder.exists() and folder.stat().st_mtime_ns >= file.stat().st_mtime_ns):
         pictures.save_folder(folder, _images_in(file), _names(settings, prompts))
         log.info("sample: wrote %d PNG files to %s", recipe["num_images"], folder)
-    _write_prompts(place, settings, prompts, _images_in(file))
+    _write_for_scorers(place, settings, prompts, lambda: _images_in(file))
 
 
 def _images_in(file: Path) -> Iterator[np.ndarray]:
@@ -189,13 +194,19 @@ def _names(settings: ConfigDict, prompts: Sequence[Prompt]) -> list[str]:
     ]
 
 
-def _write_prompts(place: Path, settings: ConfigDict, prompts: Sequence[Prompt], images: Iterable[np.ndarray]) -> None:
-    """What goes with a set that was drawn for prompts: these, and the folder of GenEval if it is wanted."""
+def _write_for_scorers(
+    place: Path, settings: ConfigDict, prompts: Sequence[Prompt], images: Callable[[], Iterable[np.ndarray]]
+) -> None:
+    """What goes with a set that was drawn for prompts: these, and the folders of benchmarks that are wanted."""
     if prompts:
         write_prompts(place / "prompts.jsonl", prompts)
     if settings.geneval:
-        written = geneval.write_folder(place / "geneval", prompts, images, settings.images_per_prompt)
+        written = geneval.write_folder(place / "geneval", prompts, images(), settings.images_per_prompt)
         log.info("sample: wrote %d of %d prompts to %s", written, len(prompts), place / "geneval")
+    if settings.hpsv2:
+        first = itertools.islice(images(), 0, None, settings.images_per_prompt)
+        written = hpsv2.write_folder(place / "hpsv2", prompts, first)
+        log.info("sample: wrote %d of %d prompts to %s", written, len(prompts), place / "hpsv2")
 
 
 def prompt_sheet(images: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:

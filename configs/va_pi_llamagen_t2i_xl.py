@@ -3,7 +3,7 @@
     python -m rear_jax.main --config=configs/va_pi_llamagen_t2i_xl.py --workdir=DIR \
         --config.tokenizer_from=vq_ds16_t2i.pt --config.init_from=t2i_XL_stage1_256.pt \
         --config.lpips.vgg16=vgg16-397923af.pth --config.lpips.heads=vgg.pth \
-        --config.data.path=pairs.npz --config.posttrain.captions=captions
+        --config.data.path=pairs.npz --config.captions_from=captions
 
 pairs.npz holds train_images and validation_images, uint8 [n, H, W, 3], and in train_labels and validation_labels the
 number of each image's caption; a folder of class folders works as well, with one caption for each class. captions is

@@ -221,11 +221,11 @@ def test_captions_that_are_missing_or_too_few(tmp_path):
     config.posttrain.loop.batch_size = 8
     assert "config.sample.captions = ''" in refused(("tokenizer", "sample"), config, tmp_path)
     np.savez(tmp_path / "captions.npz", features=np.zeros((3, 3, 2), np.float32), mask=np.ones((3, 3)))
-    config.posttrain.captions = str(tmp_path / "captions.npz")
+    config.captions_from = str(tmp_path / "captions.npz")
     assert "has 3 captions" in refused(("tokenizer", "posttrain"), config, tmp_path)
-    config.posttrain.captions = str(tmp_path / "none.npz")
-    assert "config.posttrain.captions = " in refused(("tokenizer", "posttrain"), config, tmp_path)
-    assert "--job=train has no captions" in refused(("tokenizer", "tokenize", "train"), config, tmp_path)
+    config.captions_from = str(tmp_path / "none.npz")
+    assert "config.captions_from = " in refused(("tokenizer", "posttrain"), config, tmp_path)
+    assert "config.captions_from = " in refused(("tokenizer", "tokenize", "train"), config, tmp_path)
 
 
 def study(variants, **changes) -> ConfigDict:

@@ -54,6 +54,36 @@ def take(iterator, count: int) -> list[dict[str, np.ndarray]]:
     return batches
 
 
+@pytest.mark.parametrize("num_classes", [2**16, 2**16 + 1, 2**24 + 5])
+def test_labels_may_be_numbers_of_captions(tmp_path: Path, num_classes: int):
+    """More of them than a uint16 counts."""
+    header = dataclasses.replace(HEADER, num_classes=num_classes)
+    labels = np.linspace(0, num_classes - 1, 22).astype(int)
+
+    def numbered(start: int, stop: int):
+        codes, _, views = encode(start, stop)
+        return codes, labels[2 * start : 2 * stop], views
+
+    write(tmp_path, header, numbered)
+    for in_memory in (False, True):
+        codes = open_codes(tmp_path, in_memory=in_memory)
+        read = codes.read(np.arange(22)[::-1])
+        np.testing.assert_array_equal(read["label"], labels[::-1])
+        np.testing.assert_array_equal(read["codes"], encode(0, 11)[0][::-1])
+        np.testing.assert_array_equal(read["augmentation"], np.arange(22)[::-1] % 2)
+    assert codes.class_counts()[labels].tolist() == [1] * 22
+
+
+def test_a_wide_label_out_of_range_is_damage(tmp_path: Path):
+    header = dataclasses.replace(HEADER, num_classes=2**16 + 2, num_shards=1)
+    write(tmp_path, header)
+    wide = dataclasses.replace(header, num_classes=2**17 + 2)
+    codes, labels, views = encode(0, 11)
+    write_shard(wide.shard_path(tmp_path, 0), wide, codes, labels + 2**17 - 4, views)
+    with pytest.raises(RearError, match="out of range"):
+        open_codes(tmp_path, in_memory=True)
+
+
 @pytest.mark.parametrize("in_memory", [False, True])
 def test_round_trip(tmp_path: Path, in_memory: bool):
     assert write(tmp_path) == [(3, 11), (7, 11), (11, 11)]
@@ -157,7 +187,7 @@ def test_out_of_range_is_refused_on_writing(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"num_images": 0}, {"codebook_size": 2**16 + 1}, {"num_classes": 70_000}, {"num_shards": 12}]
+    "change", [{"num_images": 0}, {"codebook_size": 2**16 + 1}, {"num_classes": 2**32 + 1}, {"num_shards": 12}]
 )
 def test_a_plan_that_the_format_cannot_hold_is_refused(change: dict[str, int]):
     with pytest.raises(RearError, match="codes header"):

@@ -147,7 +147,7 @@ def test_one_real_post_training_at_toy_width(file, trained, tmp_path):
     config.method.name = "ar"
     config.init_from = str(untrained_generator(config, tmp_path))
     if config.model.get("condition") == "text":
-        config.posttrain.captions = str(captions(config.model, tmp_path))
+        config.captions_from = str(captions(config.model, tmp_path))
     jobs.JOBS["posttrain"].run(config, tmp_path)
     assert (tmp_path / "posttrained" / "2").is_dir()
     assert (tmp_path / "posttrain.png").exists()

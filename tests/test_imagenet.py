@@ -16,7 +16,8 @@ from PIL import Image
 from rear_jax import artifacts
 from rear_jax.data.codes import Codes, open_codes
 from rear_jax.data.crops import ten_crop
-from rear_jax.data.images import FolderSource, open_source
+from rear_jax.data.sources import open_source
+from rear_jax.data.sources.folders import FolderSource
 from rear_jax.errors import RearError
 from tests import toy
 

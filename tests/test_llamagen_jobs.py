@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rear_jax import generators, jobs, noise
+from rear_jax import artifacts, generators, jobs, noise
 from rear_jax.errors import RearError
+from rear_jax.generators.interface import Captions
 from rear_jax.generators.llamagen import FAMILY
 from rear_jax.runtime.sharding import decay_mask
 from rear_jax.training import objectives
+from rear_jax.training.objectives.objective import conditions_with_drops
 from rear_jax.training.state import adamw, new_state
 from rear_jax.weights import safetensors_file
 from rear_jax.weights.torch_files import read_tensors
@@ -129,9 +131,81 @@ def test_sampling_by_caption(experiment, tmp_path):
         assert (file["arr_0"] != images).any()
 
 
-def test_training_on_captions_is_refused(experiment, tmp_path):
-    with pytest.raises(RearError, match="condition = 'class'"):
-        jobs.JOBS["train"].run(experiment(condition="text"), tmp_path)
+def write_captions(folder, count=10, seed=0):
+    """A folder of captions of one to four features; returns its name."""
+    features = np.random.default_rng(seed).normal(size=(count, 4, 6)).astype(np.float32)
+    np.save(folder / "features.npy", features)
+    np.save(folder / "mask.npy", np.arange(4) <= np.arange(count)[:, None] % 4)
+    return str(folder)
+
+
+@pytest.mark.slow
+def test_training_by_caption(experiment, tmp_path):
+    """The null caption stays as it was drawn; so does everything where a run is resumed."""
+    config = experiment(condition="text", caption_length=4, caption_dim=6)
+    with pytest.raises(RearError, match=r"config.captions_from = '.*captions' does not exist"):
+        jobs.JOBS["train"].run(config, tmp_path)
+    (tmp_path / "captions").mkdir()
+    write_captions(tmp_path / "captions")
+    jobs.JOBS["train"].run(config, tmp_path)
+    params = artifacts.read_generator(tmp_path / "generator", config, toy.generator(config), None)
+    fresh = FAMILY.init(toy.generator(config), config.seed)
+    np.testing.assert_allclose(params["null_caption"], fresh["null_caption"], atol=1e-7)
+    assert (params["caption_fc1"]["kernel"] != fresh["caption_fc1"]["kernel"]).any()
+
+    write_captions(tmp_path, seed=1)
+    config.captions_from = str(tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
+    jobs.JOBS["train"].run(config, other)
+    with_others = artifacts.read_generator(other / "generator", config, toy.generator(config), None)
+    assert (params["lm_head"]["kernel"] != with_others["lm_head"]["kernel"]).any()
+
+
+@pytest.mark.parametrize("drop", [0.0, 1.0])
+def test_one_step_by_caption(drop):
+    """Captions condition the prediction; a dropped one keeps its mask, and the null caption has no gradient."""
+    config = toy.llamagen_config(
+        condition="text", caption_length=4, caption_dim=6, dropout=0.0, token_dropout=0.0, attention="plain"
+    )
+    config.method.label_drop = drop
+    model = toy.generator(config)
+    params = FAMILY.init(model, 0)
+    params["lm_head"]["kernel"] = 0.1 * jax.random.normal(jax.random.key(1), params["lm_head"]["kernel"].shape)
+    mask = jnp.arange(4) >= jnp.array([0, 1, 2, 3])[:, None]
+    captions = Captions(jax.random.normal(jax.random.key(4), (4, 4, 6)), mask)
+    codes = jax.random.randint(jax.random.key(2), (4, 16), 0, 16)
+    batch = {"codes": codes, "label": jnp.arange(4), "number": jnp.arange(4), "condition": captions}
+    loss = objectives.OBJECTIVES["ar"].loss(model, config)
+
+    def mean_loss(params):
+        return loss(params, batch, jax.random.key(3), progress=0.0, codebook=None)[0]
+
+    found, gradient = jax.value_and_grad(mean_loss)(params)
+    null = jnp.broadcast_to(params["null_caption"], captions.features.shape)
+    logits = model.apply({"params": params}, codes, Captions(null if drop else captions.features, mask)).logits
+    by_hand = jnp.take_along_axis(jax.nn.log_softmax(logits), codes[:, :, None], axis=2)
+    np.testing.assert_allclose(found, -by_hand.mean(), rtol=1e-5)
+    assert not gradient["null_caption"].any()
+    assert gradient["caption_fc1"]["kernel"].any()
+
+
+def test_dropped_captions_do_not_depend_on_the_microbatch():
+    config = toy.llamagen_config(condition="text", caption_length=4, caption_dim=6)
+    config.method.label_drop = 0.5
+    model, key = toy.generator(config), jax.random.key(0)
+    params = FAMILY.init(model, 0)
+    numbers = jnp.arange(64)
+    captions = Captions(jnp.ones((64, 4, 6)), jnp.ones((64, 4), bool))
+
+    def dropped(rows):
+        part = {"number": numbers[rows], "condition": jax.tree.map(lambda x: x[rows], captions)}
+        given = conditions_with_drops(model, config, params, part, key)
+        return np.asarray((given.features != 1).any(axis=(1, 2)))
+
+    whole = dropped(slice(None))
+    assert 16 < whole.sum() < 48
+    np.testing.assert_array_equal(whole[1::2], dropped(slice(1, None, 2)))
 
 
 def test_parity_report_of_a_text_generator(experiment, tmp_path, capsys):

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from rear_jax import generators, jobs, losses, tokenizers
-from rear_jax.data.images import open_source
+from rear_jax.data.sources import open_source
 from rear_jax.errors import RearError
 from rear_jax.runtime.checkpoints import Checkpoints
 from rear_jax.sampling.generate import generate, sampler_of
@@ -290,7 +290,7 @@ def captioned(tmp_path, **changes):
     rng = np.random.default_rng(0)
     np.save(tmp_path / "features.npy", rng.standard_normal((changes.pop("captions", 10), 3, 5)).astype(np.float32))
     np.save(tmp_path / "mask.npy", np.ones(np.load(tmp_path / "features.npy").shape[:2], bool))
-    made.posttrain.captions = str(tmp_path)
+    made.captions_from = str(tmp_path)
     made.posttrain.reward.perceptual = 0.0
     made.posttrain.loop.update(steps=2, batch_size=4)
     return made

@@ -10,8 +10,9 @@ import optax
 import pytest
 
 from rear_jax import generators, jobs, tokenizers
-from rear_jax.data.captions import read_texts
+from rear_jax.data.sources import facts_of, open_split
 from rear_jax.errors import RearError
+from rear_jax.metrics.text_scores import TextScorer
 from rear_jax.runtime.checkpoints import Checkpoints
 from rear_jax.training import posttraining
 from rear_jax.training.posttraining import judges, rewards, text_judge
@@ -22,14 +23,13 @@ from tests.test_posttraining import captioned
 from tests.test_text_scores import NETWORKS, files  # noqa: F401
 
 KEY = jax.random.key(0)
-CAPTIONS = [f"a {'cat ' * n}at" for n in range(10)]
+SIZE = 2000  # captions of the embedded images
 
 
 def rewarded(tmp_path, files, **weights):  # noqa: F811
-    """A text-conditional toy with a text for each of its ten captions, and only these rewards."""
-    made = captioned(tmp_path)
-    (tmp_path / "texts.txt").write_text("\n".join(CAPTIONS) + "\n")
-    made.posttrain.caption_texts = str(tmp_path / "texts.txt")
+    """A text-conditional toy on images with captions, and only these rewards."""
+    made = captioned(tmp_path, captions=SIZE)
+    made.data.source = "fashion_captions"
     made.clip.update(weights=files["clip"], vocabulary=files["words"])
     made.hps.weights = files["hps"]
     made.posttrain.reward.update(dict.fromkeys(made.posttrain.reward, 0.0) | weights)
@@ -45,8 +45,8 @@ def both(tmp_path, files):  # noqa: F811
 
 def batch_of(made, *, count: int = 4) -> dict:
     images = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8)
-    features = {name: text_judge.caption_features(name, made, CAPTIONS[:count]) for name in ("clip", "hps")}
-    return {"image": images, "label": jnp.arange(count), "index": jnp.arange(count), "text_features": features}
+    features = text_judge.CaptionFeatures(made, open_split(made.data, "test")).of(np.arange(count))
+    return {"image": images, "label": jnp.arange(count), "index": jnp.arange(count), **features}
 
 
 def test_rewards_are_the_scores_of_the_decoded_images(both):
@@ -66,12 +66,13 @@ def test_rewards_are_the_scores_of_the_decoded_images(both):
         return rewards.score(networks, made.posttrain, frozen, samples, batch), decode(samples)
 
     made.posttrain.clip_images = True
+    captions = [open_split(made.data, "test").caption(number) for number in range(4)]
     (total, each), decoded = run(frozen, samples, batch)
     np.testing.assert_allclose(total, each["clip"] + 2 * each["hps"], rtol=1e-5)
     eight_bit = np.asarray(jnp.round(255 * jnp.clip(decoded, 0, 1))).astype(np.uint8)
     for name in ("clip", "hps"):
         scorer = text_judge.scorer(name, made)
-        found = scorer.score(eight_bit[:, 1], CAPTIONS[:4])
+        found = scorer.score(eight_bit[:, 1], captions)
         np.testing.assert_allclose(each[name][:, 1], found, atol=3e-3)  # 8 bits round
     assert np.std(each["clip"]) > 1e-2
 
@@ -121,16 +122,29 @@ class TestRefusals:
         with pytest.raises(RearError, match=r"HPSv2 is a ViT-H-14"):
             judges.check_judges(made, tmp_path, ())
 
-    def test_of_texts_that_do_not_fit(self, tmp_path):
-        file = tmp_path / "texts.txt"
-        file.write_bytes("\ufeffa\r\nb\u2028c\r\n".encode())
-        assert read_texts(str(file), option="config.x", count=2) == ["a", "b\u2028c"]
-        with pytest.raises(RearError, match=r"texts\.txt has 2 lines for 3 captions: give a line for each"):
-            read_texts(str(file), option="config.x", count=3)
-        file.write_bytes(b"\xff\xfe")
-        for path in (str(file), str(tmp_path / "none.txt"), ""):
-            with pytest.raises(RearError, match=r"config\.x = '.*': .*; name a UTF-8 text file"):
-                read_texts(path, option="config.x", count=1)
+    def test_of_sources_without_captions(self, tmp_path, files):  # noqa: F811
+        made = rewarded(tmp_path, files, hps=1.0)
+        facts = facts_of(open_split(toy.config().data, "test"))
+        with pytest.raises(RearError, match=r"reward\.hps needs the texts of captions, and fashion_mnist has none"):
+            text_judge.require_captions(made, facts)
+        made.posttrain.reward.hps = 0.0
+        text_judge.require_captions(made, facts)
+
+
+def test_features_of_a_caption_are_computed_once(both, monkeypatch):
+    made, _ = both
+    source, asked = open_split(made.data, "test"), []
+    found = text_judge.CaptionFeatures(made, source)
+    score = TextScorer.text_features
+    monkeypatch.setattr(TextScorer, "text_features", lambda self, texts: asked.append(texts) or score(self, texts))
+    first, again = (found.of(np.array(labels))["text_features"] for labels in ([5, 3, 5], [3, 7]))
+    assert asked == [[source.caption(n) for n in of] for of in ([3, 5], [3, 5], [7], [7])]  # for either judge
+    np.testing.assert_array_equal(first["clip"][[0, 1]], first["clip"][[2, 1]])
+    np.testing.assert_array_equal(first["hps"][1], again["hps"][0])
+    alone = text_judge.scorer("hps", made).text_features([source.caption(7)])
+    np.testing.assert_allclose(again["hps"][1:], alone, rtol=1e-5, atol=1e-6)
+    made.posttrain.reward.update(clip=0.0, hps=0.0)
+    assert text_judge.CaptionFeatures(made, source).of(np.array([1])) == {}
 
 
 @pytest.mark.slow
@@ -152,6 +166,6 @@ def test_the_job_learns_from_both(trained, tmp_path, files, method):  # noqa: F8
     last = [line for line in lines if "reward" in line][-1]
     assert last["reward"] == pytest.approx(last["reward_clip"] + last["reward_hps"], rel=1e-4)
     assert 0 < abs(last["reward_clip"]) < 1
-    made.posttrain.caption_texts = ""
-    with pytest.raises(RearError, match=r"config\.posttrain\.caption_texts = ''"):
+    made.data.source = "fashion_mnist"
+    with pytest.raises(RearError, match=r"needs the texts of captions"):
         jobs.JOBS["posttrain"].check(made, tmp_path, ())

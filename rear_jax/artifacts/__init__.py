@@ -1,5 +1,9 @@
 """What jobs leave for one another in the workdir, and how the next one opens it; published files open the same way."""
 
+from rear_jax.artifacts.conditions import captions_folder as captions_folder
+from rear_jax.artifacts.conditions import check_conditions as check_conditions
+from rear_jax.artifacts.conditions import open_conditions as open_conditions
+from rear_jax.artifacts.conditions import with_conditions as with_conditions
 from rear_jax.artifacts.generator import STAGES as STAGES
 from rear_jax.artifacts.generator import Generator as Generator
 from rear_jax.artifacts.generator import check_generator as check_generator

@@ -32,6 +32,9 @@ def default() -> ConfigDict:
     # '' = <workdir>/tokenizer
     config.tokenizer_from = ""
     config.codes_from = ""  # folder of code files; '' = <workdir>/codes
+    # caption features that text-conditional generators are trained with: .npz file or folder, see
+    # rear_jax/data/captions.py; '' = <workdir>/captions. The label of an image is the number of its caption.
+    config.captions_from = ""
     # generator to use if the workdir has none: a folder from job 'train' or 'convert', or a published file;
     # '' = none. Job 'train' then starts from random parameters.
     config.init_from = ""

@@ -6,12 +6,16 @@ from ml_collections import ConfigDict
 def data() -> ConfigDict:
     """The images of the experiment."""
     data = ConfigDict()
-    data.source = "tfds"  # 'fashion_mnist', 'folder', 'tfds' or 'arrays'; see rear_jax/data/images.py
+    data.source = "tfds"  # kind of source; see rear_jax/data/sources/__init__.py
     data.path = "imagenet2012"  # folder, file or TFDS name, as the source needs it; '' = the embedded Fashion-MNIST
     data.train_split = "train"  # name of the split for training; '' = no splits ('folder' and 'arrays')
     data.eval_split = "validation"  # name of the split of held-out images
     data.image_size = 256  # pixels along each side
     data.num_classes = 1000  # number of classes; labels are 0 to num_classes - 1
+    data.caption_key = "text"  # key or column of the captions, in metadata files, .json files and .parquet files
+    # share of the images, or pairs of image and caption, that may be broken, 0 to below 1; broken pairs are left out,
+    # and the next good image takes the place of one that cannot be decoded; 0 = none may be
+    data.max_broken_share = 0.001
     return data
 
 

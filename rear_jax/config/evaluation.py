@@ -7,10 +7,11 @@ def sample() -> ConfigDict:
     """The job 'sample'."""
     sample = ConfigDict()
     sample.stage = "train"  # generator: 'train' (the newest), 'best' (best score in job 'train') or 'posttrain'
-    sample.num_images = 50_000  # images in the set
+    sample.num_images = 50_000  # images in the set; with prompts, images_per_prompt for each of them instead
     sample.batch_size = 256  # images that all devices together draw at once
     sample.image_size = 0  # pixels along each side after bicubic resizing; 0 = no resizing
-    sample.png_folder = False  # True = also write each image as a file, <workdir>/samples/000000.png and so on
+    # True = also write each image as a file, <workdir>/samples/000000.png and so on; prompts are in the names
+    sample.png_folder = False
     sample.guidance = "power_cosine"  # schedule: 'power_cosine', 'linear' or 'constant'; see rear_jax/guidance.py
     sample.guidance_scale = 1.0  # full weight of guidance; 1 = off
     sample.guidance_power = 1.0  # exponent of the schedule 'power_cosine'
@@ -18,6 +19,16 @@ def sample() -> ConfigDict:
     sample.guidance_interval = -1
     # caption features for text-conditional generators: .npz file or folder, see rear_jax/data/captions.py; '' = none
     sample.captions = ""
+    # prompts for text-conditional generators, instead of captions: .txt, .jsonl, .tsv or .json file or folder, see
+    # rear_jax/data/prompts.py; '' = none
+    sample.prompts = ""
+    sample.prompt = ""  # one prompt, instead of a file of them; '' = none
+    sample.images_per_prompt = 4  # images of each prompt; they go prompt by prompt
+    # True = also write <workdir>/geneval for GenEval's scorer; prompts must be its evaluation_metadata.jsonl
+    sample.geneval = False
+    # True = also write <workdir>/hpsv2 for its scorer, the first image of each prompt; prompts must be its folder with
+    # anime.json, concept-art.json, paintings.json and photo.json, or one of these
+    sample.hpsv2 = False
     sample.temperature = 1.0  # divisor of the logits; 0 = always the most probable code
     sample.top_k = 0  # number of most probable codes to draw from; 0 = off
     sample.top_p = 1.0  # total probability of the most probable codes to draw from; 1 = off

@@ -135,12 +135,6 @@ def posttrain() -> ConfigDict:
     post.clip_images = False  # True = rewards see images clipped to [0, 1]; False = as they are decoded, as released
     post.perceptual_network = "lpips"  # 'lite0' or 'lite2' (both EfficientNet-Lite) or 'lpips' (needs config.lpips)
     post.probe_images = 10_000  # largest number of training images for the classifier of reward.class_probability
-    # caption features for text-conditional generators: .npz file or folder, see rear_jax/data/captions.py; '' = none.
-    # The label of an image is the number of its caption.
-    post.captions = ""
-    # text file with a caption in each line, as many as posttrain.captions has and in their order; '' = none.
-    # reward.clip and reward.hps read it.
-    post.caption_texts = ""
     post.ste_temperature = 1.0  # τ, temperature of the softmax of 'ste'
     post.images_at_once = 1  # images that each device decodes at once, each with its G samples
     # Only 'va_pi' and 'ar_grpo' read max_advantage, clip_range, policy_weight, kl_weight and inner_updates.
@@ -173,6 +167,6 @@ def reward() -> ConfigDict:
     reward.codebook_flattened = 0.0  # one cosine between all vectors of an image together and all latents together
     reward.discriminator = 0.0  # logit of the discriminator that the tokenizer was trained with
     reward.class_probability = 0.0  # log-probability of the label, from a linear classifier of real images
-    reward.clip = 0.0  # cosine of image and caption in CLIP (needs config.clip and posttrain.caption_texts)
-    reward.hps = 0.0  # cosine of image and caption in HPSv2 (needs config.hps, config.clip and posttrain.caption_texts)
+    reward.clip = 0.0  # cosine of image and caption in CLIP (needs config.clip)
+    reward.hps = 0.0  # cosine of image and caption in HPSv2 (needs config.hps and config.clip.vocabulary)
     return reward

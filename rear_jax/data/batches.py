@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from rear_jax.data.codes import Codes
 from rear_jax.data.crops import AUGMENTATIONS, RANDOM_VIEWS
-from rear_jax.data.images import ImageSource
+from rear_jax.data.sources.interface import ImageSource
 from rear_jax.errors import RearError
 
 Batch = dict[str, np.ndarray]

@@ -1,4 +1,7 @@
-"""Captions of text-conditional generators: features that a text encoder has made beforehand, and their texts."""
+"""Captions of text-conditional generators: features that a text encoder has made beforehand.
+
+`open_captions` opens what `--job=caption` wrote (`caption_shards.py`), or a file of somebody else's (`CaptionFile`).
+"""
 
 import contextlib
 import functools
@@ -10,8 +13,19 @@ from typing import Any
 import numpy as np
 
 from rear_jax.data.archive import read_header
+from rear_jax.data.caption_shards import HEADER, UNFINISHED_HEADER, CaptionShards
 from rear_jax.errors import RearError
 from rear_jax.generators.interface import Captions
+
+
+def open_captions(path: str, *, option: str, length: int, dim: int) -> "CaptionFile | CaptionShards":
+    """Captions by number: `captions[numbers]` is `Captions` [m, length, dim], each at the right end.
+
+    Args and errors are those of `CaptionFile`, and of `CaptionShards`.
+    """
+    if any((Path(path) / name).is_file() for name in (HEADER, UNFINISHED_HEADER)):
+        return CaptionShards(Path(path), length=length, dim=dim)
+    return CaptionFile(path, option=option, length=length, dim=dim)
 
 
 class CaptionFile:
@@ -61,8 +75,10 @@ class CaptionFile:
           features [m, length, dim] float32 (zero on padding) and mask [m, length] bool, each caption in its own order
           at the right end.
 
-        Raises RearError: features are not finite.
+        Raises RearError: features are not finite, or there are not so many captions.
         """
+        if not isinstance(numbers, slice) and len(numbers) and not 0 <= np.min(numbers) <= np.max(numbers) < len(self):
+            raise RearError(f"{self.path} has {len(self)} captions: none has the number {int(np.max(numbers))}.")
         mask, features = self._mask[numbers], self._features[numbers].astype(np.float32)
         order = np.argsort(mask, axis=1, kind="stable")  # padding first, each part in its order
         mask = np.take_along_axis(mask, order, axis=1)
@@ -72,26 +88,6 @@ class CaptionFile:
             raise RearError(f"{self.path}: features are not finite.")
         missing = self._length - mask.shape[1]
         return Captions(np.pad(features, ((0, 0), (missing, 0), (0, 0))), np.pad(mask, ((0, 0), (missing, 0))))
-
-
-def read_texts(path: str, *, option: str, count: int) -> list[str]:
-    """The texts of captions, one in each line of a UTF-8 file.
-
-    Args:
-      path: of the file.
-      option: dotted name of the setting that chose `path`, for messages.
-      count: of the captions.
-
-    Raises RearError: there is no such file, it is no text, or it has another number of lines.
-    """
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RearError(f"{option} = {path!r}: {error}; name a UTF-8 text file with a caption in each line.") from None
-    lines = text.removesuffix("\n").split("\n")
-    if len(lines) != count:
-        raise RearError(f"{path} has {len(lines)} lines for {count} captions: give a line for each, in their order.")
-    return lines
 
 
 @contextlib.contextmanager

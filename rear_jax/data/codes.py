@@ -2,9 +2,12 @@
 
 A folder holds `header.json` and shards `codes-00000-of-00008.array_record`. Shard s of S covers the images
 [s n/S, (s + 1) n/S), each in all its views. A record is little-endian uint16 [2 + N]: label, index of the view, the
-N codes in raster order. Records are stored one by one and uncompressed, because random codes hardly compress and
-a training step reads records from all over the set. Each carries a checksum; one that cannot be read is replaced by the
-next one that can, always the same, and counted.
+N codes in raster order. Where there are more than 65,536 labels, such as numbers of captions, a label takes two places
+of the record, the lower half first: [3 + N].
+
+Records are stored one by one and uncompressed, because random codes hardly compress and a training step reads records
+from all over the set. Each carries a checksum; one that cannot be read is replaced by the next one that can, always the
+same, and counted.
 
 The folder is local or mounted. `header.json` appears, under that name, when the last shard is complete.
 """
@@ -36,7 +39,6 @@ from rear_jax.runtime.atomic import atomic_file
 log = logging.getLogger(__name__)
 
 RECORD_DTYPE = np.dtype("<u2")
-RECORD_PREFIX = 2  # label and view, before the codes
 WRITER_OPTIONS = "group_size:1,uncompressed"
 READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # random access
 
@@ -111,7 +113,8 @@ def write_shard(path: Path, header: CodesHeader, codes: np.ndarray, labels: np.n
             raise RearError(f"{path}: a {name} is outside [0, {limit}): found {values.min()} to {values.max()}")
     if not np.array_equal(views, np.arange(rows) % header.num_augmentations):
         raise RearError(f"{path}: views do not run 0 to {header.num_augmentations - 1} for each image in turn")
-    records = np.concatenate([labels[:, None], views[:, None], codes], axis=1).astype(RECORD_DTYPE)
+    halves = [labels >> 16 * column & 0xFFFF for column in range(header.label_columns)]
+    records = np.concatenate([np.stack([*halves, views], axis=1), codes], axis=1).astype(RECORD_DTYPE)
     with atomic_file(path) as temporary:
         try:
             writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
@@ -124,7 +127,10 @@ def write_shard(path: Path, header: CodesHeader, codes: np.ndarray, labels: np.n
 
 
 class Codes:
-    """A complete folder of codes, read by record number. Made by `open_codes`."""
+    """A complete folder of codes, read by record number. Made by `open_codes`.
+
+    A record has P numbers before its N codes: P - 1 of the label, and the view.
+    """
 
     def __init__(self, directory: Path, header: CodesHeader, *, in_memory: bool, max_corrupt_share: float):
         self.header = header
@@ -132,8 +138,10 @@ class Codes:
         self._corrupt: set[int] = set()
         self._paths = [header.shard_path(directory, shard) for shard in range(header.num_shards)]
         self._bounds = np.cumsum([0, *header.shard_sizes])
-        largest = [header.num_classes, header.num_augmentations] + [header.codebook_size] * header.codes_per_image
-        self._largest = (np.array(largest) - 1).astype(RECORD_DTYPE)
+        label = header.num_classes - 1
+        labels = [label] if header.label_columns == 1 else [0xFFFF, label >> 16]
+        largest = [*labels, header.num_augmentations - 1, *[header.codebook_size - 1] * header.codes_per_image]
+        self._largest = np.array(largest).astype(RECORD_DTYPE)
         self._readers = [_open_shard(p, n) for p, n in zip(self._paths, header.shard_sizes, strict=True)]
         self._records = self._load() if in_memory else None
 
@@ -157,18 +165,24 @@ class Codes:
         Raises RearError: more records are damaged than may be; names the shard and the record in it.
         """
         records = self._fetch(indices) if self._records is None else self._records[indices]
-        records = records.astype(np.int32)
-        return {"codes": records[:, RECORD_PREFIX:], "label": records[:, 0], "augmentation": records[:, 1]}
+        labels, columns = self._labels(records), self.header.label_columns
+        views, codes = records[:, columns].astype(np.int32), records[:, columns + 1 :].astype(np.int32)
+        return {"codes": codes, "label": labels.astype(np.int32), "augmentation": views}
 
     def class_counts(self) -> np.ndarray:
         """Records of each class, int64 [num_classes], from one pass over the disk."""
         counts = np.zeros(self.header.num_classes, np.int64)
         for shard in range(self.header.num_shards):
-            counts += np.bincount(self._read_shard(shard)[:, 0], minlength=len(counts))
+            counts += np.bincount(self._labels(self._read_shard(shard)), minlength=len(counts))
         return counts
 
+    def _labels(self, records: np.ndarray) -> np.ndarray:
+        """Labels of records, int64 [m]."""
+        halves = records[:, : self.header.label_columns].astype(np.int64)
+        return np.sum(halves << 16 * np.arange(halves.shape[1]), axis=1)
+
     def _fetch(self, indices: np.ndarray) -> np.ndarray:
-        """Records from the disk, uint16 [m, 2 + N], asked for in the order in which they lie there."""
+        """Records from the disk, uint16 [m, P + N], asked for in the order in which they lie there."""
         order = np.argsort(indices)
         records = np.empty((len(indices), len(self._largest)), RECORD_DTYPE)
         try:
@@ -178,7 +192,7 @@ class Codes:
         return records
 
     def _read_at(self, indices: np.ndarray) -> np.ndarray:
-        """Records from the disk, uint16 [m, 2 + N]; RuntimeError or ValueError where one of them is damaged.
+        """Records from the disk, uint16 [m, P + N]; RuntimeError or ValueError where one of them is damaged.
 
         Each is a range of one: a range is read right here, where a list of positions goes to a pool of threads and
         takes four times as long for records this small.
@@ -189,7 +203,7 @@ class Codes:
         return self._parse(list(itertools.chain.from_iterable(raw)), len(indices))
 
     def _readable(self, index: int) -> np.ndarray:
-        """Record `index`, uint16 [2 + N], or if it is damaged the next that is not; the first follows the last."""
+        """Record `index`, uint16 [P + N], or if it is damaged the next that is not; the first follows the last."""
         while True:
             try:
                 return self._read_at(np.array([index]))[0]
@@ -217,7 +231,7 @@ class Codes:
         return shards, indices - self._bounds[shards]
 
     def _load(self) -> np.ndarray:
-        """All records, uint16 [num_records, 2 + N], by sequential reads."""
+        """All records, uint16 [num_records, P + N], by sequential reads."""
         records = np.empty((len(self), len(self._largest)), RECORD_DTYPE)
         for shard in range(self.header.num_shards):
             start, stop = self._bounds[shard : shard + 2]
@@ -225,7 +239,7 @@ class Codes:
         return records
 
     def _read_shard(self, shard: int) -> np.ndarray:
-        """All records of a shard, uint16 [m, 2 + N]."""
+        """All records of a shard, uint16 [m, P + N]."""
         count = self.header.shard_sizes[shard]
         try:
             return self._parse(ArrayRecordReader(str(self._paths[shard])).read_all(), count)
@@ -233,7 +247,7 @@ class Codes:
             return self._fetch(np.arange(*self._bounds[shard : shard + 2]))
 
     def _parse(self, raw: list[bytes], count: int) -> np.ndarray:
-        """Bytes of so many records as uint16 [count, 2 + N]; ValueError where one of them cannot be right."""
+        """Bytes of so many records as uint16 [count, P + N]; ValueError where one of them cannot be right."""
         if len(raw) != count or any(len(record) != self._largest.nbytes for record in raw):
             raise ValueError(f"missing, or not {self._largest.nbytes} bytes long")
         records = np.frombuffer(b"".join(raw), RECORD_DTYPE).reshape(len(raw), -1)

@@ -12,6 +12,7 @@ FORMAT_VERSION = 1
 HEADER = "header.json"
 UNFINISHED_HEADER = "header.json.partial"
 LIMIT = 2**16  # what a uint16 counts
+LIMITS = {"codebook_size": LIMIT, "num_augmentations": LIMIT, "num_classes": LIMIT**2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,14 +54,19 @@ class CodesHeader:
         for name, value in dataclasses.asdict(self).items():
             if isinstance(value, int) and value < 1:
                 raise RearError(f"codes header: {name} is {value}; it must be at least 1")
-            if name in ("codebook_size", "num_classes", "num_augmentations") and value > LIMIT:
-                raise RearError(f"codes header: {name} {value} does not fit the uint16 format; at most {LIMIT} does")
+            if name in LIMITS and value > LIMITS[name]:
+                raise RearError(f"codes header: {name} {value} does not fit the format; at most {LIMITS[name]} does")
         if self.num_shards > self.num_images:
             raise RearError(f"codes header: {self.num_shards} shards for {self.num_images} images; use fewer shards")
 
     @property
     def num_records(self) -> int:
         return self.num_images * self.num_augmentations
+
+    @property
+    def label_columns(self) -> int:
+        """Numbers of a record that its label takes: numbers of captions may take two."""
+        return 1 if self.num_classes <= LIMIT else 2
 
     @property
     def image_ranges(self) -> list[tuple[int, int]]:
@@ -78,9 +84,9 @@ class CodesHeader:
 
 
 def check_codes(
-    header: CodesHeader, *, fingerprint: str | None, codebook_size: int, codes_per_image: int, num_classes: int
+    header: CodesHeader, *, fingerprint: str | None, codebook_size: int, codes_per_image: int, num_classes: int | None
 ) -> None:
-    """Makes sure that codes fit the tokenizer and the generator that are to use them; a fingerprint of None fits any.
+    """Makes sure that codes fit the tokenizer and the generator that are to use them; None fits any.
 
     Raises RearError: one of the four differs; names both values.
     """

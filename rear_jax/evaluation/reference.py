@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 
 from rear_jax.data.archive import STATISTICS, ImageArchive
 from rear_jax.data.batches import ordered_batches
-from rear_jax.data.images import Spread, open_split, spread
+from rear_jax.data.sources import open_split
+from rear_jax.data.sources.interface import Spread, spread
 from rear_jax.errors import RearError
 from rear_jax.metrics import scores
 from rear_jax.metrics.features import FeatureExtractor, Network, load_network

@@ -8,7 +8,7 @@ import jax
 from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict
 
-from rear_jax.data.images import forget_splits
+from rear_jax.data.sources import forget_splits
 from rear_jax.errors import RearError
 from rear_jax.jobs import (
     convert,

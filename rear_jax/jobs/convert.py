@@ -15,7 +15,7 @@ from rear_jax.artifacts import published
 from rear_jax.data.batches import ordered_batches
 from rear_jax.data.codes import open_codes
 from rear_jax.data.codes_header import check_codes
-from rear_jax.data.images import open_source
+from rear_jax.data.sources import open_source, source_settings
 from rear_jax.errors import RearError
 from rear_jax.evaluation import parity
 from rear_jax.generators import GeneratorFamily
@@ -160,9 +160,10 @@ def _report(family: Family, module: Any, params: Any, config: ConfigDict, workdi
 
 def _images(config: ConfigDict) -> Iterator[np.ndarray]:
     """Batches of the first images of the held-out split."""
-    source = open_source(config.data.source, config.data.path, config.data.eval_split)
+    data = config.data
+    source = open_source(data.source, data.path, data.eval_split, source_settings(data))
     stop = min(config.convert.images, len(source))
-    stream = ordered_batches(source, image_size=config.data.image_size, batch_size=BATCH, stop=stop)
+    stream = ordered_batches(source, image_size=data.image_size, batch_size=BATCH, stop=stop)
     return (batch["image"] for batch in stream)
 
 

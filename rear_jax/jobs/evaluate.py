@@ -13,19 +13,20 @@ from ml_collections import ConfigDict
 from rear_jax import artifacts, tokenizers
 from rear_jax.errors import RearError
 from rear_jax.evaluation import reference, report
+from rear_jax.evaluation.label_scores import LabelScores, Nothing, label_scores
+from rear_jax.evaluation.label_scores import recipe_of as recipe_of_labels
 from rear_jax.evaluation.reconstructions import Reconstructions
 from rear_jax.evaluation.reference import RealImages, ReferencePlan
 from rear_jax.evaluation.samples import Samples, not_comparable, open_samples
 from rear_jax.metrics import scores
 from rear_jax.metrics.features import Network, load_network
 from rear_jax.metrics.perceptual import PerceptualNetwork, lpips_vgg16
-from rear_jax.metrics.probe import fit_probe
 from rear_jax.metrics.scores import Described
 from rear_jax.metrics.statistics import frechet_distance
 from rear_jax.runtime.atomic import write_json
 from rear_jax.runtime.identity import fingerprint, is_done
 from rear_jax.sampling import draw
-from rear_jax.training import posttraining
+from rear_jax.training import objectives, posttraining
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def run(config: ConfigDict, workdir: Path, place: Path | None = None) -> None:
     if is_done(place / "scores.json", {"recipe": recipe}):
         log.info("evaluate: done already, see %s", place / "report.md")
         return
-    result = {"scores": score_all(config, workdir, given), "recipe": recipe}
+    result = {"scores": score_all(config, workdir, place, given), "recipe": recipe}
     write_json(place / "scores.json", result)
     report.write(place, result)
     log.info("evaluate: wrote %s; the recipe of its scores: %s", place / "report.md", json.dumps(recipe))
@@ -87,7 +88,8 @@ def gather(config: ConfigDict, workdir: Path, place: Path) -> Compared:
 def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     """See `Job.check`."""
     if "sample" in before:
-        shape = config.sample.num_images, *draw.image_shape(config)
+        network = objectives.build_generator(config, artifacts.outline_tokenizer(config).module)
+        shape = draw.num_images(config, network), *draw.image_shape(config)
     else:
         samples = _samples(config, workdir)
         shape = samples.images.shape if samples else None
@@ -147,7 +149,7 @@ def make_recipe(config: ConfigDict, given: Compared) -> dict:
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
     if not network.extractor.fid:
-        recipe["class_accuracy"] = "logistic regression on the reference's features and labels"
+        recipe |= recipe_of_labels(config.data)
     if given.samples:
         count, height, width, _ = given.samples.images.shape
         recipe["samples_file"] = f"{count} images of {height}x{width}, content {given.samples.images.fingerprint}"
@@ -167,41 +169,46 @@ def make_recipe(config: ConfigDict, given: Compared) -> dict:
     return recipe
 
 
-def score_all(config: ConfigDict, workdir: Path, given: Compared) -> dict[str, dict[str, float]]:
+def score_all(config: ConfigDict, workdir: Path, place: Path, given: Compared) -> dict[str, dict[str, float]]:
     """Set of images -> its scores."""
     settings, extractor = config.evaluate, given.network.extractor
     folder = Path(settings.cache) if settings.cache else workdir / "references"
     real = reference.prepare_reference(given.plan, extractor, settings, folder)
-    labelled = not extractor.fid and len(real.labels)
-    probe = fit_probe(real.features, real.labels) if labelled else None
+    by_label = Nothing() if extractor.fid else label_scores(config, place, real, drawn=SAMPLES)
 
-    def compare(described: Described, labels: np.ndarray) -> dict[str, float]:
+    def compare(described: Described, labels: np.ndarray, name: str) -> dict[str, float]:
         found = scores.compare(real, described, extractor, reference.score_settings(settings))
-        return found | ({"class_accuracy": probe.accuracy(described.pooled, labels)} if probe else {})
+        return found | by_label.scores(name, described.pooled, labels)
 
     found = {}
     if given.samples:
         images, labels, _ = given.samples
-        described = reference.describe(images.batches(settings.batch_size), len(images), extractor, SAMPLES)
-        found[SAMPLES] = compare(described, labels)
+        batches = by_label.watched(images.batches(settings.batch_size), SAMPLES)
+        described = reference.describe(batches, len(images), extractor, SAMPLES)
+        found[SAMPLES] = compare(described, labels, SAMPLES)
     if given.held_out:
-        found |= score_tokenizer(config, given, compare if _fits(given.plan, given.held_out) else lambda *_: {})
+        compared = compare if _fits(given.plan, given.held_out) else lambda *_: {}
+        found |= score_tokenizer(config, given, by_label, compared)
     for name, values in found.items():
         log.info("evaluate: %s: %s", name, "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
     return found
 
 
 def score_tokenizer(
-    config: ConfigDict, given: Compared, compare: Callable[[Described, np.ndarray], dict[str, float]]
+    config: ConfigDict,
+    given: Compared,
+    by_label: LabelScores,
+    compare: Callable[[Described, np.ndarray, str], dict[str, float]],
 ) -> dict[str, dict[str, float]]:
     """The scores of held-out images and of what the tokenizer makes of them; `compare` is with the reference."""
     held_out, extractor, labels = given.held_out, given.network.extractor, []
     batch_size = config.evaluate.batch_size
-    real = reference.describe(held_out.batches(batch_size, labels), len(held_out), extractor, HELD_OUT)
+    batches = by_label.watched(held_out.batches(batch_size, labels), HELD_OUT)
+    real = reference.describe(batches, len(held_out), extractor, HELD_OUT)
     through = Reconstructions(given.tokenizer, given.lpips)
-    again = through.over(held_out.batches(batch_size, []))
+    again = by_label.watched(through.over(held_out.batches(batch_size, [])), DECODED)
     decoded = reference.describe(again, len(held_out), extractor, DECODED)
     distance = frechet_distance(scores.moments(decoded.pooled), scores.moments(real.pooled))
     classes = np.concatenate(labels)
     own = {f"r{scores.distance_name(extractor)}": distance} | through.scores()
-    return {HELD_OUT: compare(real, classes), DECODED: compare(decoded, classes) | own}
+    return {HELD_OUT: compare(real, classes, HELD_OUT), DECODED: compare(decoded, classes, DECODED) | own}

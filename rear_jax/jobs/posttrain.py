@@ -1,7 +1,7 @@
 """`--job=posttrain`: VA-π, a generator learns to sample codes that decode back to the image; or a baseline of it."""
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,15 @@ from ml_collections import ConfigDict
 
 from rear_jax import artifacts, generators
 from rear_jax.data import batches
-from rear_jax.data.captions import CaptionFile, read_texts
-from rear_jax.data.images import ImageSource, SplitFacts, fingerprint, open_split, require_classes, split_facts
-from rear_jax.errors import RearError
+from rear_jax.data.sources import fingerprint, open_split, split_facts
+from rear_jax.data.sources.interface import ImageSource
 from rear_jax.runtime import distributed, pictures
 from rear_jax.runtime.mesh import check_batch, fetch, make_mesh
 from rear_jax.runtime.writer import MetricWriter
 from rear_jax.training import fitting, loop, posttraining
 from rear_jax.training.posttraining.judges import check_judges, judges_of
 from rear_jax.training.posttraining.method import Method
-from rear_jax.training.posttraining.rewards import caption_judges, score
+from rear_jax.training.posttraining.rewards import score
 from rear_jax.training.posttraining.teacher_forcing import (
     Context,
     Networks,
@@ -30,7 +29,7 @@ from rear_jax.training.posttraining.teacher_forcing import (
     read_context,
     unit_images,
 )
-from rear_jax.training.posttraining.text_judge import caption_features
+from rear_jax.training.posttraining.text_judge import CaptionFeatures, require_captions
 from rear_jax.training.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -53,9 +52,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
     method = posttraining.checked_method(config, generator)
     source, held_out = (open_split(data, split) for split in (data.train_split, data.eval_split))
     distributed.agree(f"the images of {source.name}", fingerprint(source))
-    captions = _captions(config, generator)
-    conditions = _conditions(config, captions, {data.train_split: source, data.eval_split: held_out})
-    texts = _text_features(config, captions)
+    conditions, of_held_out = (
+        artifacts.open_conditions(config, workdir, generator, split, images)
+        for split, images in ((data.train_split, source), (data.eval_split, held_out))
+    )
+    texts, texts_of_held_out = (CaptionFeatures(config, images) for images in (source, held_out))
     asked = judges_of(config, workdir)
     checkpoints, saved = artifacts.resumable(_folder(method, workdir), settings.loop, config, "posttrain")
     if saved:
@@ -71,13 +72,13 @@ def run(config: ConfigDict, workdir: Path) -> None:
     images = batches.training_stream(source, config, settings.loop, settings.augmentation)
 
     def stream(start: int) -> Iterator[dict[str, Any]]:
-        return _with_conditions(images(start), conditions, texts)
+        return texts.beside(artifacts.with_conditions(images(start), conditions))
 
     networks = posttraining.networks_of(config, tokenizer.module, asked)
     frozen, devices = learn(config).frozen, make_mesh(config.mesh)
-    draw = _drawer(config, networks, frozen, held_out, conditions, texts)
+    draw = _drawer(config, networks, frozen, held_out, of_held_out, texts_of_held_out)
     record = config.to_dict() | {"holds": method.trains, "tokenizer_fingerprint": tokenizer.fingerprint}
-    watch, look = None, _watcher(config, workdir, method, networks, frozen["tokenizer"], held_out, conditions)
+    watch, look = None, _watcher(config, workdir, method, networks, frozen["tokenizer"], held_out, of_held_out)
     if settings.loop.picture_every:
         watch = settings.loop.picture_every, lambda step, state: look(step, state.params)
     with jax.set_mesh(devices):
@@ -103,9 +104,9 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     loop.check(learning.job, settings.loop)
     state = learning.state(make_mesh(config.mesh))
     artifacts.check_tokenizer(config, workdir, before)
-    captions = _captions(config, generator)
-    _conditions(config, captions, {split: split_facts(data, split) for split in (data.train_split, data.eval_split)})
-    _caption_texts(config, captions)
+    for split in (data.train_split, data.eval_split):
+        artifacts.check_conditions(config, workdir, generator, split, split_facts(data, split), before)
+        require_captions(config, split_facts(data, split))
     check_judges(config, workdir, before)
     folder = _folder(posttraining.method_of(config), workdir)
     resumed = artifacts.check_resumable(folder, config, "posttrain", state)
@@ -145,66 +146,6 @@ def _starting_place(config: ConfigDict, workdir: Path, before: Collection[str] =
     place = artifacts.generator_folder(workdir)
     there = place.exists() or artifacts.to_be_made(place, config, workdir, before)
     return Path(config.init_from) if config.init_from and not there else place
-
-
-def _captions(config: ConfigDict, generator: Any) -> CaptionFile | None:
-    """The captions of a generator that takes any; raises RearError where they cannot be read."""
-    if not generators.takes_captions(generator):
-        return None
-    sizes = {"length": generator.caption_length, "dim": generator.caption_dim}
-    return CaptionFile(config.posttrain.captions, option="config.posttrain.captions", **sizes)
-
-
-def _caption_texts(config: ConfigDict, captions: CaptionFile | None) -> list[str]:
-    """The texts of the captions, where a reward looks at them; raises RearError where they cannot be read."""
-    if captions is None or not caption_judges(config.posttrain):
-        return []
-    return read_texts(config.posttrain.caption_texts, option="config.posttrain.caption_texts", count=len(captions))
-
-
-def _text_features(config: ConfigDict, captions: CaptionFile | None) -> dict[str, np.ndarray]:
-    """Features [M, E] of all captions by the judge that compares images with them, and the errors of its files."""
-    texts = _caption_texts(config, captions)
-    return {name: caption_features(name, config, texts) for name in caption_judges(config.posttrain)}
-
-
-def _conditions(
-    config: ConfigDict, captions: CaptionFile | None, sources: Mapping[str, ImageSource | SplitFacts]
-) -> Callable[[np.ndarray], Any]:
-    """Labels [b] -> what the generator is conditioned on: themselves, or the captions with these numbers.
-
-    Raises RearError: of the sources, by split, one has labels that are no classes or captions.
-    """
-    if captions is None:
-        for source in sources.values():
-            require_classes(source, config.data.num_classes)
-        return lambda labels: labels
-    for split, source in sources.items():
-        if source.num_classes > len(captions):
-            raise RearError(
-                f"{source.name} ({split}) has labels up to {source.num_classes - 1}, config.posttrain.captions has "
-                f"{len(captions)} captions: an image's label is the number of its caption."
-            )
-    return captions.__getitem__
-
-
-def _with_conditions(
-    stream: Any, conditions: Callable[[np.ndarray], Any], texts: Mapping[str, np.ndarray]
-) -> Iterator[dict[str, Any]]:
-    """The batches with what `_beside` finds for their labels."""
-    try:
-        for batch in stream:
-            yield batch | _beside(batch["label"], conditions, texts)
-    finally:
-        stream.close()
-
-
-def _beside(
-    labels: np.ndarray, conditions: Callable[[np.ndarray], Any], texts: Mapping[str, np.ndarray]
-) -> dict[str, Any]:
-    """'condition' and, where a reward looks at captions, 'text_features' of a batch with these labels."""
-    found = {"text_features": {name: features[labels] for name, features in texts.items()}} if texts else {}
-    return {"condition": conditions(labels), **found}
 
 
 def _watcher(
@@ -248,14 +189,14 @@ def _drawer(
     frozen: dict,
     source: ImageSource,
     conditions: Callable[[np.ndarray], Any],
-    texts: Mapping[str, np.ndarray],
+    texts: CaptionFeatures,
 ) -> Callable[[TrainState], dict[str, np.ndarray]]:
     """state -> {'posttrain': the sheet of held-out images, their reconstructions, and samples with rewards}."""
     method, group, size = posttraining.method_of(config), config.posttrain.group, config.data.image_size
     held_out = next(batches.ordered_batches(source, start=0, stop=SHEET, image_size=size, batch_size=SHEET))
     labels, originals = held_out["label"], held_out["image"]
-    batch = {"image": originals, "label": labels, "index": np.arange(len(labels))}
-    batch |= _beside(labels, conditions, texts)
+    batch = {"image": originals, "label": labels, "index": np.arange(len(labels)), "condition": conditions(labels)}
+    batch |= texts.of(labels)
 
     @jax.jit
     def judged(params, frozen):

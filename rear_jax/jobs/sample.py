@@ -1,10 +1,11 @@
-"""`--job=sample`: a set of images from the generator, balanced over the classes or captions."""
+"""`--job=sample`: a set of images from the generator, balanced over the classes or captions, or prompt by prompt."""
 
 import functools
+import itertools
 import json
 import logging
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from ml_collections import ConfigDict
 
 from rear_jax import artifacts, generators
 from rear_jax.data.archive import ImageArchive
+from rear_jax.data.prompts import Prompt, write_prompts
+from rear_jax.errors import RearError
+from rear_jax.evaluation import geneval, hpsv2
 from rear_jax.runtime import distributed, pictures, sharding
 from rear_jax.runtime.atomic import write_json
 from rear_jax.runtime.identity import environment, is_done
@@ -28,7 +32,7 @@ from rear_jax.training import objectives, posttraining
 
 log = logging.getLogger(__name__)
 
-SHEET_CLASSES = 10  # rows of samples.png
+SHEET_CLASSES = 10  # rows of samples.png: classes, captions or prompts
 SHEET_COLUMNS = 12
 CHUNK = 64  # images that are read at once on their way to PNG files
 
@@ -37,7 +41,8 @@ def run(config: ConfigDict, workdir: Path, place: Path | None = None) -> None:
     """Writes `samples.npz` (arr_0: uint8 [n, H, W, 3]; labels: [n]), `samples.png` and `samples.json`.
 
     The latter holds the recipe, and beside it what does not decide whether a set is done: the stage that the generator
-    is from, and the libraries and platforms that drew.
+    is from, and the libraries and platforms that drew. With prompts, `prompts.jsonl` holds them: the label of an image
+    is the number of its prompt.
 
     What is drawn goes to `samples.partial` batch by batch, where the same command finds it after an interruption.
 
@@ -51,15 +56,16 @@ def run(config: ConfigDict, workdir: Path, place: Path | None = None) -> None:
     network = objectives.build_generator(config, tokenizer.module)
     generator = artifacts.load_generator(config, workdir, tokenizer, network, stage=stage)
     conditions = draw.conditions_of(config, generator.module)
+    prompts = draw.prompts_of(config, generator.module)
     recipe = make_recipe(config, tokenizer, generator, conditions)
+    labels = draw.labels_of(config, prompts, len(jax.tree.leaves(conditions)[0]))
     if is_done(place / "samples.json", recipe) and (place / "samples.npz").exists():
-        log.info("sample: done already, %d images in %s", settings.num_images, place / "samples.npz")
+        log.info("sample: done already, %d images in %s", len(labels), place / "samples.npz")
         if distributed.is_first():
-            _tidy(place, recipe, settings.png_folder)
+            _tidy(place, recipe, settings, prompts)
         return
 
-    labels = draw.balanced_labels(settings.num_images, len(jax.tree.leaves(conditions)[0]))
-    partial = _open_partial(place, recipe, (settings.num_images, *draw.image_shape(config)))
+    partial = _open_partial(place, recipe, (len(labels), *draw.image_shape(config)))
     mesh = make_mesh(config.mesh)
     rules = generators.family_of(network).parameters
     with jax.set_mesh(mesh):
@@ -72,9 +78,11 @@ def run(config: ConfigDict, workdir: Path, place: Path | None = None) -> None:
     if not distributed.is_first():
         return
     partial.export(place / "samples.npz", labels)
-    pictures.save_png(place / "samples.png", class_sheet(partial.images, labels))
+    sheet = prompt_sheet(partial.images, prompts) if prompts else class_sheet(partial.images, labels)
+    pictures.save_png(place / "samples.png", sheet)
     if settings.png_folder:
-        pictures.save_folder(place / "samples", partial.images)
+        pictures.save_folder(place / "samples", partial.images, _names(settings, prompts))
+    _write_for_scorers(place, settings, prompts, lambda: partial.images)
     drawn = json.loads((place / "samples.partial" / "drawn_with.json").read_text())
     write_json(place / "samples.json", recipe | {"stage": settings.stage} | drawn)
     partial.remove()
@@ -89,12 +97,22 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     network = objectives.build_generator(config, artifacts.outline_tokenizer(config).module)
     artifacts.check_stage(config, workdir, network, before, stage=stage)
     draw.check_conditions(config, network)
+    if config.sample.geneval:
+        geneval.check_prompts(draw.prompts_of(config, network), config.sample.images_per_prompt)
+    if config.sample.hpsv2:
+        hpsv2.check_prompts(draw.prompts_of(config, network))
     sharding.shardings(generators.shapes(network), make_mesh(config.mesh), generators.family_of(network).parameters)
 
 
 def _check_settings(config: ConfigDict) -> None:
     check_batch(config.mesh, config.sample.batch_size, 1, "config.sample.batch_size")
     sampler_of(config.sample)
+    if config.sample.images_per_prompt < 1:
+        raise RearError(f"config.sample.images_per_prompt = {config.sample.images_per_prompt}: set it to 1 or more.")
+    if config.sample.geneval and not config.sample.prompts:
+        raise RearError("config.sample.geneval needs config.sample.prompts: name GenEval's evaluation_metadata.jsonl.")
+    if config.sample.hpsv2 and not config.sample.prompts:
+        raise RearError("config.sample.hpsv2 needs config.sample.prompts: name the folder of HPSv2's prompts.")
 
 
 def _open_partial(place: Path, recipe: dict, shape: tuple[int, int, int, int]) -> SampledSet:
@@ -139,7 +157,7 @@ def make_recipe(
     config: ConfigDict, tokenizer: artifacts.Tokenizer, generator: artifacts.Generator, conditions: Any
 ) -> dict:
     """Everything the set depends on but rounding: one that is begun or done is this command's if it has this recipe."""
-    of_set = draw.recipe_of(config, generator.module, tokenizer, conditions, config.sample.num_images)
+    of_set = draw.recipe_of(config, generator.module, tokenizer, conditions, draw.num_images(config, generator.module))
     return of_set | {"generator_step": generator.step, "generator": generator.fingerprint}
 
 
@@ -150,15 +168,52 @@ def _note_environment(folder: Path) -> None:
     write_json(file, {"drawn_with": [*(one for one in earlier if one != now), now]})
 
 
-def _tidy(place: Path, recipe: dict, png_folder: bool) -> None:
+def _tidy(place: Path, recipe: dict, settings: ConfigDict, prompts: Sequence[Prompt]) -> None:
     """Beside a set that is done: removes it as it was drawn, and writes the PNGs if they are wanted and not there."""
     partial, file, folder = place / "samples.partial", place / "samples.npz", place / "samples"
     if is_done(partial / "recipe.json", recipe):
         shutil.rmtree(partial)
-    if png_folder and not (folder.exists() and folder.stat().st_mtime_ns >= file.stat().st_mtime_ns):
-        images = ImageArchive(file, remedy="delete it and run --job=sample again")
-        pictures.save_folder(folder, (image for batch in images.batches(CHUNK) for image in batch))
-        log.info("sample: wrote %d PNG files to %s", len(images), folder)
+    if settings.png_folder and not (folder.exists() and folder.stat().st_mtime_ns >= file.stat().st_mtime_ns):
+        pictures.save_folder(folder, _images_in(file), _names(settings, prompts))
+        log.info("sample: wrote %d PNG files to %s", recipe["num_images"], folder)
+    _write_for_scorers(place, settings, prompts, lambda: _images_in(file))
+
+
+def _images_in(file: Path) -> Iterator[np.ndarray]:
+    """The images of a set that is done, a few of them read at once."""
+    for batch in ImageArchive(file, remedy="delete it and run --job=sample again").batches(CHUNK):
+        yield from batch
+
+
+def _names(settings: ConfigDict, prompts: Sequence[Prompt]) -> list[str]:
+    """Of the PNG files of images that were drawn for prompts."""
+    return [
+        pictures.prompt_file_name(number, prompt.text, image)
+        for number, prompt in enumerate(prompts)
+        for image in range(settings.images_per_prompt)
+    ]
+
+
+def _write_for_scorers(
+    place: Path, settings: ConfigDict, prompts: Sequence[Prompt], images: Callable[[], Iterable[np.ndarray]]
+) -> None:
+    """What goes with a set that was drawn for prompts: these, and the folders of benchmarks that are wanted."""
+    if prompts:
+        write_prompts(place / "prompts.jsonl", prompts)
+    if settings.geneval:
+        written = geneval.write_folder(place / "geneval", prompts, images(), settings.images_per_prompt)
+        log.info("sample: wrote %d of %d prompts to %s", written, len(prompts), place / "geneval")
+    if settings.hpsv2:
+        first = itertools.islice(images(), 0, None, settings.images_per_prompt)
+        written = hpsv2.write_folder(place / "hpsv2", prompts, first)
+        log.info("sample: wrote %d of %d prompts to %s", written, len(prompts), place / "hpsv2")
+
+
+def prompt_sheet(images: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
+    """A picture with one row per prompt, the first few of them, and samples of each; the images go prompt by prompt."""
+    shown, each = prompts[:SHEET_CLASSES], len(images) // len(prompts)
+    rows = images[: len(shown) * each].reshape(len(shown), each, *images.shape[1:])
+    return pictures.prompt_sheet(rows[:, :SHEET_COLUMNS], [prompt.text for prompt in shown])
 
 
 def class_sheet(images: np.ndarray, labels: np.ndarray) -> np.ndarray:

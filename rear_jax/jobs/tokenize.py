@@ -15,7 +15,8 @@ from rear_jax.data.batches import ordered_batches
 from rear_jax.data.codes import write_codes
 from rear_jax.data.codes_header import HEADER, CodesHeader, refuse_other_plan
 from rear_jax.data.crops import AUGMENTATIONS
-from rear_jax.data.images import ImageSource, fingerprint, open_split, split_facts
+from rear_jax.data.sources import SplitFacts, facts_of, fingerprint, open_split, split_facts
+from rear_jax.data.sources.interface import ImageSource
 from rear_jax.errors import RearError
 from rear_jax.runtime import distributed, local_devices
 from rear_jax.runtime.mesh import fetch
@@ -31,7 +32,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     tokenizer = artifacts.load_tokenizer(config, workdir)
     source = open_split(config.data, config.data.train_split)
     distributed.agree(f"the images of {source.name}", fingerprint(source))
-    header = _header(config, tokenizer, source.name, len(source))
+    header = _header(config, tokenizer, facts_of(source))
     if (folder / HEADER).exists():
         log.info("tokenize: done already, checking %s", folder)
     with ProgressBar("tokenize", total=len(source), unit="image") as bar:
@@ -44,7 +45,7 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     _check_settings(config)
     artifacts.check_tokenizer(config, workdir, before)
     facts = split_facts(config.data, config.data.train_split)
-    header = _header(config, artifacts.outline_tokenizer(config), facts.name, facts.num_images)
+    header = _header(config, artifacts.outline_tokenizer(config), facts)
     refuse_other_plan(artifacts.codes_folder(config, workdir), header, but=("fingerprint",))
 
 
@@ -56,21 +57,21 @@ def _check_settings(config: ConfigDict) -> None:
         raise RearError(f"config.codes.batch_size = {settings.batch_size}: encode at least 1 view at once.")
 
 
-def _header(config: ConfigDict, tokenizer: artifacts.Tokenizer, source: str, num_images: int) -> CodesHeader:
-    """What will be written of so many images of a source."""
+def _header(config: ConfigDict, tokenizer: artifacts.Tokenizer, facts: SplitFacts) -> CodesHeader:
+    """What will be written of the images of a split."""
     data, settings = config.data, config.codes
     return CodesHeader(
-        num_images=num_images,
+        num_images=facts.num_images,
         num_augmentations=AUGMENTATIONS[settings.augmentation][0],
         augmentation=settings.augmentation,
         codes_per_image=tokenizer.num_codes,
         codebook_size=config.tokenizer.codebook_size,
         image_size=data.image_size,
-        num_classes=data.num_classes,
+        num_classes=facts.num_classes if facts.captioned else data.num_classes,
         fingerprint=tokenizer.fingerprint,
-        source=source,
+        source=facts.name,
         split=data.train_split,
-        num_shards=min(settings.num_shards, num_images),
+        num_shards=min(settings.num_shards, facts.num_images),
         dtype=config.tokenizer.dtype,
         precision=tokenizer.module.precision,
     )

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from rear_jax import artifacts, tokenizers
 from rear_jax.data import batches
-from rear_jax.data.images import fingerprint, open_split, split_facts
+from rear_jax.data.sources import fingerprint, open_split, split_facts
 from rear_jax.errors import RearError
 from rear_jax.metrics import perceptual
 from rear_jax.runtime import distributed, pictures

@@ -1,9 +1,10 @@
 """`--job=train`: a generator learns to predict the codes of images."""
 
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -12,7 +13,8 @@ from rear_jax import artifacts, generators
 from rear_jax.data import batches
 from rear_jax.data.codes import open_codes
 from rear_jax.data.codes_header import CodesHeader, check_codes, check_share
-from rear_jax.data.images import fingerprint, open_split, split_facts
+from rear_jax.data.sources import SplitFacts, fingerprint, open_split, split_facts
+from rear_jax.data.sources.interface import ImageSource
 from rear_jax.evaluation import watching
 from rear_jax.runtime import distributed
 from rear_jax.runtime.mesh import check_batch, make_mesh
@@ -44,7 +46,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     watch = None
     if config.train.evaluate_every:
         watch = config.train.evaluate_every, watching.Watch(config, workdir, model, tokenizer, record).look
-    stream, counts = _batches(config, workdir, tokenizer)
+    stream, counts = _batches(config, workdir, tokenizer, model)
     devices = make_mesh(config.mesh)
     fitting.train(config, learn, loop.Run(stream, devices, record, checkpoints, workdir, watch=watch, counts=counts))
     checkpoints.close()
@@ -62,11 +64,15 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     resumed = artifacts.check_resumable(artifacts.generator_folder(workdir), config, "train", state)
     if config.init_from and not resumed:
         artifacts.check_generator(Path(config.init_from), config, workdir, model, before)
-    if config.codes.on_the_fly:
-        split_facts(config.data, config.data.train_split)
-    elif not {"tokenize", "import"} & set(before):
+    source = None
+    if config.codes.on_the_fly or "tokenize" in before:
+        source = split_facts(config.data, config.data.train_split)
+    elif "import" not in before:
         codes = open_codes(artifacts.codes_folder(config, workdir))
-        _check_header(codes.header, config, tokenizer.num_codes, None)
+        _check_header(codes.header, config, model, tokenizer.num_codes, None)
+        source = _facts(codes.header, model)
+    if source is not None:
+        artifacts.check_conditions(config, workdir, model, config.data.train_split, source, before)
     if config.train.evaluate_every:
         watching.check(config, model)
 
@@ -80,32 +86,47 @@ def _check_settings(config: ConfigDict) -> None:
         check_share(config.codes.max_corrupt_share)
 
 
-def _check_header(header: CodesHeader, config: ConfigDict, num_codes: int, fingerprint: str | None) -> None:
+def _check_header(
+    header: CodesHeader, config: ConfigDict, model: nn.Module, num_codes: int, fingerprint: str | None
+) -> None:
     """Raises RearError unless codes are those of the config's tokenizer; a fingerprint of None fits any."""
     check_codes(
         header,
         fingerprint=fingerprint,
         codebook_size=config.tokenizer.codebook_size,
         codes_per_image=num_codes,
-        num_classes=config.data.num_classes,
+        num_classes=None if generators.takes_captions(model) else config.data.num_classes,
     )
 
 
-def _batches(config: ConfigDict, workdir: Path, tokenizer: artifacts.Tokenizer):
+def _facts(header: CodesHeader, model: nn.Module) -> SplitFacts:
+    """Of the split that the codes are of, which has captions if the generator takes them."""
+    return SplitFacts(header.source, header.num_classes, header.num_images, generators.takes_captions(model))
+
+
+def _batches(config: ConfigDict, workdir: Path, tokenizer: artifacts.Tokenizer, model: nn.Module):
     """start step -> iterator of this process's share of each batch; and what is counted while they are read."""
+    split = config.data.train_split
+
+    def conditioned(stream: Callable[[int], Iterator[dict]], source: ImageSource | SplitFacts):
+        if not generators.takes_captions(model):
+            return stream
+        conditions = artifacts.open_conditions(config, workdir, model, split, source)
+        return lambda start: artifacts.with_conditions(stream(start), conditions)
+
     if config.codes.on_the_fly:
-        source = open_split(config.data, config.data.train_split)
+        source = open_split(config.data, split)
         distributed.agree(f"the images of {source.name}", fingerprint(source))
 
         loop_settings, augment = config.train.loop, config.tokenizer_training.augmentation
-        return batches.training_stream(source, config, loop_settings, augment), dict
+        return conditioned(batches.training_stream(source, config, loop_settings, augment), source), dict
 
     codes = open_codes(
         artifacts.codes_folder(config, workdir),
         in_memory=config.codes.in_memory,
         max_corrupt_share=config.codes.max_corrupt_share,
     )
-    _check_header(codes.header, config, tokenizer.num_codes, tokenizer.fingerprint)
+    _check_header(codes.header, config, model, tokenizer.num_codes, tokenizer.fingerprint)
 
     some = codes.read(np.linspace(0, len(codes) - 1, 64).astype(int))["codes"].tolist()
     distributed.agree(f"the codes in {artifacts.codes_folder(config, workdir)}", f"{codes.header} {some}")
@@ -120,4 +141,4 @@ def _batches(config: ConfigDict, workdir: Path, tokenizer: artifacts.Tokenizer):
             process_count=jax.process_count(),
         )
 
-    return from_codes, lambda: {"corrupt_records": codes.num_corrupt}
+    return conditioned(from_codes, _facts(codes.header, model)), lambda: {"corrupt_records": codes.num_corrupt}

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rear_jax import artifacts, generators
+from rear_jax.data.prompts import given_prompts
 from rear_jax.runtime.checkpoints import abstract
 from rear_jax.runtime.mesh import check_batch, mesh_shape, replicated, split
 from rear_jax.runtime.sharding import shardings
@@ -72,8 +73,10 @@ def sample(config: ConfigDict, mesh: Mesh) -> Program:
     settings, tokenizer = config.sample, artifacts.outline_tokenizer(config)
     model = objectives.build_generator(config, tokenizer.module)
     family, everywhere = generators.family_of(model), replicated(mesh)
-    classes = settings.num_images if generators.takes_captions(model) else config.data.num_classes
-    labels = draw.balanced_labels(settings.num_images, classes)
+    prompts = given_prompts(settings)
+    labels = draw.labels_of(
+        config, prompts, settings.num_images if generators.takes_captions(model) else config.data.num_classes
+    )
     first = next(draw.plan_batches(labels, np.arange(len(labels)), settings.batch_size))
     generator = family.shapes(model)
     weights = {
@@ -87,7 +90,7 @@ def sample(config: ConfigDict, mesh: Mesh) -> Program:
         (*weights.values(), conditions, rows, indices),
         weights | {"batch": (conditions, rows, indices)},
         settings.batch_size,
-        -(-settings.num_images // settings.batch_size),
+        -(-len(labels) // settings.batch_size),
     )
 
 

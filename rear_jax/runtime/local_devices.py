@@ -1,5 +1,6 @@
-"""Frozen networks over streams of images, on all devices of this process and of no other."""
+"""Frozen networks over streams of images or texts, on all devices of this process and of no other."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -15,39 +16,43 @@ def copied(params: Any) -> Any:
     return jax.device_put(params, _placement())
 
 
-def stream(
-    function: Callable[[jax.Array], Any], batches: Iterable[np.ndarray], *, size: int | None = None
-) -> Iterator[Any]:
-    """What a function gives for each of a stream of image batches, in order.
+def stream(function: Callable[[Any], Any], batches: Iterable[Any], *, size: int | None = None) -> Iterator[Any]:
+    """What a function gives for each of a stream of batches, in order.
 
     The rows of a batch are divided over the devices. Smaller batches, as a last one may be, are padded and so compile
     nothing new. One batch is computed on the devices while the next is being read.
 
     Args:
-      function: jitted, images [B, H, W, 3] to a tree of arrays [B, ...]; what else it reads was placed by `copied`.
-      batches: arrays [b, H, W, 3] of one H, W and dtype.
+      function: jitted, a batch [B, ...] to a tree of arrays [B, ...]; what else it reads was placed by `copied`.
+      batches: images [b, H, W, 3], or trees of arrays [b, ...]; all of one dtype and but for b of one shape.
       size: of the largest batch; by default that of the first.
 
     Yields:
       The tree of each batch, [b, ...], on the host.
 
-    Raises RearError: there are no images, or a batch is larger than `size`.
+    Raises RearError: there are no batches, or one is larger than `size`.
     """
     devices, split = jax.local_device_count(), _placement("data")
     running: tuple[Any, int] | None = None
     for batch in batches:
-        size = size or len(batch)
-        if len(batch) > size:
-            raise RearError(f"A batch of {len(batch)} images follows a first one of {size}; give batches of one size.")
-        missing = -(-size // devices) * devices - len(batch)
-        padded = np.pad(batch, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else batch
-        started = function(jax.device_put(padded, split)), len(batch)
+        rows = len(jax.tree.leaves(batch)[0])
+        size = size or rows
+        if rows > size:
+            raise RearError(f"A batch of {rows} follows a first one of {size}; give batches of one size.")
+        padded = jax.tree.map(functools.partial(_filled, rows=-(-size // devices) * devices), batch)
+        started = function(jax.device_put(padded, split)), rows
         if running:
             yield _fetch(*running)  # while the new batch runs
         running = started
     if not running:
         raise RearError("There are no images to look at; check the folder or the data set's split.")
     yield _fetch(*running)
+
+
+def _filled(array: np.ndarray, rows: int) -> np.ndarray:
+    """With rows of zeros at the end, so that there are so many."""
+    missing = rows - len(array)
+    return np.pad(array, ((0, missing), *((0, 0),) * (array.ndim - 1))) if missing else array
 
 
 def _placement(*axes: str) -> NamedSharding:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
@@ -85,10 +86,14 @@ def example_condition(network: LlamaGenTransformer):
 
 
 def unconditional(network: LlamaGenTransformer, params: Any, conditions: Any):
-    """The null label, or the learned null caption under the mask of each caption."""
+    """The null label, or the null caption under the mask of each caption.
+
+    The null caption is as it was drawn at the start: LlamaGen does not train it.
+    """
     if network.condition == "class":
         return jnp.full_like(conditions, network.num_classes)
-    return Captions(jnp.broadcast_to(params["null_caption"], conditions.features.shape), conditions.mask)
+    null = jax.lax.stop_gradient(params["null_caption"])
+    return Captions(jnp.broadcast_to(null, conditions.features.shape), conditions.mask)
 
 
 FAMILY = GeneratorFamily(

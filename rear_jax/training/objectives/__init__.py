@@ -43,15 +43,15 @@ def learning(config: ConfigDict, tokenizer: Tokenizer, given: Any) -> Learning:
       given: parameters by name that do not start afresh.
     """
     settings, model = config.train.loop, build_generator(config, tokenizer.module)
-    if generators.takes_captions(model):
-        raise RearError("--job=train has no captions to go with the codes: set config.model.condition = 'class'.")
-    rules = generators.family_of(model).parameters
-    optimizer = adamw(config.train.optimizer, settings.steps, rules)
+    family = generators.family_of(model)
+    optimizer = adamw(config.train.optimizer, settings.steps, family.parameters)
     frozen, encode = {"codebook": tokenizer.codebook()}, None
     batch = code_shapes(settings.batch_size, tokenizer.num_codes)
     if config.codes.on_the_fly:
         frozen["tokenizer"], encode = tokenizer.params, encoder(tokenizer.module)
         batch = image_shapes(settings.batch_size, config.data.image_size)
+    if generators.takes_captions(model):
+        batch["condition"] = family.condition_shapes(model, settings.batch_size)
     return Learning(
         job="train",
         step=train_step(model, config, optimizer, encode),
@@ -59,11 +59,11 @@ def learning(config: ConfigDict, tokenizer: Tokenizer, given: Any) -> Learning:
         given=given,
         frozen=frozen,
         batch=batch,
-        rules=(whole_frozen(), *rules),
+        rules=(whole_frozen(), *family.parameters),
         settings=settings,
         seed=config.seed,
         divides=config.mesh.divide_state,
-        dtype=generators.family_of(model).factor_dtype(model),
+        dtype=family.factor_dtype(model),
     )
 
 

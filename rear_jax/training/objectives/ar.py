@@ -6,7 +6,7 @@ import jax
 from ml_collections import ConfigDict
 
 from rear_jax.generators.dropout import Dropout
-from rear_jax.training.objectives.objective import LossFunction, Objective, labels_with_drops, prediction
+from rear_jax.training.objectives.objective import LossFunction, Objective, conditions_with_drops, prediction
 
 
 def ar_loss(model: Any, config: ConfigDict) -> LossFunction:
@@ -14,9 +14,9 @@ def ar_loss(model: Any, config: ConfigDict) -> LossFunction:
 
     def loss_fn(params, batch, key, *, progress, codebook):
         label_key, dropout_key = jax.random.split(key)
-        labels = labels_with_drops(model, config, batch, label_key)
+        conditions = conditions_with_drops(model, config, params, batch, label_key)
         dropout = Dropout.of(dropout_key, batch["number"])
-        out = model.apply({"params": params}, batch["codes"], labels, dropout=dropout)
+        out = model.apply({"params": params}, batch["codes"], conditions, dropout=dropout)
         return prediction(out.logits, batch["codes"])
 
     return loss_fn

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray, Shaped
 from ml_collections import ConfigDict
 
-from rear_jax import losses, noise
+from rear_jax import generators, losses, noise
 
 LossFunction = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 
@@ -19,9 +19,10 @@ class Objective(NamedTuple):
     Attributes:
       name: in `config.method.name`.
       loss: (generator, config) -> loss(params, batch, key, *, progress, codebook) -> (scalar, metrics). The batch is a
-        microbatch, with 'codes' [B, N], 'label' [B] and 'number' [B], the place of each image in the whole batch. The
-        key is that of the step, whatever the microbatch: random numbers are drawn by `draw_each` and by `Dropout`, so
-        that they do not depend on how the batch is cut. Progress is the share of the steps, the codebook is [K, D].
+        microbatch, with 'codes' [B, N], 'label' [B], what the generator is conditioned on as 'condition' where that is
+        not the label, and 'number' [B], the place of each image in the whole batch. The key is that of the step,
+        whatever the microbatch: random numbers are drawn by `draw_each` and by `Dropout`, so that they do not depend on
+        how the batch is cut. Progress is the share of the steps, the codebook is [K, D].
       needs: (config.method) -> what the generator must offer, of `generators.family`.
     """
 
@@ -56,10 +57,23 @@ def draw_each(
     return jax.vmap(one)(numbers, *arrays)
 
 
-def labels_with_drops(model: Any, config: ConfigDict, batch: dict[str, jax.Array], key: PRNGKeyArray) -> jax.Array:
-    """The labels [B] of a microbatch, some of them replaced by the null label."""
+def conditions_with_drops(model: Any, config: ConfigDict, params: Any, batch: dict[str, Any], key: PRNGKeyArray) -> Any:
+    """What the images of a microbatch are conditioned on, some of it replaced by what stands for nothing.
 
-    def draw(key, labels):
-        return noise.drop_labels(key, labels, model.num_classes, config.method.label_drop)
+    Captions are dropped whole: the null caption takes the place of the features, under the mask of the caption.
+    """
+    rate = config.method.label_drop
+    if not generators.takes_captions(model):
 
-    return draw_each(draw, key, batch["number"], batch["label"])
+        def draw(key, labels):
+            return noise.drop_labels(key, labels, model.num_classes, rate)
+
+        return draw_each(draw, key, batch["number"], batch["label"])
+    given = batch["condition"]
+    nothing = generators.family_of(model).unconditional(model, params, given)
+    dropped = draw_each(lambda key: jax.random.uniform(key, (1,)) < rate, key, batch["number"])
+
+    def choose(instead, own):
+        return jnp.where(dropped.reshape(-1, *(1,) * (own.ndim - 1)), instead, own)
+
+    return jax.tree.map(choose, nothing, given)

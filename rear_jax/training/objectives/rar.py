@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from rear_jax import orders
 from rear_jax.generators.dropout import Dropout
 from rear_jax.generators.family import ORDERS
-from rear_jax.training.objectives.objective import LossFunction, Objective, draw_each, labels_with_drops, prediction
+from rear_jax.training.objectives.objective import LossFunction, Objective, conditions_with_drops, draw_each, prediction
 
 
 def rar_loss(model: Any, config: ConfigDict) -> LossFunction:
@@ -17,7 +17,7 @@ def rar_loss(model: Any, config: ConfigDict) -> LossFunction:
 
     def loss_fn(params, batch, key, *, progress, codebook):
         label_key, order_key, dropout_key = jax.random.split(key, 3)
-        labels = labels_with_drops(model, config, batch, label_key)
+        conditions = conditions_with_drops(model, config, params, batch, label_key)
         share = orders.random_share(progress, start=method.order_anneal_start, end=method.order_anneal_end)
 
         def draw(key, codes):
@@ -26,7 +26,7 @@ def rar_loss(model: Any, config: ConfigDict) -> LossFunction:
         order = draw_each(draw, order_key, batch["number"], batch["codes"])
         codes = orders.reorder(batch["codes"], order)
         dropout = Dropout.of(dropout_key, batch["number"])
-        out = model.apply({"params": params}, codes, labels, order, dropout=dropout)
+        out = model.apply({"params": params}, codes, conditions, order, dropout=dropout)
         loss, metrics = prediction(out.logits, codes)
         return loss, metrics | {"random_share": share}
 

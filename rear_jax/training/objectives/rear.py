@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from rear_jax import losses, noise
 from rear_jax.generators.dropout import Dropout
 from rear_jax.generators.family import TAPS
-from rear_jax.training.objectives.objective import LossFunction, Objective, draw_each, labels_with_drops, prediction
+from rear_jax.training.objectives.objective import LossFunction, Objective, conditions_with_drops, draw_each, prediction
 
 
 def rear_loss(model: Any, config: ConfigDict) -> LossFunction:
@@ -18,7 +18,7 @@ def rear_loss(model: Any, config: ConfigDict) -> LossFunction:
     def loss_fn(params, batch, key, *, progress, codebook):
         label_key, noise_key, dropout_key = jax.random.split(key, 3)
         codes = batch["codes"]
-        labels = labels_with_drops(model, config, batch, label_key)
+        conditions = conditions_with_drops(model, config, params, batch, label_key)
 
         def draw(key, codes):
             rate_key, code_key = jax.random.split(key)
@@ -27,7 +27,7 @@ def rear_loss(model: Any, config: ConfigDict) -> LossFunction:
 
         noisy, replaced = draw_each(draw, noise_key, batch["number"], codes)
         dropout = Dropout.of(dropout_key, batch["number"])
-        out = model.apply({"params": params}, noisy, labels, dropout=dropout)
+        out = model.apply({"params": params}, noisy, conditions, dropout=dropout)
         loss, metrics = prediction(out.logits, codes)
         metrics["noise"] = replaced.mean()
         if out.shallow is not None:

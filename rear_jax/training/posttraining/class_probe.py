@@ -9,7 +9,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rear_jax.data.batches import ordered_batches
-from rear_jax.data.images import Spread, open_split, split_facts
+from rear_jax.data.sources import open_split, require_classes, split_facts
+from rear_jax.data.sources.interface import Spread
 from rear_jax.errors import RearError
 from rear_jax.metrics import efficientnet, features
 from rear_jax.metrics.efficientnet import FEATURES, EfficientNetLite
@@ -72,7 +73,9 @@ def fit(data: ConfigDict, *, count: int, feature_size: int) -> ClassProbe:
 
 def check(data: ConfigDict, *, count: int) -> None:
     """Raises RearError where `fit` must fail: its weights are not installed, or it looks at too few images."""
-    looked_at = min(split_facts(data, data.train_split).num_images, count)
+    facts = split_facts(data, data.train_split)
+    require_classes(facts, data.num_classes)
+    looked_at = min(facts.num_images, count)
     if looked_at < data.num_classes:
         raise RearError(
             f"config.posttrain.reward.class_probability: the probe looks at {looked_at} images, which cannot show "

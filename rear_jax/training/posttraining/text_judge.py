@@ -1,10 +1,11 @@
 """CLIP and HPSv2 as judges of how well images fit their captions, for the rewards `clip` and `hps`.
 
-The features of all captions are computed once, before training, and come with the batches. A step computes those of
-images only, with products at 'high'.
+The features of captions are computed on the host's side of a step, each once, and come with the batches. The step
+itself computes those of images, with products at 'high'.
 """
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -12,11 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from rear_jax.data.sources import SplitFacts, facts_of
+from rear_jax.data.sources.interface import ImageSource
 from rear_jax.errors import RearError
 from rear_jax.metrics import clip_files, text_scores
 from rear_jax.metrics.clip import CLIP, Tower
 from rear_jax.metrics.clip_preprocess import clip_pixels_of_floats, hps_pixels
 from rear_jax.metrics.text_scores import TextScorer
+from rear_jax.training.posttraining.rewards import caption_judges
 from rear_jax.weights.torch_files import read_tensors
 
 # What a plan counts where no file is given: OpenAI's ViT-B/32, and the ViT-H-14 of HPSv2.
@@ -66,9 +70,42 @@ def load(name: str, config: ConfigDict) -> tuple[TextJudge, Any]:
     return _judge(name, config, found.network), {"image": found.params["image"]}
 
 
-def caption_features(name: str, config: ConfigDict, captions: Sequence[str]) -> np.ndarray:
-    """Features [n, E] of captions for the judge of the reward `name`; raises RearError as `scorer`."""
-    return scorer(name, config).text_features(captions)
+class CaptionFeatures:
+    """Features of the captions of a source, by the judges that compare images with them, each computed once."""
+
+    def __init__(self, config: ConfigDict, source: ImageSource):
+        """Opens the networks; raises RearError as `require_captions` and `scorer`."""
+        require_captions(config, facts_of(source))
+        self._source: Any = source
+        self._scorers = {name: _of_texts(scorer(name, config)) for name in caption_judges(config.posttrain)}
+        self._known: dict[str, dict[int, np.ndarray]] = {name: {} for name in self._scorers}
+
+    def of(self, labels: np.ndarray) -> dict[str, Any]:
+        """{'text_features': [b, E] by judge} of the captions with these numbers [b]; {} where no reward asks."""
+        numbers = labels.tolist()
+        for name, known in self._known.items():
+            if new := sorted(set(numbers) - known.keys()):
+                features = self._scorers[name].text_features([self._source.caption(number) for number in new])
+                known.update(zip(new, features, strict=True))
+        found = {name: np.stack([known[number] for number in numbers]) for name, known in self._known.items()}
+        return {"text_features": found} if found else {}
+
+    def beside(self, stream: Any) -> Iterator[dict[str, Any]]:
+        """The batches of a stream with 'text_features' beside 'label'."""
+        try:
+            for batch in stream:
+                yield batch | self.of(batch["label"])
+        finally:
+            stream.close()
+
+
+def require_captions(config: ConfigDict, facts: SplitFacts) -> None:
+    """Raises RearError where a reward compares images with captions and a split has none."""
+    if (names := caption_judges(config.posttrain)) and not facts.captioned:
+        raise RearError(
+            f"config.posttrain.reward.{names[0]} needs the texts of captions, and {facts.name} has none: set "
+            "config.data.source to one that has, such as 'imagefolder'."
+        )
 
 
 def scorer(name: str, config: ConfigDict) -> TextScorer:
@@ -83,6 +120,11 @@ def scorer(name: str, config: ConfigDict) -> TextScorer:
     if name == "clip":
         return text_scores.load_clip(config.clip.weights, config.clip.vocabulary, prefix=config.clip.prefix)
     return text_scores.load_hps(config.hps.weights, config.clip.vocabulary, antialias=config.hps.antialias)
+
+
+def _of_texts(found: TextScorer) -> TextScorer:
+    """The same without the parameters that see images."""
+    return dataclasses.replace(found, params={"text": found.params["text"]})
 
 
 def _judge(name: str, config: ConfigDict, network: CLIP) -> TextJudge:

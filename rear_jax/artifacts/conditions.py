@@ -1,0 +1,65 @@
+"""What a generator is conditioned on while it learns: classes, or captions by number."""
+
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+from ml_collections import ConfigDict
+
+from rear_jax import generators
+from rear_jax.data.captions import open_captions
+from rear_jax.data.sources import SplitFacts, require_classes
+from rear_jax.data.sources.interface import ImageSource
+from rear_jax.errors import RearError
+
+CAPTIONS = "config.captions_from"
+
+
+def captions_folder(config: ConfigDict, workdir: Path, split: str) -> Path:
+    """Where the features of the captions of a split are: in a folder of its name, or with those of the others."""
+    place = Path(config.captions_from) if config.captions_from else workdir / "captions"
+    return place / split if (place / split).is_dir() or not config.captions_from else place
+
+
+def open_conditions(
+    config: ConfigDict, workdir: Path, generator: nn.Module, split: str, source: ImageSource | SplitFacts
+) -> Callable[[np.ndarray], Any]:
+    """Labels [b] of a split -> what the generator is conditioned on: themselves, or the captions with these numbers.
+
+    Raises RearError: the source has labels that are no classes or captions; captions cannot be read.
+    """
+    if not generators.takes_captions(generator):
+        require_classes(source, config.data.num_classes)
+        return lambda labels: labels
+    place = str(captions_folder(config, workdir, split))
+    captions = open_captions(place, option=CAPTIONS, length=generator.caption_length, dim=generator.caption_dim)
+    if source.num_classes > len(captions):
+        raise RearError(
+            f"{source.name} ({split}) has labels up to {source.num_classes - 1}, {place} has {len(captions)} "
+            "captions: an image's label is the number of its caption."
+        )
+    return captions.__getitem__
+
+
+def check_conditions(
+    config: ConfigDict,
+    workdir: Path,
+    generator: nn.Module,
+    split: str,
+    source: ImageSource | SplitFacts,
+    before: Collection[str],
+) -> None:
+    """Raises RearError where `open_conditions` will, unless a job before makes the captions."""
+    if "caption" not in before or not generators.takes_captions(generator):
+        open_conditions(config, workdir, generator, split, source)
+
+
+def with_conditions(stream: Any, conditions: Callable[[np.ndarray], Any]) -> Iterator[dict[str, Any]]:
+    """The batches of a stream with 'condition' beside 'label'."""
+    try:
+        for batch in stream:
+            yield batch | {"condition": conditions(batch["label"])}
+    finally:
+        stream.close()

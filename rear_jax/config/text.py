@@ -1,0 +1,20 @@
+"""Settings of the text encoder, which turns captions and prompts into what a generator takes."""
+
+from ml_collections import ConfigDict
+
+
+def text() -> ConfigDict:
+    """The encoder, and the features that the job 'caption' writes."""
+    text = ConfigDict()
+    # weights of a T5 v1.1 or flan-T5: .safetensors or .bin file, an index of shards, or the folder that has them;
+    # '' = <workdir>/text_encoder, which the job 'caption' makes if it is not there, with random weights
+    text.encoder = ""
+    text.vocabulary = ""  # tokenizer.json or spiece.model of the encoder; '' = the one in the folder of the encoder
+    text.length = 120  # tokens of a caption, 1 to config.model.caption_length; longer ones are cut
+    text.dtype = "bfloat16"  # of the weights, the products and the stored features: 'bfloat16' or 'float32'
+    text.batch_size = 32  # captions that each device encodes at once
+    # sizes of an encoder that is made here: its features have config.model.caption_dim numbers
+    text.depth = 2  # blocks
+    text.heads = 4  # heads, each of 16 features
+    text.vocabulary_size = 512  # words, the most frequent ones of the captions
+    return text

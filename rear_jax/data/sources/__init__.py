@@ -1,0 +1,129 @@
+"""Where images come from.
+
+A source is a random-access sequence of (image, label). `open_source(name, path, split)` knows these kinds:
+
+  fashion_mnist  `path` is '' for the embedded subset, or a folder with the four published *-ubyte.gz files;
+                 `split` is 'train' or 'test'.
+  fashion_captions  the same images with captions that say what is in them, see rear_jax/data/fashion_captions.py.
+  folder         the images are in `<path>/<split>/<class>/`, or for the split '' in `<path>/<class>/`.
+  tfds           `path` is a TFDS name ('imagenet2012', looked for in $TFDS_DATA_DIR) or the version folder of a
+                 prepared set ('DIR/imagenet2012/5.1.0'), stored as array_record (launch/prepare_imagenet.sh makes
+                 one); `split` is one of its splits.
+  arrays         `path` is an .npz with `<split>_images` and `<split>_labels`, or for the split '' `images` and
+                 `labels`; a `num_classes` in it is heeded.
+  imagefolder    images with captions in `<path>/<split>/`, which a metadata.jsonl or metadata.csv there names.
+  webdataset     .tar shards of images with captions or class numbers, see `split_files`.
+  parquet        .parquet files with a column of images and one of captions or labels, see `split_files`.
+
+The last three and `fashion_captions` have captions (`captioned`): the label of an image is then the number of its
+caption, that is its index.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from rear_jax.data.sources.arrays import open_arrays, open_fashion_captions, open_fashion_mnist
+from rear_jax.data.sources.folders import open_folder
+from rear_jax.data.sources.imagefolder import open_imagefolder
+from rear_jax.data.sources.interface import STRICT, ImageSource, SourceSettings, captioned
+from rear_jax.data.sources.parquet import open_parquet
+from rear_jax.data.sources.tfds_sets import open_tfds
+from rear_jax.data.sources.webdataset import open_webdataset
+from rear_jax.errors import RearError
+
+FINGERPRINT_IMAGES = 32  # that `fingerprint` reads
+
+SOURCES: dict[str, Callable[[str, str, SourceSettings], ImageSource]] = {
+    "fashion_mnist": open_fashion_mnist,
+    "fashion_captions": open_fashion_captions,
+    "folder": open_folder,
+    "tfds": open_tfds,
+    "arrays": open_arrays,
+    "imagefolder": open_imagefolder,
+    "webdataset": open_webdataset,
+    "parquet": open_parquet,
+}
+
+
+def require_classes(source: "ImageSource | SplitFacts", num_classes: int) -> None:
+    """Raises RearError where a source has labels that `config.data.num_classes` leaves no room for."""
+    if source.num_classes > num_classes:
+        raise RearError(
+            f"{source.name} has {source.num_classes} classes, config.data.num_classes is {num_classes}: raise it."
+        )
+
+
+def fingerprint(source: ImageSource) -> str:
+    """Tells sources apart by their size, their classes, and label, caption and pixels of a few evenly spread images.
+
+    Raises RearError: one of those images cannot be read.
+    """
+    digest = hashlib.sha256(json.dumps([len(source), source.num_classes, source.class_names]).encode())
+    for index in np.unique(np.linspace(0, len(source) - 1, FINGERPRINT_IMAGES).astype(int)).tolist():
+        image, label = source[index]
+        digest.update(f"{label} {image.shape}".encode() + image.tobytes())
+        if captioned(source):
+            digest.update(source.caption(label).encode())
+    return digest.hexdigest()
+
+
+def open_source(name: str, path: str, split: str, settings: SourceSettings = STRICT) -> ImageSource:
+    """Opens one split of an image source, a key of `SOURCES`; the list above says what `path` is. `~` is expanded.
+
+    Raises RearError: the name is unknown, nothing usable is at `path`, or more of it is broken than may be.
+    """
+    if name not in SOURCES:
+        raise RearError(f"unknown image source {name!r}; the known ones are: {', '.join(SOURCES)}")
+    return SOURCES[name](path, split, settings)
+
+
+def source_settings(data: ConfigDict) -> SourceSettings:
+    """What `open_source` needs of `config.data`."""
+    return SourceSettings(data.caption_key, data.max_broken_share)
+
+
+def open_split(data: ConfigDict, split: str) -> ImageSource:
+    """The images of one split of `config.data`.
+
+    Raises RearError: as `open_source`; or as `require_classes`, unless it has captions in the place of classes.
+    """
+    source = open_source(data.source, data.path, split, source_settings(data))
+    if not captioned(source):
+        require_classes(source, data.num_classes)
+    return source
+
+
+class SplitFacts(NamedTuple):
+    """What checks ask of a split; the same attributes as of its source, and the number of its images."""
+
+    name: str
+    num_classes: int
+    num_images: int
+    captioned: bool
+
+
+def facts_of(source: ImageSource) -> SplitFacts:
+    """Of a source that is open."""
+    return SplitFacts(source.name, source.num_classes, len(source), captioned(source))
+
+
+def split_facts(data: ConfigDict, split: str) -> SplitFacts:
+    """What `open_split` finds, and its errors; a split that several jobs read is opened once, until `forget_splits`."""
+    facts = _facts(data.source, data.path, split, source_settings(data))
+    if not facts.captioned:
+        require_classes(facts, data.num_classes)
+    return facts
+
+
+@functools.cache
+def _facts(name: str, path: str, split: str, settings: SourceSettings) -> SplitFacts:
+    return facts_of(open_source(name, path, split, settings))
+
+
+forget_splits = _facts.cache_clear

@@ -1,0 +1,114 @@
+"""Images in memory: an .npz file of arrays, or Fashion-MNIST."""
+
+from dataclasses import dataclass
+from typing import SupportsIndex
+
+import numpy as np
+
+from rear_jax.data import fashion_mnist
+from rear_jax.data.fashion_captions import Claim, caption_of, claims
+from rear_jax.data.sources.encoded import label_outside
+from rear_jax.data.sources.files import located
+from rear_jax.data.sources.interface import CaptionedSource, ImageSource, SourceSettings
+from rear_jax.errors import RearError
+
+FASHION_MNIST_MARGIN = 2  # pixels of background on each side: 28 -> 32
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Images held in memory: uint8 [n, H, W, 3], or grey [n, H, W], and labels [n]."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    name: str
+    num_classes: int
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        grey_or_rgb = self.images.ndim == 3 or (self.images.ndim == 4 and self.images.shape[3] == 3)
+        if self.images.dtype != np.uint8 or not grey_or_rgb:
+            raise RearError(
+                f"{self.name}: images are {self.images.dtype} {self.images.shape}, wanted uint8 [n, H, W, 3]"
+            )
+        if self.labels.shape != self.images.shape[:1] or not np.issubdtype(self.labels.dtype, np.integer):
+            raise RearError(
+                f"{self.name}: labels are {self.labels.dtype} {self.labels.shape}, wanted one integer per image"
+            )
+        if len(self.images) == 0:
+            raise RearError(f"{self.name}: holds no images")
+        for label in (int(self.labels.min()), int(self.labels.max())):
+            if not 0 <= label < self.num_classes:
+                raise label_outside(label, self.num_classes, self.name)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: SupportsIndex) -> tuple[np.ndarray, int]:
+        image = self.images[index]
+        if image.ndim == 2:
+            image = np.repeat(image[:, :, None], 3, axis=2)
+        return image, int(self.labels[index])
+
+
+def open_fashion_mnist(path: str, split: str, settings: SourceSettings) -> ArraySource:
+    """See `open_source`."""
+    del settings
+    if path:
+        images, labels = fashion_mnist.load_full(located(path), split)
+    else:
+        images, labels = fashion_mnist.load_embedded(split)
+    margin = (FASHION_MNIST_MARGIN, FASHION_MNIST_MARGIN)
+    images = np.pad(images, ((0, 0), margin, margin))
+    return ArraySource(images, labels, "fashion_mnist", len(fashion_mnist.CLASS_NAMES), fashion_mnist.CLASS_NAMES)
+
+
+@dataclass(frozen=True)
+class FashionCaptions:
+    """Fashion-MNIST with captions that say what is in the image, see `fashion_captions`.
+
+    Attributes:
+      source: the images with their classes.
+      claims: what is true of each image.
+    """
+
+    source: ArraySource
+    claims: tuple[Claim, ...]
+    name: str = "fashion_captions"
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.claims)
+
+    def __len__(self) -> int:
+        return len(self.claims)
+
+    def __getitem__(self, index: SupportsIndex) -> tuple[np.ndarray, int]:
+        return self.source[index][0], int(index) % len(self)
+
+    def caption(self, index: SupportsIndex) -> str:
+        """Caption `index`."""
+        return caption_of(self.claims[index], int(index))
+
+
+def open_fashion_captions(path: str, split: str, settings: SourceSettings) -> CaptionedSource:
+    """See `open_source`."""
+    source = open_fashion_mnist(path, split, settings)
+    return FashionCaptions(source, tuple(claims(source.images, source.labels.astype(int))))
+
+
+def open_arrays(path: str, split: str, settings: SourceSettings) -> ImageSource:
+    """See `open_source`."""
+    del settings
+    file = located(path)
+    prefix = f"{split}_" if split else ""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            images, labels = arrays[f"{prefix}images"], arrays[f"{prefix}labels"]
+            num_classes = int(arrays["num_classes"]) if "num_classes" in arrays else int(labels.max(initial=-1)) + 1
+    except KeyError as error:
+        raise RearError(f"{file}: {error.args[0]}; it needs {prefix}images and {prefix}labels") from None
+    except (OSError, ValueError, EOFError, TypeError) as error:
+        raise RearError(f"{file} is not an .npz of image and label arrays ({error})") from None
+    return ArraySource(images, labels, file.stem, num_classes)

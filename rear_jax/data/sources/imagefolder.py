@@ -1,0 +1,118 @@
+"""Image files with captions, named by a metadata.jsonl or metadata.csv beside them.
+
+The form is that of `imagefolder` in Hugging Face datasets: each line or row has `file_name`, a path from the folder of
+the metadata file, and the caption under a key of its own. Only the place of each row is kept in memory.
+"""
+
+import os
+import posixpath
+from array import array
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rear_jax.data.sources.broken import Broken, Tally, warn_of_left_out
+from rear_jax.data.sources.decoding import is_hidden, is_image
+from rear_jax.data.sources.encoded import EncodedPairs
+from rear_jax.data.sources.files import split_folder
+from rear_jax.data.sources.interface import ImageSource, SourceSettings
+from rear_jax.data.sources.metadata import Csv, JsonLines, Metadata
+from rear_jax.data.sources.texts import caption_at, text_at
+from rear_jax.errors import RearError
+
+FILE_NAME = "file_name"
+
+
+class ImageFolder(EncodedPairs):
+    """The pairs of a metadata file, in its order."""
+
+    def __init__(self, name: str, metadata: Metadata, places: np.ndarray, caption_key: str, broken: Broken):
+        """`places`: int64 [n, 2], start and size in bytes of the row of each pair."""
+        super().__init__(name, len(places), broken)
+        self._metadata, self._places, self._caption_key = metadata, places, caption_key
+
+    def _where(self, index: int) -> str:
+        return f"{self._metadata.path}, byte {self._places[index, 0]}"
+
+    def _caption(self, index: int) -> str:
+        return caption_at(self._record(index), self._caption_key)
+
+    def _image(self, index: int) -> Path:
+        try:
+            return self._metadata.path.parent / _file_name(self._record(index), self._metadata.path)
+        except (OSError, ValueError) as error:
+            raise RearError(f"{self._where(index)} can no longer be read ({error}); start the run again") from None
+
+    def _record(self, index: int) -> dict[str, Any]:
+        start, size = self._places[index].tolist()
+        with self._metadata.path.open("rb") as file:
+            file.seek(start)
+            return self._metadata.record(file.read(size))
+
+
+def open_imagefolder(path: str, split: str, settings: SourceSettings) -> ImageSource:
+    """See `open_source`."""
+    root = split_folder(path, split)
+    metadata = _metadata(root)
+    images = _image_names(root)
+    broken, places = Tally(), array("q")  # start and size of each row in turn
+    for start, raw in metadata.rows():
+        try:
+            record = metadata.record(raw)
+            name = _file_name(record, metadata.path)
+            found = name in images or os.path.isfile(root / name)  # links to folders are not in `images`
+            images.discard(name)
+            caption_at(record, settings.caption_key)
+            if not found:
+                raise ValueError(f"there is no image {name}")
+        except ValueError as error:
+            broken.add(f"{metadata.path.name}, byte {start}: {error}")
+        else:
+            places.extend((start, len(raw)))
+    for name in sorted(images):
+        broken.add(f"{name} has no row in {metadata.path.name}")
+    share = Broken(root.name, settings.max_broken_share)
+    share.skip(broken, good=len(places) // 2)
+    if not places:
+        raise RearError(f"{metadata.path} has no rows; give each image one with {FILE_NAME} and {settings.caption_key}")
+    return ImageFolder(root.name, metadata, np.array(places).reshape(-1, 2), settings.caption_key, share)
+
+
+def _metadata(root: Path) -> Metadata:
+    """The metadata file of a folder; raises RearError unless there is one that names images."""
+    kinds = {"metadata.jsonl": JsonLines, "metadata.csv": Csv}
+    found = [name for name in kinds if (root / name).is_file()]
+    if len(found) != 1:
+        raise RearError(f"{root} holds {'both' if found else 'neither'} of {' and '.join(kinds)}; it needs one of them")
+    if not os.access(root / found[0], os.R_OK):
+        raise RearError(f"{root / found[0]} may not be read; change its permissions")
+    return kinds[found[0]](root / found[0])
+
+
+def _image_names(root: Path) -> set[str]:
+    """Image files in a folder and the folders in it, as paths from there; other files are counted in the log."""
+    images, left_out = set(), Tally()
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        for file in sorted(name for name in files if not is_hidden(name)):
+            name = os.path.relpath(os.path.join(folder, file), root)
+            if is_image(file):
+                images.add(name)
+            elif name not in ("metadata.jsonl", "metadata.csv"):
+                left_out.add(name)
+    warn_of_left_out(root.name, left_out)
+    return images
+
+
+def _file_name(record: Mapping[str, Any], metadata: Path) -> str:
+    """Where an image is, from the folder of the metadata.
+
+    Raises ValueError: there is no such text.
+    Raises RearError: it leads out of the folder.
+    """
+    name = posixpath.normpath(text_at(record, FILE_NAME))
+    if name.startswith(("/", "../")) or name == "..":
+        raise RearError(f"{metadata} names {name!r}, which is outside its folder; move the image into the folder")
+    return name

@@ -1,0 +1,70 @@
+"""What a source of images is, with classes or with captions, and how much of it is read."""
+
+from typing import NamedTuple, Protocol, SupportsIndex, TypeGuard
+
+import numpy as np
+
+
+class SourceSettings(NamedTuple):
+    """What of `config.data` says how a source is read; see there."""
+
+    caption_key: str = "text"
+    max_broken_share: float = 0.0
+
+
+STRICT = SourceSettings()  # nothing may be broken
+
+
+class ImageSource(Protocol):
+    """A sequence of labelled images.
+
+    Attributes:
+      name: what the source is called in headers and logs.
+      num_classes: labels are in [0, num_classes).
+      class_names: one name per class, or empty where they have none.
+    """
+
+    name: str
+    num_classes: int
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: SupportsIndex) -> tuple[np.ndarray, int]:
+        """Image `index` as uint8 [H, W, 3] and its label."""
+        ...
+
+
+class CaptionedSource(ImageSource, Protocol):
+    """A sequence of images that have a caption each; the label of an image is the number of its caption.
+
+    Caption i belongs to image i, so `num_classes` is the number of images.
+    """
+
+    def caption(self, index: SupportsIndex) -> str:
+        """Caption `index`, without white space around it and never empty."""
+        ...
+
+
+def captioned(source: ImageSource) -> TypeGuard[CaptionedSource]:
+    """Whether the labels of a source are the numbers of its captions."""
+    return hasattr(source, "caption")
+
+
+class Spread:
+    """At most `count` images of a source, evenly spread, so that a set sorted by class stays balanced."""
+
+    def __init__(self, source: ImageSource, count: int):
+        self._source, self._indices = source, spread(len(source), count)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: SupportsIndex) -> tuple[np.ndarray, int]:
+        return self._source[int(self._indices[int(index)])]
+
+
+def spread(total: int, wanted: int) -> np.ndarray:
+    """At most `wanted` indices of `total`, evenly spread."""
+    count = min(total, wanted)
+    return np.arange(count) * total // count

@@ -1,0 +1,84 @@
+"""Members of plain .tar files by key, from the headers alone.
+
+A key is the path of a member up to the first dot of its file name; what follows is its suffix, as in webdataset.
+"""
+
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from rear_jax.data.sources.broken import Tally
+from rear_jax.data.sources.decoding import is_hidden
+from rear_jax.errors import RearError
+
+COMPRESSED = {b"\x1f\x8b": "gzip -d", b"BZh": "bzip2 -d", b"\xfd7zXZ": "xz -d", b"\x28\xb5\x2f\xfd": "zstd -d"}
+
+
+class Member(NamedTuple):
+    """Where the content of a member lies in its shard, in bytes."""
+
+    start: int
+    size: int
+
+
+def members_by_key(shard: Path, left_out: Tally) -> dict[str, dict[str, Member]]:
+    """The members of each key by suffix in lower case, without the dot; of two of the same name the last.
+
+    Raises RearError: the shard is compressed, cut off, or damaged.
+    """
+    keys: dict[str, dict[str, Member]] = {}
+    for info in _headers(shard):
+        folder, _, name = info.name.rpartition("/")
+        if info.isdir() or any(is_hidden(part) for part in info.name.split("/") if part not in (".", "..")):
+            continue
+        stem, _, suffix = name.partition(".")
+        if info.isreg() and not info.issparse():
+            keys.setdefault(f"{folder}/{stem}", {})[suffix.lower()] = Member(info.offset_data, info.size)
+        else:
+            left_out.add(f"{shard}: {info.name}")
+    return keys
+
+
+def read_member(shard: Path, member: Member) -> bytes:
+    """The content of a member; raises RearError where the shard is no longer long enough."""
+    try:
+        with shard.open("rb") as file:
+            file.seek(member.start)
+            content = file.read(member.size)
+    except OSError as error:
+        raise RearError(f"{shard} can no longer be read ({error}); restore it") from None
+    if len(content) != member.size:
+        raise RearError(f"{shard} has become shorter since it was indexed; restore it and start the run again")
+    return content
+
+
+def _headers(shard: Path) -> Iterator[tarfile.TarInfo]:
+    try:
+        _refuse_compressed(shard)
+        size = shard.stat().st_size
+        with tarfile.open(shard, "r:") as tar:
+            while (info := tar.next()) is not None:
+                if info.offset_data + info.size > size:
+                    raise tarfile.ReadError(f"{info.name} is cut off")
+                yield info
+                tar.members.clear()  # it would hold them all
+            _require_end(tar, shard)
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
+        raise RearError(f"{shard} is damaged or cut off ({error}); copy it again or remove it") from None
+
+
+def _require_end(tar: tarfile.TarFile, shard: Path) -> None:
+    """`tarfile` stops at a damaged header as if it were the end, which is a block of zeros or the end of the file."""
+    with shard.open("rb") as file:
+        file.seek(tar.offset)
+        if any(file.read(tarfile.BLOCKSIZE)):
+            raise tarfile.ReadError(f"no header at byte {tar.offset}")
+
+
+def _refuse_compressed(shard: Path) -> None:
+    with shard.open("rb") as file:
+        start = file.read(max(map(len, COMPRESSED)))
+    for magic, command in COMPRESSED.items():
+        if start.startswith(magic):
+            raise RearError(f"{shard} is compressed, so no image in it can be read alone; unpack it by `{command}`")

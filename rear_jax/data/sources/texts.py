@@ -1,0 +1,56 @@
+"""Captions as files hold them: plain text, or under a key of a record. A bad one is a ValueError that says why."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+def plain_caption(raw: bytes) -> str:
+    """The caption that a text file holds; raises ValueError where it is not UTF-8 or empty."""
+    return _filled(_decoded(raw))
+
+
+def json_record(raw: bytes) -> dict[str, Any]:
+    """A JSON object; raises ValueError where these bytes are none."""
+    try:
+        record = json.loads(_decoded(raw))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"no JSON ({error})") from None
+    except RecursionError:
+        raise ValueError("no JSON (nested too deeply)") from None
+    if not isinstance(record, dict):
+        raise ValueError("no JSON object")
+    return record
+
+
+def text_at(record: Mapping[str, Any], key: str) -> str:
+    """The text under a key; raises ValueError where the record has none there, or what it has is no text."""
+    if key not in record:
+        raise ValueError(f"no key {key!r} but {', '.join(record) or 'none'}")
+    return _filled(record[key])
+
+
+def caption_at(record: Mapping[str, Any], key: str) -> str:
+    """The caption under `config.data.caption_key`; raises ValueError where the record has none."""
+    if key not in record:
+        raise ValueError(f"config.data.caption_key = {key!r} is none of its keys {', '.join(record) or '(none)'}")
+    return text_at(record, key)
+
+
+def _decoded(raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"no UTF-8 text ({error.reason} at byte {error.start})") from None
+
+
+def _filled(text: Any) -> str:
+    if not isinstance(text, str):
+        raise ValueError(f"its text is of the type {type(text).__name__}")
+    if not (stripped := text.strip()):
+        raise ValueError("its text is empty")
+    try:
+        stripped.encode()
+    except UnicodeEncodeError:
+        raise ValueError("its text is no UTF-8") from None
+    return stripped

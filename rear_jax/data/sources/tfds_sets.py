@@ -1,0 +1,71 @@
+"""Data sets of TFDS, stored as array_record; they are read without TensorFlow."""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rear_jax.data.sources.broken import Broken
+from rear_jax.data.sources.encoded import EncodedImages
+from rear_jax.data.sources.interface import ImageSource, SourceSettings
+from rear_jax.errors import RearError
+
+
+class TfdsSource(EncodedImages):
+    """A TFDS data set with the features `image` (left encoded on disk) and `label`."""
+
+    def __init__(self, records: Any, name: str, class_names: tuple[str, ...], num_classes: int, broken: Broken):
+        """`records`: a tfds.data_source, that is random access to {'image': encoded bytes, 'label': integer}."""
+        super().__init__(name, num_classes, class_names, broken)
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def _read(self, index: int) -> tuple[bytes, int]:
+        record = self._records[index]
+        return record["image"], int(record["label"])
+
+    def _where(self, index: int) -> str:
+        return f"{self.name}, record {index}"
+
+
+def open_tfds(path: str, split: str, settings: SourceSettings) -> ImageSource:
+    """See `open_source`."""
+    import tensorflow_datasets as tfds  # here, because importing it takes seconds that other sources need not wait
+
+    builder = _tfds_builder(tfds, path)
+    features = builder.info.features
+    if "image" not in features or "label" not in features:
+        raise RearError(f"TFDS data set {path} has the features {', '.join(features)}; `image` and `label` are needed")
+    if not isinstance(features["label"], tfds.features.ClassLabel):
+        raise RearError(f"TFDS data set {path}: its label is no ClassLabel but {features['label']}; use another set")
+    try:
+        records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+    except NotImplementedError:
+        raise RearError(
+            f"TFDS data set {path} is not stored for random access: "
+            f"prepare it anew by `launch/prepare_imagenet.sh --dataset={builder.name} --data_dir=DIR` with a new DIR"
+        ) from None
+    except ValueError as error:
+        known = ", ".join(builder.info.splits)
+        raise RearError(f"TFDS data set {path} cannot give split {split!r}; it has: {known}") from error
+    labels, broken = features["label"], Broken(builder.name, settings.max_broken_share)
+    return TfdsSource(records, builder.name, tuple(labels.names), labels.num_classes, broken)
+
+
+def _tfds_builder(tfds: ModuleType, path: str) -> Any:
+    """The builder of a prepared data set, by the folder of its files or by its name."""
+    directory = Path(path).expanduser()
+    if (directory / "dataset_info.json").is_file():
+        return tfds.builder_from_directory(str(directory))
+    try:
+        builder = tfds.builder(path)
+    except (ValueError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise RearError(f"{path!r} is neither a prepared TFDS version folder nor a TFDS name ({reason})") from None
+    if not (Path(builder.data_dir) / "dataset_info.json").is_file():
+        raise RearError(
+            f"TFDS data set {path} is not prepared in {builder.data_dir}: run `launch/prepare_imagenet.sh "
+            f"--dataset={path} --data_dir=DIR`, or set TFDS_DATA_DIR to where it is"
+        )
+    return builder

@@ -1,0 +1,61 @@
+"""A small text encoder from nothing: the words of the captions as its vocabulary, and random weights.
+
+It is for experiments that need no file. Its features are those of a random network: they tell captions with other words
+or another order of words apart, and a generator learns what they stand for. Its files are like those of the published
+encoders, so that everything else treats it like them.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers, trainers
+
+from rear_jax.errors import RearError
+from rear_jax.runtime.atomic import atomic_file
+from rear_jax.text.t5 import T5Encoder
+from rear_jax.text.t5_files import torch_name
+from rear_jax.text.vocabulary import SPECIAL
+from rear_jax.weights import safetensors_file
+
+WEIGHTS, VOCABULARY = "model.safetensors", "tokenizer.json"
+HEAD_SIZE = 16
+
+
+def make(
+    folder: Path, captions: Iterable[str], *, width: int, depth: int, heads: int, vocabulary_size: int, seed: int
+) -> None:
+    """Writes `model.safetensors` and `tokenizer.json` into a folder; the same arguments give the same files.
+
+    Args:
+      folder: made if it does not exist.
+      captions: whose most frequent words are the vocabulary; case does not matter.
+      width: of the features.
+      depth, heads: of the transformer, whose MLP is twice as wide.
+      vocabulary_size: words at most, with T5's three special tokens; others are read as unknown.
+      seed: of the weights.
+
+    Raises RearError: a size is too small.
+    """
+    for name, size, least in (("depth", depth, 1), ("heads", heads, 1), ("vocabulary_size", vocabulary_size, 4)):
+        if size < least:
+            raise RearError(f"config.text.{name} = {size}: an encoder that is made here has at least {least}.")
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_file(folder / VOCABULARY) as temporary:
+        temporary.write_text(words_of(captions, vocabulary_size).to_str())
+    module = T5Encoder(vocabulary_size, width, depth, heads, HEAD_SIZE, 2 * width, dtype=jnp.float32)
+    text = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)
+    params = jax.jit(module.init)(jax.random.key(seed), *text)["params"]
+    safetensors_file.save(folder / WEIGHTS, params, torch_name)  # last: an encoder is there when its weights are
+
+
+def words_of(captions: Iterable[str], size: int) -> tokenizers.Tokenizer:
+    """A vocabulary of at most `size` words and marks of punctuation, the most frequent ones of captions."""
+    vocabulary = tokenizers.Tokenizer(models.WordLevel(unk_token="<unk>"))
+    vocabulary.normalizer = normalizers.Lowercase()
+    vocabulary.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.WordLevelTrainer(vocab_size=size, special_tokens=list(SPECIAL), show_progress=False)
+    vocabulary.train_from_iterator(captions, trainer)
+    return vocabulary

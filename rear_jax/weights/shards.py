@@ -1,0 +1,89 @@
+"""Checkpoints that model hubs hand out in several files, beside an index of which tensor lies in which file.
+
+The index, `model.safetensors.index.json` or `pytorch_model.bin.index.json`, is JSON: its `weight_map` gives the name of
+a file in the same folder for the key of each tensor.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from rear_jax.errors import RearError
+from rear_jax.weights import layout
+from rear_jax.weights.layout import OpenTensors
+from rear_jax.weights.torch_files import read_tensors
+
+NAMES = (  # what a folder's weights are called, the first one that is there counts
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+def open_weights(path: str | Path) -> Mapping[str, np.ndarray]:
+    """Opens the tensors of a published network, in one file or in several.
+
+    Args:
+      path: a checkpoint file, an index, or the folder that has either under a name of `NAMES`.
+
+    Returns:
+      State-dict key -> array as `read_tensors` gives it, read at each look-up.
+
+    Raises RearError: there is no such file, the index is damaged or names a file outside its folder, or a shard is
+      missing, damaged or without a tensor that the index promises.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = next((path / name for name in NAMES if (path / name).exists()), None)
+        if found is None:
+            raise RearError(f"{path} has no weights: a folder must hold one of {', '.join(NAMES)}.")
+        path = found
+    return _Shards(path) if path.suffix == ".json" and path.is_file() else read_tensors(path)
+
+
+class _Shards(OpenTensors):
+    """The tensors that an index lists, in all its files."""
+
+    def __init__(self, index: Path):
+        self._file_of = _read_index(index)
+        self._files = {}
+        for name in sorted(set(self._file_of.values())):
+            if not (index.parent / name).is_file():
+                raise RearError(f"{index} names the file {name}, which is not beside it: fetch all files of the model.")
+            self._files[name] = read_tensors(index.parent / name)
+        for key, name in self._file_of.items():
+            if key not in self._files[name]:
+                raise RearError(f"{index.parent / name} has no tensor {key}, but {index} says so: fetch both again.")
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        return self._files[self._file_of[key]][key]
+
+    def outline(self) -> dict[str, np.ndarray]:
+        outlines = {name: layout.outline(tensors) for name, tensors in self._files.items()}
+        return {key: outlines[name][key] for key, name in self._file_of.items()}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file_of)
+
+    def __len__(self) -> int:
+        return len(self._file_of)
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """The `weight_map`: key of a tensor -> name of the file that has it.
+
+    A name must be that of a file beside the index. The file itself may be a link, as in the caches of model hubs.
+    """
+    try:
+        found = json.loads(path.read_bytes())["weight_map"]
+        if not (isinstance(found, dict) and found and all(isinstance(name, str) for name in found.values())):
+            raise ValueError("its weight_map is no table of file names")
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise RearError(f"{path} is not an index of shards ({error!r}): fetch it again.") from error
+    for name in found.values():
+        if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
+            raise RearError(f"{path} names the file {name!r}, which is not beside it: refused; fetch it again.")
+    return found

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from rear_jax.text import t5, t5_files
+from rear_jax.text.encoder import right_aligned
 from rear_jax.weights.layout import to_torch
 
 
@@ -36,3 +37,6 @@ def check(golden: Mapping[str, np.ndarray]) -> None:
     np.testing.assert_array_equal(buckets, golden["out/buckets"])
     hidden = jax.jit(module.apply)({"params": params}, ids, mask)
     np.testing.assert_allclose(hidden, golden["out/hidden"], atol=2e-4, rtol=0)
+    features, moved = right_aligned(hidden, mask)
+    np.testing.assert_allclose(features, golden["out/caption_features"], atol=2e-4, rtol=0)
+    np.testing.assert_array_equal(moved, golden["out/caption_mask"])

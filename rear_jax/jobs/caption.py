@@ -1,0 +1,136 @@
+"""`--job=caption`: the captions of the images become features on disk, which a generator learns and is post-trained from."""
+
+import functools
+import logging
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from rear_jax import artifacts, generators
+from rear_jax.data.caption_shards import HEADER, CaptionsHeader, Rows, refuse_other_plan, write_captions
+from rear_jax.data.sources import open_split, split_facts
+from rear_jax.data.sources.interface import CaptionedSource, captioned, spread
+from rear_jax.errors import RearError
+from rear_jax.runtime import distributed, local_devices
+from rear_jax.runtime.identity import fingerprint
+from rear_jax.runtime.progress import ProgressBar
+from rear_jax.text import random_encoder
+from rear_jax.text.encoder import TextEncoder
+from rear_jax.training import objectives
+
+log = logging.getLogger(__name__)
+
+PROBES = 4096  # captions that the fingerprint of a split is taken of
+READ = 100_000  # captions that the vocabulary of an encoder from nothing is made of
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Writes `workdir/captions/<split>` for both splits; a killed run goes on with the first shard that is missing.
+
+    Where `config.text.encoder` names no encoder, a small one is made first, see `text/random_encoder.py`.
+    """
+    generator = _generator(config)
+    sources = {split: open_split(config.data, split) for split in _splits(config)}
+    if not config.text.encoder:
+        _make_encoder(config, workdir, generator, sources[config.data.train_split])
+    encoder = artifacts.open_text_encoder(config, workdir, generator)
+    encode = _encoder(config, encoder)
+    for split, source in sources.items():
+        folder = artifacts.captions_folder(config, workdir, split)
+        header = CaptionsHeader(
+            num_captions=len(source),
+            length=config.text.length,
+            dim=generator.caption_dim,
+            dtype=config.text.dtype,
+            encoder=encoder.fingerprint,
+            captions=_fingerprint(source),
+            source=source.name,
+            split=split,
+        )
+        distributed.agree(f"the captions of {source.name}", header.captions)
+        if (folder / HEADER).exists():
+            log.info("caption: done already, checking %s", folder)
+        with ProgressBar(f"caption {split}", total=len(source), unit="caption") as bar:
+            write_captions(
+                folder,
+                header,
+                functools.partial(encode, source),
+                progress=bar.update,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            )
+        log.info("caption: %d captions in %s", len(source), folder)
+
+
+def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
+    """See `Job.check`."""
+    generator = _generator(config)
+    if config.text.batch_size < 1:
+        raise RearError(f"config.text.batch_size = {config.text.batch_size}: encode at least 1 caption at once.")
+    for split in _splits(config):
+        facts = split_facts(config.data, split)
+        if not facts.captioned:
+            raise RearError(f"{facts.name} ({split}) has no captions: give config.data.source a set that has them.")
+        folder = artifacts.captions_folder(config, workdir, split)
+        header = CaptionsHeader(
+            facts.num_images, config.text.length, generator.caption_dim, config.text.dtype, "", "", facts.name, split
+        )
+        refuse_other_plan(folder, header, but=("encoder", "captions"))
+    artifacts.check_text_encoder(config, workdir, generator, (*before, "caption"))
+
+
+def _splits(config: ConfigDict) -> tuple[str, ...]:
+    """Those whose captions are wanted, the training split first."""
+    return tuple(dict.fromkeys((config.data.train_split, config.data.eval_split)))
+
+
+def _generator(config: ConfigDict) -> nn.Module:
+    """The network that takes the captions; raises RearError where it takes none."""
+    generator = objectives.build_generator(config, artifacts.outline_tokenizer(config).module)
+    if not generators.takes_captions(generator):
+        raise RearError("--job=caption: the generator takes classes; set config.model.condition = 'text'.")
+    return generator
+
+
+def _make_encoder(config: ConfigDict, workdir: Path, generator: nn.Module, source: CaptionedSource) -> None:
+    """An encoder from nothing, in the workdir, if it is not there."""
+    folder, settings = artifacts.encoder_folder(workdir), config.text
+    if distributed.is_first() and not (folder / random_encoder.WEIGHTS).exists():
+        random_encoder.make(
+            folder,
+            (source.caption(number) for number in spread(len(source), READ).tolist()),
+            width=generator.caption_dim,
+            depth=settings.depth,
+            heads=settings.heads,
+            vocabulary_size=settings.vocabulary_size,
+            seed=config.seed,
+        )
+        log.info("caption: made a text encoder with random weights in %s", folder)
+    distributed.wait("text_encoder")
+
+
+def _fingerprint(source: CaptionedSource) -> str:
+    """Tells captions apart by their number and by some of them, evenly spread."""
+    some = [source.caption(number) for number in spread(len(source), PROBES).tolist()]
+    return fingerprint({}, {"count": len(source), "captions": some})
+
+
+def _encoder(config: ConfigDict, encoder: TextEncoder):
+    """(source, start, stop) -> features of these captions, a batch at a time; one compiled program for all of them."""
+    params = local_devices.copied(encoder.params)  # each process encodes captions of its own
+    program = functools.partial(jax.jit(encoder.features), params)
+    rows = config.text.batch_size * jax.local_device_count()
+
+    def encode(source: CaptionedSource, start: int, stop: int) -> Iterator[Rows]:
+        def tokens() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            for first in range(start, stop, rows):
+                yield encoder.tokens([source.caption(number) for number in range(first, min(first + rows, stop))])
+
+        for features, mask in local_devices.stream(lambda batch: program(*batch), tokens(), size=rows):
+            yield Rows(features, mask)
+
+    return encode

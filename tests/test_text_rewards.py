@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from rear_jax import generators, jobs, tokenizers
-from rear_jax.data.sources import facts_of, open_split
+from rear_jax.data.sources import open_split
 from rear_jax.errors import RearError
 from rear_jax.metrics.text_scores import TextScorer
 from rear_jax.runtime.checkpoints import Checkpoints
@@ -45,7 +45,9 @@ def both(tmp_path, files):  # noqa: F811
 
 def batch_of(made, *, count: int = 4) -> dict:
     images = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8)
-    features = text_judge.CaptionFeatures(made, open_split(made.data, "test")).of(np.arange(count))
+    features = text_judge.CaptionFeatures(text_judge.caption_scorers(made), open_split(made.data, "test")).of(
+        np.arange(count)
+    )
     return {"image": images, "label": jnp.arange(count), "index": jnp.arange(count), **features}
 
 
@@ -123,18 +125,17 @@ class TestRefusals:
             judges.check_judges(made, tmp_path, ())
 
     def test_of_sources_without_captions(self, tmp_path, files):  # noqa: F811
-        made = rewarded(tmp_path, files, hps=1.0)
-        facts = facts_of(open_split(toy.config().data, "test"))
+        source = open_split(toy.config().data, "test")
+        scorers = text_judge.caption_scorers(rewarded(tmp_path, files, hps=1.0))
         with pytest.raises(RearError, match=r"reward\.hps needs the texts of captions, and fashion_mnist has none"):
-            text_judge.require_captions(made, facts)
-        made.posttrain.reward.hps = 0.0
-        text_judge.require_captions(made, facts)
+            text_judge.CaptionFeatures(scorers, source)
+        assert text_judge.CaptionFeatures({}, source).of(np.array([1])) == {}
 
 
 def test_features_of_a_caption_are_computed_once(both, monkeypatch):
     made, _ = both
     source, asked = open_split(made.data, "test"), []
-    found = text_judge.CaptionFeatures(made, source)
+    found = text_judge.CaptionFeatures(text_judge.caption_scorers(made), source)
     score = TextScorer.text_features
     monkeypatch.setattr(TextScorer, "text_features", lambda self, texts: asked.append(texts) or score(self, texts))
     first, again = (found.of(np.array(labels))["text_features"] for labels in ([5, 3, 5], [3, 7]))
@@ -143,8 +144,6 @@ def test_features_of_a_caption_are_computed_once(both, monkeypatch):
     np.testing.assert_array_equal(first["hps"][1], again["hps"][0])
     alone = text_judge.scorer("hps", made).text_features([source.caption(7)])
     np.testing.assert_allclose(again["hps"][1:], alone, rtol=1e-5, atol=1e-6)
-    made.posttrain.reward.update(clip=0.0, hps=0.0)
-    assert text_judge.CaptionFeatures(made, source).of(np.array([1])) == {}
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from rear_jax.runtime.writer import MetricWriter
 from rear_jax.training import fitting, loop, posttraining
 from rear_jax.training.posttraining.judges import check_judges, judges_of
 from rear_jax.training.posttraining.method import Method
-from rear_jax.training.posttraining.rewards import score
+from rear_jax.training.posttraining.rewards import caption_judges, score
 from rear_jax.training.posttraining.teacher_forcing import (
     Context,
     Networks,
@@ -29,7 +29,7 @@ from rear_jax.training.posttraining.teacher_forcing import (
     read_context,
     unit_images,
 )
-from rear_jax.training.posttraining.text_judge import CaptionFeatures, require_captions
+from rear_jax.training.posttraining.text_judge import CaptionFeatures, caption_scorers, require_captions
 from rear_jax.training.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
         artifacts.open_conditions(config, workdir, generator, split, images)
         for split, images in ((data.train_split, source), (data.eval_split, held_out))
     )
-    texts, texts_of_held_out = (CaptionFeatures(config, images) for images in (source, held_out))
+    scorers = caption_scorers(config)
+    texts, texts_of_held_out = (CaptionFeatures(scorers, images) for images in (source, held_out))
     asked = judges_of(config, workdir)
     checkpoints, saved = artifacts.resumable(_folder(method, workdir), settings.loop, config, "posttrain")
     if saved:
@@ -106,7 +107,7 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     artifacts.check_tokenizer(config, workdir, before)
     for split in (data.train_split, data.eval_split):
         artifacts.check_conditions(config, workdir, generator, split, split_facts(data, split), before)
-        require_captions(config, split_facts(data, split))
+        require_captions(caption_judges(settings), split_facts(data, split))
     check_judges(config, workdir, before)
     folder = _folder(posttraining.method_of(config), workdir)
     resumed = artifacts.check_resumable(folder, config, "posttrain", state)

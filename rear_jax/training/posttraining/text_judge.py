@@ -1,11 +1,11 @@
 """CLIP and HPSv2 as judges of how well images fit their captions, for the rewards `clip` and `hps`.
 
-The features of captions are computed on the host's side of a step, each once, and come with the batches. The step
-itself computes those of images, with products at 'high'.
+The features of captions are computed beside the steps, each once, and come with the batches. A step computes those of
+images, with products at 'high'.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -73,12 +73,15 @@ def load(name: str, config: ConfigDict) -> tuple[TextJudge, Any]:
 class CaptionFeatures:
     """Features of the captions of a source, by the judges that compare images with them, each computed once."""
 
-    def __init__(self, config: ConfigDict, source: ImageSource):
-        """Opens the networks; raises RearError as `require_captions` and `scorer`."""
-        require_captions(config, facts_of(source))
+    def __init__(self, scorers: Mapping[str, TextScorer], source: ImageSource):
+        """Computes nothing yet; `scorers` are those of `caption_scorers`, and without any the source needs no captions.
+
+        Raises RearError: it has none.
+        """
+        require_captions(list(scorers), facts_of(source))
+        self._scorers: Mapping[str, TextScorer] = scorers
         self._source: Any = source
-        self._scorers = {name: _of_texts(scorer(name, config)) for name in caption_judges(config.posttrain)}
-        self._known: dict[str, dict[int, np.ndarray]] = {name: {} for name in self._scorers}
+        self._known: dict[str, dict[int, np.ndarray]] = {name: {} for name in scorers}
 
     def of(self, labels: np.ndarray) -> dict[str, Any]:
         """{'text_features': [b, E] by judge} of the captions with these numbers [b]; {} where no reward asks."""
@@ -99,13 +102,22 @@ class CaptionFeatures:
             stream.close()
 
 
-def require_captions(config: ConfigDict, facts: SplitFacts) -> None:
-    """Raises RearError where a reward compares images with captions and a split has none."""
-    if (names := caption_judges(config.posttrain)) and not facts.captioned:
+def require_captions(names: Sequence[str], facts: SplitFacts) -> None:
+    """Raises RearError where these judges compare images with captions, of `caption_judges`, and a split has none."""
+    if names and not facts.captioned:
         raise RearError(
             f"config.posttrain.reward.{names[0]} needs the texts of captions, and {facts.name} has none: set "
             "config.data.source to one that has, such as 'imagefolder'."
         )
+
+
+def caption_scorers(config: ConfigDict) -> dict[str, TextScorer]:
+    """What the config's rewards compare images with captions by, without the parameters that see images.
+
+    Raises RearError: as `scorer`.
+    """
+    found = {name: scorer(name, config) for name in caption_judges(config.posttrain)}
+    return {name: dataclasses.replace(one, params={"text": one.params["text"]}) for name, one in found.items()}
 
 
 def scorer(name: str, config: ConfigDict) -> TextScorer:
@@ -120,11 +132,6 @@ def scorer(name: str, config: ConfigDict) -> TextScorer:
     if name == "clip":
         return text_scores.load_clip(config.clip.weights, config.clip.vocabulary, prefix=config.clip.prefix)
     return text_scores.load_hps(config.hps.weights, config.clip.vocabulary, antialias=config.hps.antialias)
-
-
-def _of_texts(found: TextScorer) -> TextScorer:
-    """The same without the parameters that see images."""
-    return dataclasses.replace(found, params={"text": found.params["text"]})
 
 
 def _judge(name: str, config: ConfigDict, network: CLIP) -> TextJudge:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from rear_jax import artifacts, generators
 from rear_jax.data.caption_shards import HEADER, CaptionsHeader, Rows, refuse_other_plan, write_captions
 from rear_jax.data.sources import open_split, split_facts
-from rear_jax.data.sources.interface import CaptionedSource, spread
+from rear_jax.data.sources.interface import CaptionedSource, captioned, spread
 from rear_jax.errors import RearError
 from rear_jax.runtime import distributed, local_devices
 from rear_jax.runtime.identity import fingerprint

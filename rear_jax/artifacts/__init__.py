@@ -10,6 +10,10 @@ from rear_jax.artifacts.generator import check_generator as check_generator
 from rear_jax.artifacts.generator import check_stage as check_stage
 from rear_jax.artifacts.generator import load_generator as load_generator
 from rear_jax.artifacts.generator import read_generator as read_generator
+from rear_jax.artifacts.text import check_text_encoder as check_text_encoder
+from rear_jax.artifacts.text import encoder_folder as encoder_folder
+from rear_jax.artifacts.text import open_text_encoder as open_text_encoder
+from rear_jax.artifacts.text import text_length as text_length
 from rear_jax.artifacts.tokenizer import Tokenizer as Tokenizer
 from rear_jax.artifacts.tokenizer import check_discriminator as check_discriminator
 from rear_jax.artifacts.tokenizer import check_encoder_at as check_encoder_at

@@ -74,7 +74,7 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     if source is not None:
         artifacts.check_conditions(config, workdir, model, config.data.train_split, source, before)
     if config.train.evaluate_every:
-        watching.check(config, model)
+        watching.check(config, workdir, model)
 
 
 def _check_settings(config: ConfigDict) -> None:

@@ -57,6 +57,7 @@ def run(config: ConfigDict, workdir: Path, place: Path | None = None) -> None:
     network = objectives.build_generator(config, tokenizer.module)
     generator = artifacts.load_generator(config, workdir, tokenizer, network, stage=stage)
     conditions = open_conditions(config, workdir, generator.module)
+    generator.require_text_encoder(conditions.recipe.get("text_encoder", ""))
     labels, prompts = conditions.labels, conditions.prompts
     recipe = make_recipe(config, tokenizer, generator, conditions)
     if is_done(place / "samples.json", recipe) and (place / "samples.npz").exists():

@@ -41,6 +41,11 @@ def files(tmp_path_factory) -> dict[str, str]:
     return {file.name.partition(".")[0]: str(file) for file in folder.iterdir()}
 
 
+@pytest.fixture(scope="module")
+def scorers(files) -> dict[str, text_scores.TextScorer]:
+    return {name: load(files[name], files["words"]) for name, load in LOADERS.items()}
+
+
 def write_vocabulary(file: Path, merges: list[str]) -> str:
     file.write_bytes(gzip.compress("\n".join(["#version: 0.2", *merges]).encode()))
     return str(file)
@@ -72,8 +77,8 @@ def test_benchmark_by_hand():
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_scores_are_cosines_of_what_the_network_sees(name, files):
-    scorer = LOADERS[name](files[name], files["words"])
+def test_scores_are_cosines_of_what_the_network_sees(name, files, scorers):
+    scorer = scorers[name]
     pixels = clip_pixels(images(), 16) if name == "clip" else hps_pixels(images() / np.float32(255), 16)
     ids = clip_vocabulary.load(files["words"], context_length=12).encode(TEXTS)
     seen = np.diagonal(jax.jit(NETWORKS[name].apply)({"params": params(name)}, pixels, ids))
@@ -83,27 +88,36 @@ def test_scores_are_cosines_of_what_the_network_sees(name, files):
     assert seen.std() > 1e-3
 
 
-def test_a_stream_is_scored_batch_by_batch(files, monkeypatch):
-    monkeypatch.setattr(text_scores, "TEXTS_AT_ONCE", 2)  # texts in two parts
-    scorer = text_scores.load_clip(files["clip"], files["words"])
+def test_a_stream_is_scored_batch_by_batch(scorers):
+    scorer = scorers["clip"]
     whole = scorer.score(images(), TEXTS)
     parts = list(scorer.scores((images()[i : i + 2], TEXTS[i : i + 2]) for i in (0, 2)))
     assert [len(part) for part in parts] == [2, 1]
     np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-6)
     with pytest.raises(RearError, match=r"CLIP of width 768 .* wants a text for each image, not 3 for 2"):
         scorer.score(images(2), TEXTS)
+    for wrong in (images() / 255, images()[0], images()[..., :1]):
+        with pytest.raises(RearError, match=r"wants images as uint8 \[B, H, W, 3\], not "):
+            scorer.score(wrong, TEXTS)
 
 
-def test_a_prefix_stands_before_each_text(files):
-    plain, prefixed = (text_scores.load_clip(files["clip"], files["words"], prefix=p) for p in ("", "a "))
+def test_more_texts_than_are_encoded_at_once(scorers):
+    texts = [f"a {'cat ' * (i % 9)}" for i in range(text_scores.TEXTS_AT_ONCE + 3)]
+    found = scorers["clip"].text_features(texts)
+    assert found.shape == (len(texts), 8)
+    np.testing.assert_allclose(found[-3:], scorers["clip"].text_features(texts[-3:]), rtol=1e-5, atol=1e-5)
+
+
+def test_a_prefix_stands_before_each_text(files, scorers):
+    plain, prefixed = scorers["clip"], text_scores.load_clip(files["clip"], files["words"], prefix="a ")
     np.testing.assert_allclose(prefixed.text_features(["cat"]), plain.text_features(["a cat"]), rtol=1e-6)
     assert np.abs(prefixed.text_features(["cat"]) - plain.text_features(["cat"])).max() > 1e-4
     assert "'a '" in prefixed.recipe
     assert prefixed.weights == plain.weights
 
 
-def test_antialiasing_is_told_and_matters(files):
-    new, old = (text_scores.load_hps(files["hps"], files["words"], antialias=on) for on in (True, False))
+def test_antialiasing_is_told_and_matters(files, scorers):
+    new, old = scorers["hps"], text_scores.load_hps(files["hps"], files["words"], antialias=False)
     assert ("antialiased" in new.recipe, "antialiased" in old.recipe) == (True, False)
     assert np.abs(new.score(images(), TEXTS) - old.score(images(), TEXTS)).max() > 1e-5
 

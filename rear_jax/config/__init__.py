@@ -45,6 +45,8 @@ def default() -> ConfigDict:
     config.tokenizer = maskgit_vqgan()  # section of a family in rear_jax/tokenizers
     config.tokenizer_training = training.tokenizer_training()
     config.lpips = training.lpips()
+    config.clip = training.clip()
+    config.hps = training.hps()
     config.codes = data.codes()
     config.model = rar()  # section of a family in rear_jax/generators
     config.method = training.method()

@@ -72,6 +72,24 @@ def lpips() -> ConfigDict:
     return lpips
 
 
+def clip() -> ConfigDict:
+    """Files of CLIP, for posttrain.reward.clip; and its vocabulary, which posttrain.reward.hps needs too."""
+    clip = ConfigDict()
+    clip.weights = ""  # file of OpenAI's ViT-B/32 or ViT-L/14, or of open_clip's ViT-H-14; '' = none
+    # tokenizer.json, folder with vocab.json and merges.txt, or bpe_simple_vocab_16e6.txt.gz; '' = none
+    clip.vocabulary = ""
+    clip.prefix = ""  # text before each caption, such as 'A photo depicts '
+    return clip
+
+
+def hps() -> ConfigDict:
+    """File of HPSv2, for posttrain.reward.hps, and its preprocessing."""
+    hps = ConfigDict()
+    hps.weights = ""  # file HPS_v2_compressed.pt or HPS_v2.1_compressed.pt; '' = none
+    hps.antialias = True  # True = images are resized as by torchvision since version 0.17; False = as before
+    return hps
+
+
 def method() -> ConfigDict:
     """The objective of the job 'train'. Only 'rear' reads the settings from noise_schedule to deep_layer."""
     method = ConfigDict()
@@ -149,4 +167,6 @@ def reward() -> ConfigDict:
     reward.codebook_flattened = 0.0  # one cosine between all vectors of an image together and all latents together
     reward.discriminator = 0.0  # logit of the discriminator that the tokenizer was trained with
     reward.class_probability = 0.0  # log-probability of the label, from a linear classifier of real images
+    reward.clip = 0.0  # cosine of image and caption in CLIP (needs config.clip)
+    reward.hps = 0.0  # cosine of image and caption in HPSv2 (needs config.hps and config.clip.vocabulary)
     return reward

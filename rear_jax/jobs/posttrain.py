@@ -29,6 +29,7 @@ from rear_jax.training.posttraining.teacher_forcing import (
     read_context,
     unit_images,
 )
+from rear_jax.training.posttraining.text_judge import CaptionFeatures, require_captions
 from rear_jax.training.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         artifacts.open_conditions(config, workdir, generator, split, images)
         for split, images in ((data.train_split, source), (data.eval_split, held_out))
     )
+    texts, texts_of_held_out = (CaptionFeatures(config, images) for images in (source, held_out))
     asked, text_encoder = judges_of(config, workdir), artifacts.text_encoder_of(config, workdir, generator)
     checkpoints, saved = artifacts.resumable(_folder(method, workdir), settings.loop, config, "posttrain")
     if saved:
@@ -71,11 +73,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
     images = batches.training_stream(source, config, settings.loop, settings.augmentation)
 
     def stream(start: int) -> Iterator[dict[str, Any]]:
-        return artifacts.with_conditions(images(start), conditions)
+        return texts.beside(artifacts.with_conditions(images(start), conditions))
 
     networks = posttraining.networks_of(config, tokenizer.module, asked)
     frozen, devices = learn(config).frozen, make_mesh(config.mesh)
-    draw = _drawer(config, networks, frozen, held_out, of_held_out)
+    draw = _drawer(config, networks, frozen, held_out, of_held_out, texts_of_held_out)
     record = config.to_dict() | {"holds": method.trains, "tokenizer_fingerprint": tokenizer.fingerprint}
     record["text_encoder"] = text_encoder
     watch, look = None, _watcher(config, workdir, method, networks, frozen["tokenizer"], held_out, of_held_out)
@@ -106,6 +108,7 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     artifacts.check_tokenizer(config, workdir, before)
     for split in (data.train_split, data.eval_split):
         artifacts.check_conditions(config, workdir, generator, split, split_facts(data, split), before)
+        require_captions(config, split_facts(data, split))
     check_judges(config, workdir, before)
     folder = _folder(posttraining.method_of(config), workdir)
     resumed = artifacts.check_resumable(folder, config, "posttrain", state)
@@ -190,12 +193,14 @@ def _drawer(
     frozen: dict,
     source: ImageSource,
     conditions: Callable[[np.ndarray], Any],
+    texts: CaptionFeatures,
 ) -> Callable[[TrainState], dict[str, np.ndarray]]:
     """state -> {'posttrain': the sheet of held-out images, their reconstructions, and samples with rewards}."""
     method, group, size = posttraining.method_of(config), config.posttrain.group, config.data.image_size
     held_out = next(batches.ordered_batches(source, start=0, stop=SHEET, image_size=size, batch_size=SHEET))
     labels, originals = held_out["label"], held_out["image"]
     batch = {"image": originals, "label": labels, "index": np.arange(len(labels)), "condition": conditions(labels)}
+    batch |= texts.of(labels)
 
     @jax.jit
     def judged(params, frozen):

@@ -31,7 +31,7 @@ from rear_jax.text.clip_vocabulary import CLIPVocabulary
 PREFIX = "A photo depicts "  # of LlamaGen's evaluation
 HPS_WIDTH = 1280  # of the image tower of HPSv2
 HPS_GROUP = 80  # images in a group of HPSv2's benchmark
-TEXTS_AT_ONCE = 64
+TEXTS_AT_ONCE = 16
 NAMES = {(768, 32): "ViT-B/32", (768, 16): "ViT-B/16", (1024, 14): "ViT-L/14", (1280, 14): "ViT-H-14"}
 
 Images = UInt8[np.ndarray, "B H W 3"]
@@ -68,49 +68,75 @@ def hps_benchmark(scores: Mapping[str, np.ndarray]) -> dict[str, float]:
     return found | {"overall": 100 * float(np.concatenate(list(scores.values())).mean(dtype=float))}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TextScorer:
     """A network with its vocabulary and its preprocessing, to score images against texts.
 
     Attributes:
       name: short name for tables, such as "CLIP ViT-B/32".
       recipe: everything that decides the scores but the weights, to be printed beside each number.
-      weights: fingerprint of the parameters.
+      network: at precision 'highest'.
+      params: on the host; a tower is copied to the devices when it is first asked.
       vocabulary: of the texts.
       prefix: what is put before each text.
       prepare: what is done to a batch of images on the host.
-      of_images: prepared images -> features [B, E], on the devices.
-      of_texts: ids [B, T] -> features [B, E], likewise.
+      pixels: what is done to prepared images on the devices, before the network sees them.
     """
 
     name: str
     recipe: str
-    weights: str
+    network: CLIP
+    params: Any
     vocabulary: CLIPVocabulary
-    prefix: str
-    prepare: Callable[[Images], np.ndarray]
-    of_images: Callable[[jax.Array], jax.Array]
-    of_texts: Callable[[jax.Array], jax.Array]
+    prefix: str = ""
+    prepare: Callable[[Images], np.ndarray] = lambda images: images
+    pixels: Callable[[jax.Array], jax.Array] = lambda images: images
+
+    @functools.cached_property
+    def weights(self) -> str:
+        """Fingerprint of the parameters."""
+        return fingerprint(self.params, {})
+
+    @functools.cached_property
+    def _of_images(self) -> Callable[[jax.Array], jax.Array]:
+        """Prepared images -> features [B, E], on the devices."""
+        return self._on_devices("image", self.pixels)
+
+    @functools.cached_property
+    def _of_texts(self) -> Callable[[jax.Array], jax.Array]:
+        """Ids [B, T] -> features [B, E], on the devices."""
+        return self._on_devices("text", lambda ids: ids)
+
+    def _on_devices(self, tower: str, prepared: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+        @jax.jit
+        def features(params: Any, given: jax.Array) -> jax.Array:
+            return self.network.apply({"params": {tower: params}}, prepared(given), method=f"{tower}_features")
+
+        return functools.partial(features, local_devices.copied(self.params[tower]))
 
     def text_features(self, texts: Sequence[str]) -> Float[np.ndarray, "n E"]:
-        """Features of texts, each with the prefix."""
+        """Features of texts, at least one, each with the prefix."""
         ids = self.vocabulary.encode([self.prefix + text for text in texts])
-        parts = [ids[start : start + TEXTS_AT_ONCE] for start in range(0, len(ids), TEXTS_AT_ONCE)]
-        return np.concatenate([np.asarray(self.of_texts(part)) for part in parts])
+        padded = np.pad(ids, ((0, -len(ids) % TEXTS_AT_ONCE), (0, 0)))  # so that nothing new is compiled
+        parts = padded.reshape(-1, TEXTS_AT_ONCE, ids.shape[1])
+        return np.concatenate([np.asarray(self._of_texts(part)) for part in parts])[: len(ids)]
 
     def image_features(self, batches: Iterable[Images]) -> Iterator[Float[np.ndarray, "b E"]]:
         """Features of each of a stream of batches of 8-bit images, on the host: see `local_devices.stream`."""
-        return local_devices.stream(self.of_images, map(self.prepare, batches))
+        return local_devices.stream(self._of_images, map(self.prepare, batches))
 
     def scores(self, batches: Iterable[tuple[Images, Sequence[str]]]) -> Iterator[Float[np.ndarray, " b"]]:
         """The cosine of each image and its text, for a stream of batches.
 
-        Raises RearError: a batch has not as many texts as images; or as `local_devices.stream`.
+        Raises RearError: a batch is not of 8-bit images, or has not as many texts; or as `local_devices.stream`.
         """
         waiting: deque[Sequence[str]] = deque()
 
         def images() -> Iterator[Images]:
             for of_batch, texts in batches:
+                if of_batch.dtype != np.uint8 or of_batch.ndim != 4 or of_batch.shape[3] != 3:
+                    what = f"{of_batch.dtype} {of_batch.shape}"
+                    raise RearError(f"{self.name} wants images as uint8 [B, H, W, 3], not {what}.")
                 if len(of_batch) != len(texts):
                     raise RearError(f"{self.name} wants a text for each image, not {len(texts)} for {len(of_batch)}.")
                 waiting.append(texts)
@@ -138,7 +164,7 @@ def load_clip(weights: str, vocabulary: str, *, prefix: str = "") -> TextScorer:
     name = _name(network)
     recipe = f"{name}; 8-bit bicubic to {network.image_size}, centre crop; before the text {prefix!r}; float32"
     prepare = functools.partial(clip_pixels, size=network.image_size)
-    return _scorer(network, params, words, name=name, recipe=recipe, prefix=prefix, prepare=prepare)
+    return TextScorer(name, recipe, network, params, words, prefix=prefix, prepare=prepare)
 
 
 def load_hps(weights: str, vocabulary: str, *, antialias: bool = True) -> TextScorer:
@@ -152,7 +178,7 @@ def load_hps(weights: str, vocabulary: str, *, antialias: bool = True) -> TextSc
     def pixels(images: jax.Array) -> jax.Array:
         return hps_pixels(images / jnp.float32(255), size, antialias=antialias)
 
-    return _scorer(network, params, words, name="HPSv2", recipe=recipe, pixels=pixels)
+    return TextScorer("HPSv2", recipe, network, params, words, pixels=pixels)
 
 
 def _load(weights: str, vocabulary: str) -> tuple[CLIP, Any, CLIPVocabulary]:
@@ -167,37 +193,3 @@ def _load(weights: str, vocabulary: str) -> tuple[CLIP, Any, CLIPVocabulary]:
 def _name(network: CLIP) -> str:
     sizes = network.vision.width, network.patch_size
     return f"CLIP {NAMES.get(sizes, f'of width {sizes[0]} with patches of {sizes[1]}')}"
-
-
-def _scorer(
-    network: CLIP,
-    params: Any,
-    vocabulary: CLIPVocabulary,
-    *,
-    name: str,
-    recipe: str,
-    prefix: str = "",
-    prepare: Callable[[Images], np.ndarray] = lambda images: images,
-    pixels: Callable[[jax.Array], jax.Array] = lambda images: images,
-) -> TextScorer:
-    """The scorer of a network; `pixels` is what is done to prepared images on the devices."""
-
-    @jax.jit
-    def of_images(params: Any, images: jax.Array) -> jax.Array:
-        return network.apply({"params": params}, pixels(images), method="image_features")
-
-    @jax.jit
-    def of_texts(params: Any, ids: jax.Array) -> jax.Array:
-        return network.apply({"params": params}, ids, method="text_features")
-
-    placed = local_devices.copied(params)
-    return TextScorer(
-        name=name,
-        recipe=recipe,
-        weights=fingerprint(params, {}),
-        vocabulary=vocabulary,
-        prefix=prefix,
-        prepare=prepare,
-        of_images=functools.partial(of_images, {"image": placed["image"]}),
-        of_texts=functools.partial(of_texts, {"text": placed["text"]}),
-    )

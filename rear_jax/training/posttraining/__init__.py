@@ -55,8 +55,11 @@ def checked_method(config: ConfigDict, generator: Any) -> Method:
     for name in ("noise_rate", "label_drop"):
         if not 0.0 <= settings[name] <= 1.0:
             raise RearError(f"config.posttrain.{name} = {settings[name]}: a probability lies in 0..1.")
-    captions = {rewards.CLASSES: "asks for a class, and this generator takes captions"}
-    rewards.check(settings, {**method.lacks, **(captions if generators.takes_captions(generator) else {})})
+    if generators.takes_captions(generator):
+        lacking = {rewards.CLASSES: "asks for a class, and this generator takes captions"}
+    else:
+        lacking = {rewards.CAPTIONS: "asks for a caption, and this generator takes classes"}
+    rewards.check(settings, {**method.lacks, **lacking})
     method.check(config)
     return method
 
@@ -103,14 +106,16 @@ def learning(
         frozen["reference"] = start
     optimizer = adamw(settings.optimizer, settings.loop.steps * settings.inner_updates, rules)
     rows = settings.loop.batch_size
-    conditions = family.condition_shapes(networks.generator, rows)
+    texts = {"condition": family.condition_shapes(networks.generator, rows)}
+    if names := rewards.caption_judges(settings):
+        texts["text_features"] = {name: networks.judges[name].caption_shape(rows) for name in names}
     return Learning(
         job="posttrain",
         step=method.make_step(networks, config, optimizer),
         init=lambda given: init_state(networks, config, optimizer, given, trains=method.trains),
         given=given,
         frozen=frozen,
-        batch=image_shapes(rows, config.data.image_size) | {"condition": conditions},
+        batch=image_shapes(rows, config.data.image_size) | texts,
         rules=(whole_frozen("reference", "generator"), *rules),
         settings=settings.loop,
         seed=config.seed,

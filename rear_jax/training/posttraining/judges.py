@@ -4,6 +4,7 @@ A judge is a function (config, workdir) -> (network, its parameters). Without a 
 of the parameters in their place. A reward with a network of its own takes two files: the reward's, and this one.
 """
 
+import functools
 import logging
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 from rear_jax import artifacts
 from rear_jax.metrics import perceptual
 from rear_jax.tokenizers.discriminator import PatchDiscriminator, shapes
-from rear_jax.training.posttraining import class_probe, rewards
+from rear_jax.training.posttraining import class_probe, rewards, text_judge
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +66,17 @@ def probe(config: ConfigDict, workdir: Path | None) -> Judged:
     return network, network.params
 
 
+def of_text(name: str, config: ConfigDict, workdir: Path | None) -> Judged:
+    """The network that compares images with captions for the reward `name`."""
+    return text_judge.outline(name, config) if workdir is None else text_judge.load(name, config)
+
+
 JUDGES: dict[str, Callable[[ConfigDict, Path | None], Judged]] = {
     "perceptual": perceptual_network,
     "discriminator": discriminator,
     "class_probe": probe,
+    "clip": functools.partial(of_text, "clip"),
+    "hps": functools.partial(of_text, "hps"),
 }
 
 # name -> (config, workdir, shapes of the network's parameters, jobs that run first) raises RearError where they cannot
@@ -77,4 +85,6 @@ CHECKS: dict[str, Callable[[ConfigDict, Path, Any, Collection[str]], Any]] = {
     "perceptual": lambda config, workdir, *_: perceptual_network(config, workdir),
     "discriminator": artifacts.check_discriminator,
     "class_probe": lambda config, *_: class_probe.check(config.data, count=config.posttrain.probe_images),
+    "clip": lambda config, *_: text_judge.scorer("clip", config),
+    "hps": lambda config, *_: text_judge.scorer("hps", config),
 }

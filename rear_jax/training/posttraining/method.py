@@ -18,7 +18,8 @@ class Method:
     """How a generator or a decoder is post-trained.
 
     A batch holds 'image' [B, H, W, 3] uint8, 'label' [B], 'condition' (labels or captions, as the generator takes
-    them) and 'index' [B], where in the data set each image is. `frozen` holds parameters by name, see
+    them) and 'index' [B], where in the data set each image is. Where a reward compares with captions, it also holds
+    'text_features', [B, E] by judge, see `rewards.caption_judges`. `frozen` holds parameters by name, see
     `teacher_forcing.Networks`.
 
     Attributes:

@@ -20,7 +20,8 @@ from rear_jax.runtime.mesh import map_rows
 from rear_jax.training.loop import SUSPECT
 from rear_jax.training.posttraining.teacher_forcing import Networks, unit_images
 
-ORIGINAL, CODES, CLASSES = "original", "codes", "classes"  # what a reward may look at, and a method may not have
+# what a reward may look at, and a method or a generator may not have
+ORIGINAL, CODES, CLASSES, CAPTIONS = "original", "codes", "classes", "captions"
 
 
 class Seen(NamedTuple):
@@ -31,12 +32,14 @@ class Seen(NamedTuple):
       codes: [B, N] that the images were decoded from; None where they were decoded from mixtures of codes.
       original: [1, H, W, 3] in [0, 1], the image that all of them stand for; in free-running rollouts only an image
         of the same label.
+      text_features: [E] of the caption by the judge that compares images with it; {} where no reward asks for it.
     """
 
     networks: Networks
     frozen: dict[str, Any]
     codes: jax.Array | None
     original: jax.Array
+    text_features: Mapping[str, jax.Array] = {}
 
     def judge(self, name: str) -> tuple[Any, Any]:
         """The network of `judges.JUDGES` with this name, and its parameters."""
@@ -48,7 +51,7 @@ class Reward(NamedTuple):
 
     Attributes:
       function: (images, labels, seen) -> [B].
-      looks_at: of ORIGINAL, CODES and CLASSES.
+      looks_at: of ORIGINAL, CODES, CLASSES and CAPTIONS.
       judge: the network of `judges.JUDGES` that it asks, '' = none.
     """
 
@@ -111,6 +114,18 @@ def class_probability(images: jax.Array, labels: jax.Array, seen: Seen) -> jax.A
     return network.log_probability(params, images, labels)
 
 
+def clip(images: jax.Array, labels: jax.Array, seen: Seen) -> jax.Array:
+    """The cosine between CLIP's features of the image and of its caption."""
+    network, params = seen.judge("clip")
+    return network.fit(params, images, seen.text_features["clip"])
+
+
+def hps(images: jax.Array, labels: jax.Array, seen: Seen) -> jax.Array:
+    """HPSv2, the same cosine in a network that knows which images people prefer."""
+    network, params = seen.judge("hps")
+    return network.fit(params, images, seen.text_features["hps"])
+
+
 REWARDS: dict[str, Reward | Callable[..., jax.Array]] = {
     "mse": Reward(squared_error, (ORIGINAL,)),
     "l1": Reward(absolute_error, (ORIGINAL,)),
@@ -119,6 +134,8 @@ REWARDS: dict[str, Reward | Callable[..., jax.Array]] = {
     "codebook_flattened": Reward(flattened_codebook_cosine, (ORIGINAL, CODES)),
     "discriminator": Reward(discriminator, judge="discriminator"),
     "class_probability": Reward(class_probability, (CLASSES,), judge="class_probe"),
+    "clip": Reward(clip, (CAPTIONS,), judge="clip"),
+    "hps": Reward(hps, (CAPTIONS,), judge="hps"),
 }
 
 
@@ -130,6 +147,16 @@ def declared(name: str) -> Reward:
 def wanted(settings: ConfigDict) -> dict[str, float]:
     """Weights in `config.posttrain.reward` that are not 0, by name."""
     return {name: weight for name, weight in settings.reward.items() if weight}
+
+
+def caption_judges(settings: ConfigDict) -> list[str]:
+    """The judges whose features of captions a batch has to hold, see `text_features_of`."""
+    return [declared(name).judge for name in wanted(settings) if CAPTIONS in declared(name).looks_at]
+
+
+def text_features_of(batch: dict) -> dict[str, jax.Array]:
+    """Features of the captions of a batch, [B, E] by judge; a batch that no reward wants them of has none."""
+    return batch.get("text_features", {})
 
 
 def check(settings: ConfigDict, lacking: Mapping[str, str]) -> None:
@@ -178,12 +205,12 @@ def score(
     """
 
     def of_one_image(inputs):
-        codes, image, label = inputs
+        codes, image, label, text_features = inputs
         images = networks.tokenizer.apply({"params": frozen["tokenizer"]}, codes, method="decode")
-        seen = Seen(networks, frozen, codes, image[None])
+        seen = Seen(networks, frozen, codes, image[None], text_features)
         return total(settings, images, jnp.full(len(codes), label), seen)
 
-    inputs = samples, unit_images(batch), batch["label"]
+    inputs = samples, unit_images(batch), batch["label"], text_features_of(batch)
     return map_rows(of_one_image, inputs, at_once=settings.images_at_once)
 
 

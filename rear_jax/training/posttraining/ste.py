@@ -59,14 +59,14 @@ def reconstruction(
 
     @jax.checkpoint
     def of_one_image(inputs):
-        logits, image, label = inputs
+        logits, image, label, text_features = inputs
         chosen = straight_through(logits, settings.ste_temperature)
         mixed = jnp.matmul(chosen, vectors, precision="highest")  # [N, D], each a code's vector to the last digit
         decoded = tokenizer.apply(variables, mixed[None], method="decode_embeddings")
-        seen = rewards.Seen(networks, frozen, None, image[None])
+        seen = rewards.Seen(networks, frozen, None, image[None], text_features)
         return rewards.total(settings, decoded, label[None], seen)
 
-    inputs = logits, unit_images(batch), batch["label"]
+    inputs = logits, unit_images(batch), batch["label"], rewards.text_features_of(batch)
     reward, each = map_rows(of_one_image, inputs, at_once=settings.images_at_once)
     return reward[:, 0], each
 

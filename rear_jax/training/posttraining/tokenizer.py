@@ -26,13 +26,13 @@ def make_step(networks: Networks, config: ConfigDict, optimizer: optax.GradientT
 
         @jax.checkpoint
         def of_one_image(inputs):
-            codes, image, label = inputs
+            codes, image, label, text_features = inputs
             variables = {"params": frozen["tokenizer"] | params}
             decoded = networks.tokenizer.apply(variables, codes, method="decode")
-            seen = rewards.Seen(networks, frozen, codes, image[None])
+            seen = rewards.Seen(networks, frozen, codes, image[None], text_features)
             return rewards.total(settings, decoded, jnp.full(len(codes), label), seen)
 
-        inputs = samples, unit_images(batch), batch["label"]
+        inputs = samples, unit_images(batch), batch["label"], rewards.text_features_of(batch)
         reward, each = map_rows(of_one_image, inputs, at_once=settings.images_at_once)
         loss = -jnp.mean(reward)
         return loss, {"loss": loss} | rewards.watched(reward, each, batch)

@@ -28,6 +28,7 @@ from rear_jax import artifacts, generators, jobs, tokenizers
 from rear_jax.generators.interface import Generator
 from rear_jax.runtime.checkpoints import Checkpoints
 from rear_jax.sampling import draw
+from rear_jax.sampling.conditions import balanced_labels
 from rear_jax.sampling.generate import generate, sampler_of
 from rear_jax.sampling.sampled_set import SampledSet
 from rear_jax.training import objectives
@@ -100,7 +101,7 @@ def parts(config: ConfigDict) -> dict[str, Callable[[int], list[float]]]:
     """The two halves of the program that draws a batch, by name: a number of repeats -> seconds."""
     tokenizer, generator = networks(config)
     cached, sampler = generators.cached(generator), sampler_of(config.sample)
-    labels = draw.balanced_labels(config.sample.num_images, config.data.num_classes)
+    labels = balanced_labels(config.sample.num_images, config.data.num_classes)
     first = next(draw.plan_batches(labels, np.arange(len(labels)), config.sample.batch_size))
     codes = jax.random.randint(jax.random.key(1), (len(first.rows), generator.num_codes), 0, tokenizer.codebook_size)
 

@@ -24,6 +24,7 @@ from rear_jax import artifacts
 from rear_jax.jobs.evaluate import DECODED, HELD_OUT, SAMPLES
 from rear_jax.runtime.mesh import make_mesh
 from rear_jax.sampling import draw
+from rear_jax.sampling.conditions import open_conditions
 from rear_jax.training import objectives
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -54,9 +55,8 @@ def sampling_rate(config, workdir: pathlib.Path, repeats: int) -> float:
     tokenizer = artifacts.load_tokenizer(config, workdir)
     network = objectives.build_generator(config, tokenizer.module)
     generator = artifacts.load_generator(config, workdir, tokenizer, network, stage="train")
-    conditions = draw.conditions_of(config, generator.module)
-    labels = draw.balanced_labels(config.sample.num_images, len(conditions))
-    batch = next(draw.plan_batches(labels, np.arange(len(labels)), config.sample.batch_size))
+    conditions = open_conditions(config, workdir, generator.module)
+    batch = next(draw.plan_batches(conditions.labels, np.arange(len(conditions.labels)), config.sample.batch_size))
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         program = draw.compile_sampler(config, generator.module, tokenizer.module)

@@ -25,6 +25,8 @@ from rear_jax.runtime.precision import Linear
 from rear_jax.runtime.sharding import bytes_per_device, shardings, whole_frozen
 from rear_jax.runtime.writer import read_metrics
 from rear_jax.sampling.generate import Sampler, generate
+from rear_jax.text import t5
+from rear_jax.text.encoder import right_aligned
 from rear_jax.training import loop, objectives
 from rear_jax.training.posttraining import va_pi
 from rear_jax.training.posttraining.teacher_forcing import Networks
@@ -256,6 +258,28 @@ def test_sampling_gathers_divided_weights_once():
     sent = hlo.collectives(hlo.parse(program.as_text()))
     assert {one.kind for one in sent} == {"all-gather"}
     assert {one.times for one in sent} == {1}
+
+
+@pytest.mark.parametrize("axis", ["fsdp", "tensor", "all"])
+def test_a_text_encoder_is_divided_over_the_mesh(axis):
+    """Under 'fsdp' each block gathers its seven kernels and nothing else; under 'tensor' it adds up two products."""
+    sizes = {"vocabulary_size": 64, "width": 32, "depth": 2, "heads": 8, "head_size": 4, "mlp_width": 64}
+    module = t5.T5Encoder(**sizes, dtype=jnp.dtype("float32"))
+    mask = np.arange(6) < np.array([6, 3, 1, 5, 2, 4, 6, 1])[:, None]
+    ids = np.where(mask, np.arange(48).reshape(8, 6), 0).astype(np.int32)
+    params = jax.jit(module.init)(KEY, ids, mask)["params"]
+    encode = jax.jit(lambda params, ids, mask: right_aligned(module.apply({"params": params}, ids, mask), mask))
+    wanted, mesh = encode(params, ids, mask), mesh_of(axis)
+    with jax.set_mesh(mesh):
+        places = shardings(params, mesh, t5.PARAMETERS)
+        given = jax.device_put(params, places), *jax.device_put((ids, mask), split(mesh))
+        program = encode.lower(*given).compile()
+        found = program(*given)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, wanted)
+    assert bytes_per_device(params, places) < 0.3 * bytes_per_device(params, replicated(mesh))
+    in_blocks = [one.kind for one in hlo.collectives(hlo.parse(program.as_text())) if one.times == module.depth]
+    kinds = {"fsdp": ["all-gather"] * 7, "tensor": ["all-reduce"] * 2, "all": ["all-gather"] * 7 + ["all-reduce"] * 2}
+    assert sorted(in_blocks) == kinds[axis]
 
 
 @pytest.mark.parametrize("rows", [8, 6])

@@ -111,6 +111,13 @@ def test_evaluate():
     assert len(run("evaluate.py", "--batch=2", "--repeats=1", "--generated=60", "--real=50")) == 5
 
 
+def test_encode_text():
+    sizes = ("--width=32", "--depth=2", "--heads=2", "--mlp-width=64", "--batch=2")
+    head, *rows = run("encode_text.py", *sizes, "--repeats=1", "--captions=5")
+    assert head[0] == "2 captions of 120 tokens"
+    assert [row[0] for row in rows] == ["rear_jax", "cleaning, one core"]
+
+
 def test_what_does_not_fit_is_said(measure):
     assert measure.guarded(lambda: 3) == (3, "")
     assert measure.guarded(lambda: jnp.zeros(10**15).sum()) == (None, "out of memory")

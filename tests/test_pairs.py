@@ -381,6 +381,8 @@ def test_shards_are_found_by_split_and_pattern(tmp_path: Path):
     assert len(open_source("webdataset", f"{tmp_path}/*.tar", "")) == 2
     assert len(open_source("webdataset", str(tmp_path), "")) == 2
     assert len(open_source("webdataset", str(tmp_path / "test-0.tar"), "")) == 1
+    write_tar(tmp_path / "deep" / "val" / "7.tar", {"a.png": encoded(picture(0)), "a.txt": b"a"})
+    assert len(open_source("webdataset", f"{tmp_path}/deep/{{split}}", "val")) == 1
     for path in (tmp_path / "*.tar", tmp_path / "test-0.tar"):
         with pytest.raises(RearError, match="gives every split the same files"):
             open_source("webdataset", str(path), "train")
@@ -502,6 +504,16 @@ def test_cut_and_damaged_shards_are_refused(tmp_path: Path):
         source.caption(5)
 
 
+def test_shards_without_an_end_are_warned_of(tmp_path: Path, caplog):
+    name, path = write_kind("txt", tmp_path)
+    shard = tmp_path / "train" / "00001.tar"
+    with tarfile.open(shard) as tar:
+        last = tar.getmembers()[-2:]
+    shard.write_bytes(shard.read_bytes()[: last[0].offset])  # without the last pair
+    check_pairs(open_source(name, path, "train"), range(6))
+    assert "00001.tar has no mark at its end" in caplog.text
+
+
 def test_compressed_shards_are_named(tmp_path: Path):
     (tmp_path / "0.tar.gz").write_bytes(gzip.compress(b"x" * 1000))
     with pytest.raises(RearError, match=r"0\.tar\.gz is compressed"):
@@ -573,6 +585,9 @@ def test_missing_images_and_damaged_pages_of_parquet(tmp_path: Path):
     assert source[4][1] == source[5][1] == 6
     file.write_bytes(whole)
     assert source[4][1] == 4  # what failed is not kept
+    pq.write_table(pa.table({"image": records(1), "text": ["x"]}), file)
+    with pytest.raises(RearError, match="has fewer rows than when it was indexed; start the run again"):
+        source.caption(1)
 
 
 def test_few_groups_are_read_and_few_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -670,6 +685,16 @@ def test_exif_orientation(orientation: int):
         expected = np.asarray(ImageOps.exif_transpose(opened))
     np.testing.assert_array_equal(decode(file, "x"), expected)
     assert decode(file, "x").shape == ((8, 12, 3) if 5 <= orientation <= 8 else (12, 8, 3))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_exif_orientation_counts_once_in_every_format(kind: str):
+    if kind == "AVIF" and ".avif" not in IMAGE_SUFFIXES:
+        pytest.skip("this Pillow reads no AVIF")
+    turned, plain = Image.Exif(), Image.fromarray(picture(3))
+    turned[0x0112] = 6
+    expected = np.rot90(decode(save(plain, kind), "x"), -1)  # the camera was turned to the left
+    np.testing.assert_array_equal(decode(save(plain, kind, exif=turned), "x"), expected)
 
 
 def test_damaged_exif_leaves_the_picture_as_it_is():

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 from PIL import Image, ImageFont
 
-from rear_jax import generators, jobs, tokenizers
+from rear_jax import artifacts, generators, jobs, tokenizers
 from rear_jax.data.prompts import MOST_WORDS, Prompt, given_prompts, read_prompts, write_prompts
 from rear_jax.errors import RearError
 from rear_jax.generators.interface import Captions
 from rear_jax.plan import programs
 from rear_jax.runtime import pictures
 from rear_jax.runtime.mesh import make_mesh
-from rear_jax.sampling import draw
+from rear_jax.sampling import conditions as of_sampling
 from rear_jax.weights import safetensors_file
 from tests import toy
 
@@ -230,7 +230,7 @@ LENGTH, DIM = 3, 4  # of the features of a prompt
 METADATA = "\n".join(GENEVAL.replace("red", colour) for colour in ("red", "green", "blue"))
 
 
-def features_of(config, model, texts):
+def features_of(texts):
     """Stands for a text encoder: random features that depend on the text alone, some of them padding."""
     seeds = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) for text in texts]
     features = np.stack([np.random.default_rng(seed).standard_normal((LENGTH, DIM)) for seed in seeds])
@@ -240,8 +240,8 @@ def features_of(config, model, texts):
 
 @pytest.fixture
 def encoder(monkeypatch):
-    monkeypatch.setattr(draw, "encode_prompts", features_of)
-    monkeypatch.setattr(draw, "check_encoder", lambda config: None)
+    monkeypatch.setattr(of_sampling, "text_encoder", lambda config, workdir, model: (features_of, "random"))
+    monkeypatch.setattr(artifacts, "check_text_encoder", lambda *_: None)
 
 
 def save_random(file, network, family):
@@ -326,7 +326,7 @@ def test_a_prompt_draws_what_its_features_in_a_file_draw(experiment, encoder, tm
     (tmp_path / "prompts").mkdir()
     by_prompt, labels, _ = draw_set(experiment(prompts=str(file), images_per_prompt=1), tmp_path / "prompts")
     assert labels.tolist() == [0, 1, 2]
-    features, mask = features_of(None, None, texts)
+    features, mask = features_of(texts)
     np.savez(tmp_path / "captions.npz", features=features, mask=mask)
     config = experiment(captions=str(tmp_path / "captions.npz"), num_images=3)
     by_caption, _, recipe = draw_set(config, tmp_path)
@@ -336,19 +336,20 @@ def test_a_prompt_draws_what_its_features_in_a_file_draw(experiment, encoder, tm
     assert not (tmp_path / "prompts.jsonl").exists()
 
 
-def test_one_prompt_is_drawn_as_often_as_is_asked(encoder):
+def test_one_prompt_is_drawn_as_often_as_is_asked(encoder, tmp_path):
     config = text_config(prompt="a red dog", images_per_prompt=3)
     model = toy.generator(config)
-    conditions = draw.conditions_of(config, model)
-    np.testing.assert_array_equal(conditions.features, features_of(None, None, ["a red dog"]).features)
-    assert draw.labels_of(config, draw.prompts_of(config, model), len(conditions.mask)).tolist() == [0, 0, 0]
-    assert draw.num_images(config, model) == 3
+    conditions = of_sampling.open_conditions(config, tmp_path, model)
+    found = conditions.look_up(np.array([0, 0]))
+    np.testing.assert_array_equal(found.features, features_of(["a red dog"] * 2).features)
+    assert conditions.labels.tolist() == [0, 0, 0]
+    assert of_sampling.num_images(config, model) == 3
 
 
 @pytest.mark.parametrize(
     ("sample", "message"),
     [
-        ({"prompt": "a dog"}, "config.text.encoder names no text encoder"),
+        ({"prompt": "a dog"}, "config.text.encoder = '' and there is none in the workdir"),
         ({"prompt": "a dog", "captions": "c.npz"}, "config.sample.captions and config.sample.prompt are both set"),
         ({"prompt": "a dog", "images_per_prompt": 0}, "config.sample.images_per_prompt = 0: set it to 1 or more"),
         ({"prompt": "a dog", "geneval": True}, "config.sample.geneval needs config.sample.prompts"),
@@ -364,7 +365,7 @@ def test_prompts_that_cannot_be_drawn_are_refused(experiment, tmp_path, sample, 
 
 
 def test_prompts_need_an_encoder(experiment, tmp_path):
-    with pytest.raises(RearError, match=r"config.text.encoder names no text encoder"):
+    with pytest.raises(RearError, match=r"config.text.encoder = '' and there is none"):
         jobs.JOBS["sample"].run(experiment(prompt="a dog"), tmp_path)
 
 
@@ -386,17 +387,17 @@ def test_hpsv2_takes_the_first_image_of_each_prompt(experiment, encoder, tmp_pat
         jobs.JOBS["sample"].check(config, tmp_path, ())
 
 
-def test_a_generator_of_classes_takes_no_prompts():
+def test_a_generator_of_classes_takes_no_prompts(tmp_path):
     config = toy.config(sample__prompt="a dog")
-    for step in (draw.conditions_of, draw.check_conditions):
+    for step in (of_sampling.open_conditions, of_sampling.check_conditions):
         with pytest.raises(RearError, match=r"config.sample.prompt is set, and this generator takes classes"):
-            step(config, toy.generator(config))
+            step(config, tmp_path, toy.generator(config))
 
 
 def test_labels_of_classes_stay_balanced():
     config = toy.config()
-    assert draw.num_images(config, toy.generator(config)) == 24
-    np.testing.assert_array_equal(draw.labels_of(config, [], 10), draw.balanced_labels(24, 10))
+    assert of_sampling.num_images(config, toy.generator(config)) == 24
+    np.testing.assert_array_equal(of_sampling.labels_of(config.sample, 0, 10), np.arange(24) % 10)
 
 
 def test_the_plan_of_prompts_has_their_batches(tmp_path):

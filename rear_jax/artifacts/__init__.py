@@ -3,6 +3,7 @@
 from rear_jax.artifacts.conditions import captions_folder as captions_folder
 from rear_jax.artifacts.conditions import check_conditions as check_conditions
 from rear_jax.artifacts.conditions import open_conditions as open_conditions
+from rear_jax.artifacts.conditions import text_encoder_of as text_encoder_of
 from rear_jax.artifacts.conditions import with_conditions as with_conditions
 from rear_jax.artifacts.generator import STAGES as STAGES
 from rear_jax.artifacts.generator import Generator as Generator
@@ -10,6 +11,11 @@ from rear_jax.artifacts.generator import check_generator as check_generator
 from rear_jax.artifacts.generator import check_stage as check_stage
 from rear_jax.artifacts.generator import load_generator as load_generator
 from rear_jax.artifacts.generator import read_generator as read_generator
+from rear_jax.artifacts.generator import refuse_other_encoder as refuse_other_encoder
+from rear_jax.artifacts.text import check_text_encoder as check_text_encoder
+from rear_jax.artifacts.text import encoder_folder as encoder_folder
+from rear_jax.artifacts.text import open_text_encoder as open_text_encoder
+from rear_jax.artifacts.text import text_length as text_length
 from rear_jax.artifacts.tokenizer import Tokenizer as Tokenizer
 from rear_jax.artifacts.tokenizer import check_discriminator as check_discriminator
 from rear_jax.artifacts.tokenizer import check_encoder_at as check_encoder_at

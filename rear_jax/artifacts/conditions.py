@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rear_jax import generators
+from rear_jax.data.caption_shards import HEADER, read_header
 from rear_jax.data.captions import open_captions
 from rear_jax.data.sources import SplitFacts, require_classes
 from rear_jax.data.sources.interface import ImageSource
@@ -41,6 +42,12 @@ def open_conditions(
             "captions: an image's label is the number of its caption."
         )
     return captions.__getitem__
+
+
+def text_encoder_of(config: ConfigDict, workdir: Path, generator: nn.Module) -> str:
+    """Fingerprint of the encoder that made the features of the training captions; '' for classes, or if unknown."""
+    header = captions_folder(config, workdir, config.data.train_split) / HEADER
+    return read_header(header).encoder if generators.takes_captions(generator) and header.is_file() else ""
 
 
 def check_conditions(

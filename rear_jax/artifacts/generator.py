@@ -33,12 +33,29 @@ STAGES = {  # value of config.sample.stage -> the job that trained the generator
 
 @dataclasses.dataclass(frozen=True)
 class Generator:
-    """A trained generator: module, parameters, the step they are from, and their hash."""
+    """A trained generator: module, parameters, the step they are from, and their hash.
+
+    `text_encoder` is the fingerprint of the encoder whose features it was trained with, '' where nobody knows.
+    """
 
     module: Any
     params: Any
     step: int
     fingerprint: str
+    text_encoder: str = ""
+
+    def require_text_encoder(self, fingerprint: str) -> None:
+        """Raises RearError where features of another text encoder are to be given to it."""
+        refuse_other_encoder(self.text_encoder, fingerprint, "the generator")
+
+
+def refuse_other_encoder(made_with: str, now: str, whose: str) -> None:
+    """Raises RearError where both fingerprints of text encoders are known, and differ."""
+    if made_with and now and made_with != now:
+        raise RearError(
+            f"{whose} was trained with features of text encoder {made_with}, these are of {now}: use the config.text "
+            "that it was trained with."
+        )
 
 
 def load_generator(
@@ -57,22 +74,26 @@ def load_generator(
         params = read_generator(Path(config.init_from), config, network, tokenizer)
         return Generator(network, params, 0, identity.fingerprint(params, {}))
     checkpoints = open_checkpoints(place, job)
-    _require_ema(_checked_record(checkpoints, config, tokenizer), config, place)
+    record = _checked_record(checkpoints, config, tokenizer)
+    _require_ema(record, config, place)
     step, params = _restore(checkpoints, config, network, ema=config.sample.use_ema)
-    return Generator(network, params, step, identity.fingerprint(params, {}))
+    return Generator(network, params, step, identity.fingerprint(params, {}), record.get("text_encoder", ""))
 
 
-def read_generator(place: Path, config: ConfigDict, network: nn.Module, tokenizer: Tokenizer | None) -> Any:
+def read_generator(
+    place: Path, config: ConfigDict, network: nn.Module, tokenizer: Tokenizer | None, *, text_encoder: str = ""
+) -> Any:
     """Parameters of the config's generator from a published file, a converted folder, or that of `--job=train`.
 
-    Optional modules that `place` does not have are left out. `tokenizer` is what the generator must have been made
-    with, where `place` knows; None asks nothing.
+    Optional modules that `place` does not have are left out. `tokenizer` and the fingerprint of a text encoder are what
+    the generator must have been made with, where `place` knows; None and '' ask nothing.
     """
     if published.weights_file(place) is not None:
         family = generators.family_of(network)
         return published.read_params(place, config, family, family.shapes(network))
     checkpoints = open_checkpoints(place, "train")
-    _checked_record(checkpoints, config, tokenizer)
+    record = _checked_record(checkpoints, config, tokenizer)
+    refuse_other_encoder(record.get("text_encoder", ""), text_encoder, f"the generator in {place}")
     return _restore(checkpoints, config, network)[1]
 
 

@@ -27,21 +27,31 @@ def open_text_encoder(config: ConfigDict, workdir: Path, generator: nn.Module) -
     Raises RearError: a file is missing or damaged, or the generator takes other features.
     """
     weights, vocabulary = _files(config, workdir)
-    _check_length(config, generator)
-    encoder = TextEncoder(weights, vocabulary, length=config.text.length, dtype=config.text.dtype)
+    encoder = TextEncoder(weights, vocabulary, length=text_length(config, generator), dtype=config.text.dtype)
     _check_width(encoder.module.width, weights, generator)
     return encoder
 
 
 def check_text_encoder(config: ConfigDict, workdir: Path, generator: nn.Module, before: Collection[str]) -> None:
     """Raises RearError where headers tell that `open_text_encoder` will fail, unless a job before makes the encoder."""
-    _check_length(config, generator)
+    text_length(config, generator)
     check_dtype(config.text.dtype)
     if "caption" in before and not config.text.encoder:
         return
     weights, vocabulary = _files(config, workdir)
     T5Vocabulary(vocabulary)
     _check_width(t5_files.sizes(open_weights(weights), source=weights)["width"], weights, generator)
+
+
+def text_length(config: ConfigDict, generator: nn.Module) -> int:
+    """Tokens of a caption; raises RearError where the generator has no room for so many."""
+    length = config.text.length or generator.caption_length
+    if not 1 <= length <= generator.caption_length:
+        raise RearError(
+            f"config.text.length = {length}: the generator has room for 1 to {generator.caption_length} tokens "
+            "(config.model.caption_length)."
+        )
+    return length
 
 
 def _files(config: ConfigDict, workdir: Path) -> tuple[str, str]:
@@ -62,17 +72,9 @@ def _files(config: ConfigDict, workdir: Path) -> tuple[str, str]:
     return str(weights), str(found[0])
 
 
-def _check_length(config: ConfigDict, generator: nn.Module) -> None:
-    if not 1 <= config.text.length <= generator.caption_length:
-        raise RearError(
-            f"config.text.length = {config.text.length}: the generator has 1 to {generator.caption_length} positions "
-            "for a caption (config.model.caption_length)."
-        )
-
-
 def _check_width(width: int, weights: str, generator: nn.Module) -> None:
     if width != generator.caption_dim:
         raise RearError(
-            f"{weights} gives features of {width} numbers, the generator takes {generator.caption_dim}: use the encoder "
-            "that it was trained with, or set config.model.caption_dim."
+            f"{weights} gives features of {width} numbers, the generator takes {generator.caption_dim}: use the "
+            "encoder that it was trained with, or set config.model.caption_dim."
         )

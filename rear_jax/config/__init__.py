@@ -8,7 +8,7 @@ Sizes that follow from other settings (codes per image, width of an embedding) a
 from ml_collections import ConfigDict
 
 from rear_jax import generators, tokenizers
-from rear_jax.config import data, evaluation, running, training
+from rear_jax.config import data, evaluation, running, text, training
 from rear_jax.config.training import loop_settings as loop_settings
 from rear_jax.config.training import optimizer_settings as optimizer_settings
 
@@ -41,6 +41,7 @@ def default() -> ConfigDict:
 
     config.mesh = running.mesh()
     config.data = data.data()
+    config.text = text.text()
     config.tokenizer = maskgit_vqgan()  # section of a family in rear_jax/tokenizers
     config.tokenizer_training = training.tokenizer_training()
     config.lpips = training.lpips()

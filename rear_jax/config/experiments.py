@@ -39,6 +39,21 @@ def fashion_mnist() -> ConfigDict:
     return config
 
 
+def fashion_captions() -> ConfigDict:
+    """The quickstart from text: Fashion-MNIST with captions, a LlamaGen that takes them, VA-π, prompts and scores."""
+    config = fashion_mnist()
+    config.jobs = ("tokenizer", "tokenize", "caption", "train", "posttrain", "sample", "evaluate")
+    config.data.source = "fashion_captions"
+    config.text.dtype = "float32"
+    config.unlock()
+    config.model = llamagen()
+    config.model.update(width=128, depth=3, heads=4, mlp_width=344, dropout=0.0, token_dropout=0.0, dtype="float32")
+    config.model.update(unroll=3, condition="text", caption_length=16, caption_dim=64)
+    config.method.name = "ar"
+    config.sample.update(images_per_prompt=1, guidance="constant", guidance_scale=3.0)
+    return config.lock()
+
+
 def fashion_mnist_sequence() -> ConfigDict:
     """The quickstart without post-training, for tokenizers that are vision transformers (TiTok and AliTok)."""
     config = fashion_mnist()

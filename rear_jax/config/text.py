@@ -10,7 +10,7 @@ def text() -> ConfigDict:
     # '' = <workdir>/text_encoder, which the job 'caption' makes if it is not there, with random weights
     text.encoder = ""
     text.vocabulary = ""  # tokenizer.json or spiece.model of the encoder; '' = the one in the folder of the encoder
-    text.length = 120  # tokens of a caption, 1 to config.model.caption_length; longer ones are cut
+    text.length = 0  # tokens of a caption, longer ones are cut; 0 = all that config.model.caption_length has room for
     text.dtype = "bfloat16"  # of the weights, the products and the stored features: 'bfloat16' or 'float32'
     text.batch_size = 32  # captions that each device encodes at once
     # sizes of an encoder that is made here: its features have config.model.caption_dim numbers

@@ -22,6 +22,7 @@ from rear_jax.runtime.identity import environment
 from rear_jax.runtime.mesh import check_batch, make_mesh
 from rear_jax.runtime.writer import MetricWriter
 from rear_jax.sampling import draw
+from rear_jax.sampling.conditions import balanced_labels, check_conditions, open_conditions
 from rear_jax.sampling.generate import sampler_of
 from rear_jax.training.state import TrainState
 
@@ -30,10 +31,10 @@ log = logging.getLogger(__name__)
 JOB = "train_scores"  # under which scores stand in metrics.jsonl and TensorBoard, and the name of their recipe's file
 
 
-def check(config: ConfigDict, model: Any) -> None:
+def check(config: ConfigDict, workdir: Path, model: Any) -> None:
     """Raises RearError where a `Watch` of this generator will; no parameter goes to a device."""
     _check_settings(config)
-    draw.check_conditions(config, model)
+    check_conditions(config, workdir, model)
     _plan(config, reference.outline_network(config.evaluate))
 
 
@@ -78,7 +79,7 @@ class Watch:
         self._extractor = network.extractor
         self._reference = reference.prepare_reference(plan, network.extractor, settings, folder)
         self._settings = reference.score_settings(settings)
-        self._conditions = draw.conditions_of(config, model)
+        self._conditions = open_conditions(config, workdir, model)
         self._program = draw.compile_sampler(config, model, tokenizer.module)
         self._tokenizer_params = tokenizer.params
         self._best = Checkpoints(artifacts.best_generator_folder(workdir), keep=1)
@@ -112,7 +113,7 @@ class Watch:
     def _images(self, params: Any) -> Iterator[np.ndarray]:
         """The set, batch by batch."""
         count, mesh = self._config.train.evaluate_images, make_mesh(self._config.mesh)
-        labels = draw.balanced_labels(count, len(jax.tree.leaves(self._conditions)[0]))
+        labels = balanced_labels(count, self._conditions.count)
         program = functools.partial(self._program, params, self._tokenizer_params)
         for batch in draw.plan_batches(labels, np.arange(count), self._config.sample.batch_size):
             yield draw.draw_batch(program, self._conditions, batch, mesh)

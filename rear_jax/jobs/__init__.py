@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from rear_jax.data.sources import forget_splits
 from rear_jax.errors import RearError
 from rear_jax.jobs import (
+    caption,
     convert,
     evaluate,
     import_codes,
@@ -29,6 +30,7 @@ from rear_jax.runtime import distributed
 JOBS: dict[str, Job] = {
     "tokenizer": Job(tokenizer.run, tokenizer.check, shared=True),
     "tokenize": Job(tokenize.run, tokenize.check, shared=True),
+    "caption": Job(caption.run, caption.check, shared=True),
     "import": Job(import_codes.run, import_codes.check),
     "train": Job(train.run, train.check, shared=True),
     "posttrain": Job(posttrain.run, posttrain.check, shared=True),

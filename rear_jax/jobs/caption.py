@@ -1,4 +1,4 @@
-"""`--job=caption`: the captions of the images become features on disk, which a generator learns and is post-trained from."""
+"""`--job=caption`: the captions of the images become features on disk, for training and post-training."""
 
 import functools
 import logging
@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from rear_jax import artifacts, generators
 from rear_jax.data.caption_shards import HEADER, CaptionsHeader, Rows, refuse_other_plan, write_captions
 from rear_jax.data.sources import open_split, split_facts
-from rear_jax.data.sources.interface import CaptionedSource, captioned, spread
+from rear_jax.data.sources.interface import CaptionedSource, spread
 from rear_jax.errors import RearError
 from rear_jax.runtime import distributed, local_devices
 from rear_jax.runtime.identity import fingerprint
@@ -43,7 +43,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         folder = artifacts.captions_folder(config, workdir, split)
         header = CaptionsHeader(
             num_captions=len(source),
-            length=config.text.length,
+            length=encoder.length,
             dim=generator.caption_dim,
             dtype=config.text.dtype,
             encoder=encoder.fingerprint,
@@ -76,9 +76,8 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
         if not facts.captioned:
             raise RearError(f"{facts.name} ({split}) has no captions: give config.data.source a set that has them.")
         folder = artifacts.captions_folder(config, workdir, split)
-        header = CaptionsHeader(
-            facts.num_images, config.text.length, generator.caption_dim, config.text.dtype, "", "", facts.name, split
-        )
+        length, dim = artifacts.text_length(config, generator), generator.caption_dim
+        header = CaptionsHeader(facts.num_images, length, dim, config.text.dtype, "", "", facts.name, split)
         refuse_other_plan(folder, header, but=("encoder", "captions"))
     artifacts.check_text_encoder(config, workdir, generator, (*before, "caption"))
 

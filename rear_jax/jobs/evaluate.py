@@ -26,6 +26,7 @@ from rear_jax.metrics.statistics import frechet_distance
 from rear_jax.runtime.atomic import write_json
 from rear_jax.runtime.identity import fingerprint, is_done
 from rear_jax.sampling import draw
+from rear_jax.sampling.conditions import num_images
 from rear_jax.training import objectives, posttraining
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     """See `Job.check`."""
     if "sample" in before:
         network = objectives.build_generator(config, artifacts.outline_tokenizer(config).module)
-        shape = draw.num_images(config, network), *draw.image_shape(config)
+        shape = num_images(config, network), *draw.image_shape(config)
     else:
         samples = _samples(config, workdir)
         shape = samples.images.shape if samples else None

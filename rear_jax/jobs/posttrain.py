@@ -58,14 +58,15 @@ def run(config: ConfigDict, workdir: Path) -> None:
     )
     scorers = caption_scorers(config)
     texts, texts_of_held_out = (CaptionFeatures(scorers, images) for images in (source, held_out))
-    asked = judges_of(config, workdir)
+    asked, text_encoder = judges_of(config, workdir), artifacts.text_encoder_of(config, workdir, generator)
     checkpoints, saved = artifacts.resumable(_folder(method, workdir), settings.loop, config, "posttrain")
     if saved:
         tokenizer.require(saved["tokenizer_fingerprint"], f"what {checkpoints.folder} holds")
+        artifacts.refuse_other_encoder(saved.get("text_encoder", ""), text_encoder, f"what {checkpoints.folder} holds")
 
     start = {}
     if _needs_start(config, resumed=bool(saved)):
-        start = _starting_point(config, workdir, generator, tokenizer)
+        start = _starting_point(config, workdir, generator, tokenizer, text_encoder)
 
     def learn(config: ConfigDict) -> loop.Learning:
         return posttraining.learning(config, tokenizer, start, asked)
@@ -79,6 +80,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     frozen, devices = learn(config).frozen, make_mesh(config.mesh)
     draw = _drawer(config, networks, frozen, held_out, of_held_out, texts_of_held_out)
     record = config.to_dict() | {"holds": method.trains, "tokenizer_fingerprint": tokenizer.fingerprint}
+    record["text_encoder"] = text_encoder
     watch, look = None, _watcher(config, workdir, method, networks, frozen["tokenizer"], held_out, of_held_out)
     if settings.loop.picture_every:
         watch = settings.loop.picture_every, lambda step, state: look(step, state.params)
@@ -135,11 +137,13 @@ def _folder(method: Method, workdir: Path) -> Path:
     return artifacts.posttrained_folder(workdir)
 
 
-def _starting_point(config: ConfigDict, workdir: Path, generator: Any, tokenizer: artifacts.Tokenizer) -> Any:
+def _starting_point(
+    config: ConfigDict, workdir: Path, generator: Any, tokenizer: artifacts.Tokenizer, text_encoder: str
+) -> Any:
     """Parameters of the generator that training starts from."""
     place = _starting_place(config, workdir)
     log.info("posttrain: starting from %s", place)
-    return artifacts.read_generator(place, config, generator, tokenizer)
+    return artifacts.read_generator(place, config, generator, tokenizer, text_encoder=text_encoder)
 
 
 def _starting_place(config: ConfigDict, workdir: Path, before: Collection[str] = ()) -> Path:

@@ -26,6 +26,7 @@ from rear_jax.runtime.mesh import check_batch, make_mesh, replicated
 from rear_jax.runtime.progress import ProgressBar
 from rear_jax.runtime.stopping import Interrupted, StopSign, any_raised
 from rear_jax.sampling import draw
+from rear_jax.sampling.conditions import Conditions, check_conditions, open_conditions, prompts_of
 from rear_jax.sampling.generate import sampler_of
 from rear_jax.sampling.sampled_set import SampledSet
 from rear_jax.training import objectives, posttraining
@@ -55,10 +56,10 @@ def run(config: ConfigDict, workdir: Path, place: Path | None = None) -> None:
     tokenizer = artifacts.load_tokenizer(config, workdir, decoder_posttrained=decoder_posttrained)
     network = objectives.build_generator(config, tokenizer.module)
     generator = artifacts.load_generator(config, workdir, tokenizer, network, stage=stage)
-    conditions = draw.conditions_of(config, generator.module)
-    prompts = draw.prompts_of(config, generator.module)
+    conditions = open_conditions(config, workdir, generator.module)
+    generator.require_text_encoder(conditions.recipe.get("text_encoder", ""))
+    labels, prompts = conditions.labels, conditions.prompts
     recipe = make_recipe(config, tokenizer, generator, conditions)
-    labels = draw.labels_of(config, prompts, len(jax.tree.leaves(conditions)[0]))
     if is_done(place / "samples.json", recipe) and (place / "samples.npz").exists():
         log.info("sample: done already, %d images in %s", len(labels), place / "samples.npz")
         if distributed.is_first():
@@ -74,7 +75,7 @@ def run(config: ConfigDict, workdir: Path, place: Path | None = None) -> None:
             jax.device_put(tokenizer.params, replicated(mesh)),
         )
         program = draw.compile_sampler(config, generator.module, tokenizer.module)
-        _draw_missing(config, functools.partial(program, *weights), conditions, labels, partial, mesh)
+        _draw_missing(config, functools.partial(program, *weights), conditions, partial, mesh)
     if not distributed.is_first():
         return
     partial.export(place / "samples.npz", labels)
@@ -96,11 +97,11 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     artifacts.check_tokenizer(config, workdir, before, decoder_posttrained=decoder_posttrained)
     network = objectives.build_generator(config, artifacts.outline_tokenizer(config).module)
     artifacts.check_stage(config, workdir, network, before, stage=stage)
-    draw.check_conditions(config, network)
+    check_conditions(config, workdir, network, before)
     if config.sample.geneval:
-        geneval.check_prompts(draw.prompts_of(config, network), config.sample.images_per_prompt)
+        geneval.check_prompts(prompts_of(config, network), config.sample.images_per_prompt)
     if config.sample.hpsv2:
-        hpsv2.check_prompts(draw.prompts_of(config, network))
+        hpsv2.check_prompts(prompts_of(config, network))
     sharding.shardings(generators.shapes(network), make_mesh(config.mesh), generators.family_of(network).parameters)
 
 
@@ -128,21 +129,19 @@ def _open_partial(place: Path, recipe: dict, shape: tuple[int, int, int, int]) -
     return partial
 
 
-def _draw_missing(
-    config: ConfigDict, program: Any, conditions: Any, labels: np.ndarray, partial: SampledSet, mesh: Mesh
-) -> None:
+def _draw_missing(config: ConfigDict, program: Any, conditions: Conditions, partial: SampledSet, mesh: Mesh) -> None:
     """Draws what is not there yet.
 
     Raises:
       Interrupted: SIGTERM or SIGINT came; every batch drawn so far is on disk.
     """
-    missing, total = np.flatnonzero(~partial.done), len(labels)
+    missing, total = np.flatnonzero(~partial.done), len(conditions.labels)
     stop, done = StopSign(mesh, ahead=0), total - len(missing)
     ask = jax.jit(any_raised, out_shardings=replicated(mesh))
     if done:
         log.info("sample: going on, %d of %d images are there", done, total)
     with stop.listening(), ProgressBar("sample", total=total, start=done, unit="image") as bar:
-        for batch in draw.plan_batches(labels, missing, config.sample.batch_size):
+        for batch in draw.plan_batches(conditions.labels, missing, config.sample.batch_size):
             images = draw.draw_batch(program, conditions, batch, mesh)
             if distributed.is_first():
                 partial.add(batch.indices[: batch.count], images)
@@ -154,10 +153,10 @@ def _draw_missing(
 
 
 def make_recipe(
-    config: ConfigDict, tokenizer: artifacts.Tokenizer, generator: artifacts.Generator, conditions: Any
+    config: ConfigDict, tokenizer: artifacts.Tokenizer, generator: artifacts.Generator, conditions: Conditions
 ) -> dict:
     """Everything the set depends on but rounding: one that is begun or done is this command's if it has this recipe."""
-    of_set = draw.recipe_of(config, generator.module, tokenizer, conditions, draw.num_images(config, generator.module))
+    of_set = draw.recipe_of(config, generator.module, tokenizer, conditions, len(conditions.labels))
     return of_set | {"generator_step": generator.step, "generator": generator.fingerprint}
 
 

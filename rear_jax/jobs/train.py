@@ -29,13 +29,17 @@ def run(config: ConfigDict, workdir: Path) -> None:
     _check_settings(config)
     tokenizer = artifacts.load_tokenizer(config, workdir)
     model = objectives.build_generator(config, tokenizer.module)
+    text_encoder = artifacts.text_encoder_of(config, workdir, model)
     record = config.to_dict() | {"holds": "generator", "tokenizer_fingerprint": tokenizer.fingerprint}
+    record["text_encoder"] = text_encoder
     checkpoints, saved = artifacts.resumable(artifacts.generator_folder(workdir), settings, config, "train")
     given = {}
     if saved:
-        tokenizer.require(saved["tokenizer_fingerprint"], f"the generator in {checkpoints.folder}")
+        whose = f"the generator in {checkpoints.folder}"
+        tokenizer.require(saved["tokenizer_fingerprint"], whose)
+        artifacts.refuse_other_encoder(saved.get("text_encoder", ""), text_encoder, whose)
     elif config.init_from:
-        given = artifacts.read_generator(Path(config.init_from), config, model, tokenizer)
+        given = artifacts.read_generator(Path(config.init_from), config, model, tokenizer, text_encoder=text_encoder)
         log.info("train: starting from %s", config.init_from)
 
     def learn(config: ConfigDict) -> loop.Learning:
@@ -74,7 +78,7 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     if source is not None:
         artifacts.check_conditions(config, workdir, model, config.data.train_split, source, before)
     if config.train.evaluate_every:
-        watching.check(config, model)
+        watching.check(config, workdir, model)
 
 
 def _check_settings(config: ConfigDict) -> None:

@@ -14,6 +14,7 @@ from rear_jax.runtime.checkpoints import abstract
 from rear_jax.runtime.mesh import check_batch, mesh_shape, replicated, split
 from rear_jax.runtime.sharding import shardings
 from rear_jax.sampling import draw
+from rear_jax.sampling.conditions import labels_of
 from rear_jax.training import loop, objectives, posttraining, vq
 from rear_jax.training.posttraining.judges import judges_of
 from rear_jax.training.posttraining.teacher_forcing import bare_generator
@@ -73,10 +74,8 @@ def sample(config: ConfigDict, mesh: Mesh) -> Program:
     settings, tokenizer = config.sample, artifacts.outline_tokenizer(config)
     model = objectives.build_generator(config, tokenizer.module)
     family, everywhere = generators.family_of(model), replicated(mesh)
-    prompts = given_prompts(settings)
-    labels = draw.labels_of(
-        config, prompts, settings.num_images if generators.takes_captions(model) else config.data.num_classes
-    )
+    conditions = settings.num_images if generators.takes_captions(model) else config.data.num_classes
+    labels = labels_of(settings, len(given_prompts(settings)), conditions)
     first = next(draw.plan_batches(labels, np.arange(len(labels)), settings.batch_size))
     generator = family.shapes(model)
     weights = {

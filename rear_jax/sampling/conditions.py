@@ -23,12 +23,14 @@ class Conditions(NamedTuple):
 
     Attributes:
       look_up: numbers [U] -> what the generator takes, a tree of arrays [U, ...].
+      count: how many there are.
       labels: of each image of the set, the number of its condition.
       prompts: the texts, where the conditions are prompts.
       recipe: what the set depends on by them.
     """
 
     look_up: Callable[[np.ndarray], Any]
+    count: int
     labels: np.ndarray
     prompts: tuple[Prompt, ...]
     recipe: dict[str, Any]
@@ -44,7 +46,7 @@ def open_conditions(config: ConfigDict, workdir: Path, model: nn.Module) -> Cond
         prompts_of(config, model)  # refuses them
         classes = np.arange(config.data.num_classes, dtype=np.int32)
         recipe = {"labels": "balanced: index modulo the number of classes"}
-        return Conditions(classes.__getitem__, balanced_labels(settings.num_images, len(classes)), (), recipe)
+        return Conditions(classes.__getitem__, len(classes), labels_of(settings, 0, len(classes)), (), recipe)
     if prompts := prompts_of(config, model):
         encode, encoder = text_encoder(config, workdir, model)
         texts = [prompt.text for prompt in prompts]
@@ -53,11 +55,13 @@ def open_conditions(config: ConfigDict, workdir: Path, model: nn.Module) -> Cond
             "prompts": fingerprint({}, {"prompts": texts}),
             "text_encoder": encoder,
         }
-        labels = np.repeat(np.arange(len(texts), dtype=np.int32), settings.images_per_prompt)
-        return Conditions(lambda numbers: encode([texts[n] for n in numbers.tolist()]), labels, tuple(prompts), recipe)
+        labels = labels_of(settings, len(texts), 0)
+        return Conditions(
+            lambda numbers: encode([texts[n] for n in numbers.tolist()]), len(texts), labels, tuple(prompts), recipe
+        )
     captions = _captions(config, model)
     recipe = {"labels": "balanced: index modulo the number of captions", "captions": _name(captions)}
-    return Conditions(captions.__getitem__, balanced_labels(settings.num_images, len(captions)), (), recipe)
+    return Conditions(captions.__getitem__, len(captions), labels_of(settings, 0, len(captions)), (), recipe)
 
 
 def check_conditions(config: ConfigDict, workdir: Path, model: nn.Module, before: Collection[str] = ()) -> None:
@@ -87,6 +91,13 @@ def prompts_of(config: ConfigDict, model: nn.Module) -> list[Prompt]:
 def num_images(config: ConfigDict, model: nn.Module) -> int:
     """Images in the set: `config.sample.num_images`, or as many as its prompts ask for."""
     return len(prompts_of(config, model)) * config.sample.images_per_prompt or config.sample.num_images
+
+
+def labels_of(settings: ConfigDict, num_prompts: int, num_conditions: int) -> np.ndarray:
+    """Label of each image of the set: balanced, or with prompts their numbers in order, each repeated."""
+    if num_prompts:
+        return np.repeat(np.arange(num_prompts, dtype=np.int32), settings.images_per_prompt)
+    return balanced_labels(settings.num_images, num_conditions)
 
 
 def balanced_labels(count: int, num_classes: int) -> np.ndarray:

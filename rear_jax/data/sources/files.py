@@ -30,9 +30,9 @@ def split_files(path: str, split: str, suffixes: tuple[str, ...]) -> tuple[Path,
     """The files of a split, sorted.
 
     Args:
-      path: a folder, with the files in `<path>/<split>/`, or in it or in `<path>/data/` and named `<split>-...`; or for
-        the split '' in it by any name. Or the name of a file, or a pattern such as 'DIR/*.tar', for the split ''; with
-        '{split}' in it, for every split.
+      path: a folder, with the files in `<path>/<split>/`, or in it or in `<path>/data/` and named `<split>-...` (or `.`
+        or `_` for `-`); for the split '' in it by any name. Or the name of a file, or a pattern such as 'DIR/*.tar',
+        for the split ''. A '{split}' in it stands for the split.
       split: name of the split, or ''.
       suffixes: of the names of the files.
 
@@ -47,11 +47,12 @@ def split_files(path: str, split: str, suffixes: tuple[str, ...]) -> tuple[Path,
         return _usable(found, suffixes) or _no_files(path, split, suffixes)
     if located(str(place)).is_file():
         return (place,)
-    for folder, start in [(place / split, "")] + [(place, split), (place / "data", split)] * bool(split):
-        if folder.is_dir():
-            starts = (start,) if not start else tuple(f"{start}{sign}" for sign in "-._")
-            if found := _usable([file for file in folder.iterdir() if file.name.startswith(starts)], suffixes):
-                return found
+    inside = "" if SPLIT in path else split
+    for folder, start in [(place / inside, "")] + [(place, inside), (place / "data", inside)] * bool(inside):
+        starts = tuple(start + sign for sign in "-._") if start else ("",)
+        entries = folder.iterdir() if folder.is_dir() else ()
+        if found := _usable([file for file in entries if file.name.startswith(starts)], suffixes):
+            return found
     return _no_files(path, split, suffixes)
 
 

@@ -9,7 +9,9 @@ import json
 import logging
 import os
 import secrets
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -23,6 +25,22 @@ Arrays = dict[str, np.ndarray]
 
 VERSION = 1  # of what the kinds keep; raise it when that changes
 FACTS = "facts"  # what the index is of
+# What numpy and zipfile raise on broken files.
+_BROKEN = (
+    zipfile.BadZipFile,
+    OSError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    MemoryError,
+    RuntimeError,
+    SyntaxError,
+    struct.error,
+    zlib.error,
+)
 
 
 def kept_index(files: Sequence[Path], question: str, build: Callable[[], Arrays]) -> Arrays:
@@ -79,7 +97,7 @@ def _read(place: Path, facts: np.ndarray) -> Arrays | None:
                 return {name: arrays[name] for name in arrays.files if name != FACTS}
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except _BROKEN as error:
         log.warning("%s cannot be read (%s); it is made again", place, error)
     return None
 

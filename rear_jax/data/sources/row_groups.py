@@ -38,8 +38,10 @@ class RowGroups:
     def cell(self, row: int, column: str) -> bytes | None:
         """A cell of a column of bytes or text, None where it is empty; raises RearError where it cannot be read."""
         group = self._group(row)
-        values = self._column(group, column)
-        value = values[row - int(self._starts[group])].as_buffer()
+        values, number = self._column(group, column), row - int(self._starts[group])
+        if number >= len(values):
+            raise RearError(f"{self.place(row)[0]} has fewer rows than when it was indexed; start the run again")
+        value = values[number].as_buffer()
         return None if value is None else value.to_pybytes()
 
     def _group(self, row: int) -> int:

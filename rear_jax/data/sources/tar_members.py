@@ -3,6 +3,7 @@
 A key is the path of a member up to the first dot of its file name; what follows is its suffix, as in webdataset.
 """
 
+import logging
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import NamedTuple
 from rear_jax.data.sources.broken import Tally
 from rear_jax.data.sources.decoding import is_hidden
 from rear_jax.errors import RearError
+
+log = logging.getLogger(__name__)
 
 COMPRESSED = {b"\x1f\x8b": "gzip -d", b"BZh": "bzip2 -d", b"\xfd7zXZ": "xz -d", b"\x28\xb5\x2f\xfd": "zstd -d"}
 
@@ -69,11 +72,14 @@ def _headers(shard: Path) -> Iterator[tarfile.TarInfo]:
 
 
 def _require_end(tar: tarfile.TarFile, shard: Path) -> None:
-    """`tarfile` stops at a damaged header as if it were the end, which is a block of zeros or the end of the file."""
+    """At the end is a block of zeros, or nothing; `tarfile` stops at a damaged header as if that were the end."""
     with shard.open("rb") as file:
         file.seek(tar.offset)
-        if any(file.read(tarfile.BLOCKSIZE)):
-            raise tarfile.ReadError(f"no header at byte {tar.offset}")
+        block = file.read(tarfile.BLOCKSIZE)
+    if any(block):
+        raise tarfile.ReadError(f"no header at byte {tar.offset}")
+    if not block:
+        log.warning("%s has no mark at its end; its last members may have been cut off", shard)
 
 
 def _refuse_compressed(shard: Path) -> None:

@@ -50,6 +50,7 @@ def fashion_captions() -> ConfigDict:
     config.model.update(width=128, depth=3, heads=4, mlp_width=344, dropout=0.0, token_dropout=0.0, dtype="float32")
     config.model.update(unroll=3, condition="text", caption_length=16, caption_dim=64)
     config.method.name = "ar"
+    config.train.loop.steps = 800
     config.sample.update(images_per_prompt=1, guidance="constant", guidance_scale=3.0)
     return config.lock()
 

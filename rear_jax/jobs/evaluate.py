@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from rear_jax import artifacts, tokenizers
 from rear_jax.errors import RearError
-from rear_jax.evaluation import reference, report
+from rear_jax.evaluation import reference, report, text_fit
 from rear_jax.evaluation.label_scores import LabelScores, Nothing, label_scores
 from rear_jax.evaluation.label_scores import recipe_of as recipe_of_labels
 from rear_jax.evaluation.reconstructions import Reconstructions
@@ -23,6 +23,7 @@ from rear_jax.metrics.features import Network, load_network
 from rear_jax.metrics.perceptual import PerceptualNetwork, lpips_vgg16
 from rear_jax.metrics.scores import Described
 from rear_jax.metrics.statistics import frechet_distance
+from rear_jax.metrics.text_scores import TextScorer
 from rear_jax.runtime.atomic import write_json
 from rear_jax.runtime.identity import fingerprint, is_done
 from rear_jax.sampling import draw
@@ -45,6 +46,7 @@ class Compared:
     held_out: RealImages | None
     tokenizer: artifacts.Tokenizer | None
     lpips: PerceptualNetwork | None
+    text_scorers: dict[str, TextScorer]
 
 
 def run(config: ConfigDict, workdir: Path, place: Path | None = None) -> None:
@@ -54,6 +56,8 @@ def run(config: ConfigDict, workdir: Path, place: Path | None = None) -> None:
     after the tokenizer, which no generator on its codes is likely to beat. These are also compared with their
     originals, as a set (rFID) and one by one (PSNR, SSIM, and LPIPS with the files of `config.lpips`). Without
     `samples.npz` the latter is all that there is to do; without `config.evaluate.tokenizer` it is left out.
+
+    Samples that were drawn for prompts get a CLIP score and HPSv2 too, by the files of `config.clip` and `config.hps`.
 
     The tokenizer and the kept references are in `workdir`; the samples are in `place`, and the scores go there, if it
     is not the same folder.
@@ -83,7 +87,7 @@ def gather(config: ConfigDict, workdir: Path, place: Path) -> Compared:
         _, decoder_posttrained = posttraining.sampled_stage(config)
         tokenizer = artifacts.load_tokenizer(config, workdir, decoder_posttrained=decoder_posttrained)
         lpips = _lpips(config)
-    return Compared(network, plan, samples, held_out, tokenizer, lpips)
+    return Compared(network, plan, samples, held_out, tokenizer, lpips, text_fit.scorers(config))
 
 
 def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
@@ -94,6 +98,7 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     else:
         samples = _samples(config, workdir)
         shape = samples.images.shape if samples else None
+    text_fit.check(config)
     network = reference.outline_network(config.evaluate)
     _held_out(config, network, reference.plan_reference(config, network), shape)
     if config.evaluate.tokenizer:
@@ -165,6 +170,8 @@ def make_recipe(config: ConfigDict, given: Compared) -> dict:
             f"8-bit images ({tokenizers.family_of(module).to_8_bit.__name__}); "
             "PSNR, SSIM (11x11 Gaussian window, 1.5), LPIPS: means over images"
         )
+    for name, scorer in given.text_scorers.items():
+        recipe[name] = f"{scorer.recipe}; weights {scorer.weights}; mean cosine of samples and their prompts"
     if given.lpips:
         recipe["lpips"] = f"VGG16 with learned heads; weights {fingerprint(given.lpips.params, {})}"
     return recipe
@@ -187,6 +194,8 @@ def score_all(config: ConfigDict, workdir: Path, place: Path, given: Compared) -
         batches = by_label.watched(images.batches(settings.batch_size), SAMPLES)
         described = reference.describe(batches, len(images), extractor, SAMPLES)
         found[SAMPLES] = compare(described, labels, SAMPLES)
+        if prompts := text_fit.prompts_in(place):
+            found[SAMPLES] |= text_fit.scores(given.text_scorers, images, labels, prompts, settings.batch_size)
     if given.held_out:
         compared = compare if _fits(given.plan, given.held_out) else lambda *_: {}
         found |= score_tokenizer(config, given, by_label, compared)

@@ -105,9 +105,9 @@ def test_large_activations_stay_finite_in_bfloat16():
     large = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params())
     large["blocks"]["up"]["kernel"] *= 1e5
     assert np.isfinite(hidden(large, ids, mask, module=T5Encoder(**SIZES))).all()
-    for dtype in ("float16", "int8"):
+    for dtype in ("float16", "int8", "bf16"):
         with pytest.raises(RearError, match=rf"does not compute in {dtype}: use bfloat16 or float32"):
-            T5Encoder(**SIZES, dtype=jnp.dtype(dtype)).init(jax.random.key(0), ids, mask)
+            T5Encoder(**SIZES, dtype=dtype).init(jax.random.key(0), ids, mask)
 
 
 def test_every_parameter_of_flan_t5_xl_is_divided():
@@ -255,7 +255,9 @@ class TestShards:
         with pytest.raises(RearError, match=r"00002\.safetensors has no tensor encoder\..*, but .*index\.json says so"):
             open_weights(index)
 
-    @pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "a/b.bin", "..", "", "a\\b.bin", "a\0b"])
+    @pytest.mark.parametrize(
+        "name", ["../outside.safetensors", "/etc/passwd", "a/b.bin", "..", "", "a\\b.bin", "a\0b", "\ud800", "a" * 300]
+    )
     def test_a_shard_outside_the_folder(self, tmp_path, name):
         index = tmp_path / "folder" / "model.safetensors.index.json"
         index.parent.mkdir()

@@ -140,6 +140,12 @@ def test_fingerprint_is_that_of_the_content(files, tmp_path):
     assert T5Vocabulary(tmp_path / "copy").fingerprint in names
 
 
+def without_unknown() -> bytes:
+    model = json.loads(tokenizer_json())
+    model["model"]["unk_id"] = None
+    return json.dumps(model).encode()
+
+
 def other_special_ids() -> bytes:
     model = json.loads(tokenizer_json())
     model["model"]["vocab"][1][0], model["added_tokens"] = "<eos>", []
@@ -160,6 +166,7 @@ def other_special_ids() -> bytes:
         lambda: spiece()[:-7],
         lambda: spiece()[:1000],
         lambda: tokenizer_json().encode()[:-7],
+        without_unknown,
     ],
 )
 def test_damaged_files_are_refused(tmp_path, content):

@@ -36,8 +36,8 @@ def rules(*pairs: tuple[str, str]) -> Rules:
 def address(scheme: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
     """Where an address may begin: at a place in a text, and anywhere after a place.
 
-    The group `address` is the scheme with slashes or one more sign, or a host name with its path. A host begins with
-    the first end of a word in a run of its characters; there is only one such place to try in each run.
+    What is to go is the group `scheme`, with slashes or one more sign, or the group `host`, a name with its path.
+    A host begins at the first edge of a word in a run of its characters; there is only one such place in each run.
     """
     begin = rf"\b(?P<scheme>{scheme}:(?:/{{1,3}}|[a-z0-9%]))"
     host = rf"(?>[a-z0-9.\-]*?\b)(?P<host>{HOST})"
@@ -109,8 +109,8 @@ def clean_once(caption: str) -> str:
     return _apply(WORDS, text).strip()
 
 
-def _apply(rules: Rules, text: str) -> str:
-    for expression, new in rules:
+def _apply(changes: Rules, text: str) -> str:
+    for expression, new in changes:
         text = expression.sub(new, text)
     return text
 

@@ -33,10 +33,12 @@ def check_dtype(dtype: Any) -> None:
 
     Products of the MLP reach beyond 65504, the largest float16. bfloat16 has the range of float32.
     """
-    if jnp.dtype(dtype).name not in DTYPES:
-        raise RearError(
-            f"T5 does not compute in {jnp.dtype(dtype).name}: use bfloat16 or float32 (in float16 its MLP overflows)."
-        )
+    try:
+        name = jnp.dtype(dtype).name
+    except TypeError:
+        name = str(dtype)
+    if name not in DTYPES:
+        raise RearError(f"T5 does not compute in {name}: use bfloat16 or float32 (in float16 its MLP overflows).")
 
 
 def distance_buckets(length: int, buckets: int = 32, max_distance: int = 128) -> Int[np.ndarray, " 2T-1"]:

@@ -136,7 +136,8 @@ def _require_bytes(path: Path, module: T5Encoder) -> None:
     """Raises RearError where the weights are larger than the file: a damaged one may repeat its numbers without end."""
     several = path.is_dir() or path.suffix == ".json"
     files = (path if path.is_dir() else path.parent).iterdir() if several else [path]
-    if sum(leaf.size for leaf in jax.tree.leaves(shapes(module))) > sum(file.stat().st_size for file in files):
+    there = sum(file.stat().st_size for file in files if file.is_file())
+    if sum(leaf.size for leaf in jax.tree.leaves(shapes(module))) > there:
         raise RearError(f"{path} is smaller than the weights that it promises: it is damaged, fetch it again.")
 
 

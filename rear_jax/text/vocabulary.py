@@ -77,6 +77,7 @@ def _read_json(content: bytes, path: Path) -> tuple[Split, int, dict[str, int | 
     """How `tokenizer.json` splits a text, its size, and the ids of its special tokens."""
     try:
         model = tokenizers.Tokenizer.from_str(content.decode())
+        model.encode("\ue000")  # fails where the model has no token for what it does not know
     except Exception as error:  # the package raises no other class
         raise _damaged(path, error) from error
     model.no_truncation()

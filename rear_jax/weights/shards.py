@@ -5,6 +5,7 @@ a file in the same folder for the key of each tensor.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -21,6 +22,7 @@ NAMES = (  # what a folder's weights are called, the first one that is there cou
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+FILE_NAME = r"[^/\\]{1,60}"  # of no other folder, and short enough for every file system
 
 
 def open_weights(path: str | Path) -> Mapping[str, np.ndarray]:
@@ -84,6 +86,6 @@ def _read_index(path: Path) -> dict[str, str]:
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise RearError(f"{path} is not an index of shards ({error!r}): fetch it again.") from error
     for name in found.values():
-        if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
-            raise RearError(f"{path} names the file {name!r}, which is not beside it: refused; fetch it again.")
+        if name in ("", ".", "..") or not re.fullmatch(FILE_NAME, name) or not name.isprintable():
+            raise RearError(f"{path} names the file {name[:99]!r}, which is not beside it: refused; fetch it again.")
     return found

@@ -1,25 +1,37 @@
-"""LlamaGen-XL, text-conditional, at 256 pixels (arXiv 2406.06525, stage 1): images for captions of your own.
+"""LlamaGen-XL from text (arXiv 2406.06525): stage 1 at 256 pixels, or stage 2 at 512.
+
+Images for prompts of your own, by the authors' files and those of flan-T5-XL:
 
     python -m rear_jax.main --config=configs/llamagen_xl_t2i.py --workdir=DIR --job=sample \
         --config.tokenizer_from=vq_ds16_t2i.pt --config.init_from=t2i_XL_stage1_256.pt \
-        --config.sample.captions=captions.npz --config.sample.num_images=64
+        --config.text.encoder=flan-t5-xl --config.sample.prompt="a red dog on the grass"
 
-778M parameters, of which the authors count 775M. captions.npz holds T5-XL features [captions, at most 120, 2048] and
-their mask (rear_jax/data/captions.py); sample i is of caption i modulo the number of captions.
-Trained by the authors on 50M captioned images; training on captions is not offered here. Not run here.
+flan-t5-xl is the folder of the published files: model.safetensors.index.json with its shards, and tokenizer.json or
+spiece.model. With --config=configs/llamagen_xl_t2i.py:2 and t2i_XL_stage2_512.pt the images have 512 pixels.
+
+Training on pairs of images and captions, in the .tar shards pairs/train-*.tar and pairs/test-*.tar:
+
+    python -m rear_jax.main --config=configs/llamagen_xl_t2i.py --workdir=DIR --job=tokenize,caption,train \
+        --config.tokenizer_from=vq_ds16_t2i.pt --config.text.encoder=flan-t5-xl --config.data.path=pairs
+
+Add --config.init_from=t2i_XL_stage1_256.pt to go on from the published weights. The authors trained stage 1 on 50M
+pairs of LAION-COCO, and stage 2 on 10M pairs of their own; the steps here are one pass over each. 778M parameters, of
+which the authors count 775M. The features of a caption of 120 tokens take 491 kB. Not run here.
 """
 
-from rear_jax.config.experiments import llamagen_imagenet
+from rear_jax.config.experiments import llamagen_t2i
+from rear_jax.errors import RearError
+
+STAGES = {"1": (256, 195_312), "2": (512, 39_062)}  # pixels, and steps of 256 images
 
 
-def get_config():
-    config = llamagen_imagenet(image_size=256)
-    config.jobs = ("sample",)
-    config.model.condition = "text"
-    config.model.width = 1280
-    config.model.depth = 36
-    config.model.heads = 20
-    config.model.mlp_width = 3584
-    config.sample.guidance_scale = 7.5
-    config.sample.top_k = 1000
+def get_config(stage="1"):
+    if stage not in STAGES:
+        raise RearError(
+            f"LlamaGen-XL is trained from text in stages 1 and 2, not {stage!r}: end --config=FILE with :1 or :2."
+        )
+    image_size, steps = STAGES[stage]
+    config = llamagen_t2i(image_size)
+    config.jobs = ("tokenize", "caption", "train")
+    config.train.loop.steps = steps
     return config

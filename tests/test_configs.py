@@ -116,6 +116,8 @@ def test_one_real_run_at_toy_width(file, trained, tmp_path):
     config = toy.shrink(load(file))
     config.tokenizer_from = str(trained / "tokenizer")
     config.codes_from = str(trained / "codes")
+    if config.model.get("condition") == "text":
+        config.captions_from = str(captions(config.model, tmp_path))
     jobs.JOBS["train"].run(config, tmp_path)
     assert (tmp_path / "generator" / str(config.train.loop.steps)).is_dir()
     assert (tmp_path / "metrics.jsonl").exists()

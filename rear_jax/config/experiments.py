@@ -79,6 +79,19 @@ def llamagen_imagenet(image_size: int) -> ConfigDict:
     return config.lock()
 
 
+def llamagen_t2i(image_size: int) -> ConfigDict:
+    """LlamaGen-XL from captions (arXiv 2406.06525), on images and captions in .tar shards of the user's.
+
+    Trained as released: AdamW at a constant rate, batches of 256, dropout, and one caption in ten dropped.
+    """
+    config = llamagen_imagenet(image_size)
+    config.data.update(source="webdataset", path="pairs", eval_split="test")
+    config.codes.augmentation = "center"
+    config.model.update(condition="text", width=1280, depth=36, heads=20, mlp_width=3584)
+    config.sample.update(image_size=0, guidance_scale=7.5, top_k=1000, num_images=1000)
+    return config.lock()
+
+
 def titok_imagenet(stage: str) -> ConfigDict:
     """TiTok on ImageNet-1k at size B-64, in stage '1' or '2' of its training.
 

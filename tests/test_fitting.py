@@ -239,6 +239,7 @@ def stop_after(monkeypatch, last: int) -> None:
     monkeypatch.setattr(Checkpoints, "save", saving)
 
 
+@pytest.mark.slow
 def test_a_choice_that_does_not_fit_any_more_is_made_anew(tmp_path, trained, compiled, monkeypatch, caplog):
     _, looked_at = compiled
     limit(monkeypatch, 1e12)
@@ -275,6 +276,7 @@ def test_the_compilers_refusal_counts_as_too_much(tmp_path, trained, monkeypatch
     assert record(tmp_path)["train"]["accumulation"] == 2
 
 
+@pytest.mark.slow
 def test_post_training_takes_microbatches_too(tmp_path, trained, compiled, monkeypatch):
     steps, looked_at = compiled
     start = {"tokenizer_from": str(trained / "tokenizer"), "init_from": str(trained / "generator")}
@@ -304,6 +306,7 @@ def test_the_limit_is_that_of_the_smallest_device_of_this_process():
     assert jax.devices()[0].memory_stats() is None  # where this runs
 
 
+@pytest.mark.slow
 def test_what_a_tokenizers_backward_pass_computes_anew_changes_no_gradient(monkeypatch):
     """Beside one that keeps everything; what it saves is in the table of benchmarks/PLAN.md."""
     config = toy.config()

@@ -170,7 +170,7 @@ def test_one_step_by_caption(drop):
     )
     config.method.label_drop = drop
     model = toy.generator(config)
-    params = FAMILY.init(model, 0)
+    params = jax.jit(lambda: FAMILY.init(model, 0))()
     params["lm_head"]["kernel"] = 0.1 * jax.random.normal(jax.random.key(1), params["lm_head"]["kernel"].shape)
     mask = jnp.arange(4) >= jnp.array([0, 1, 2, 3])[:, None]
     captions = Captions(jax.random.normal(jax.random.key(4), (4, 4, 6)), mask)
@@ -181,7 +181,7 @@ def test_one_step_by_caption(drop):
     def mean_loss(params):
         return loss(params, batch, jax.random.key(3), progress=0.0, codebook=None)[0]
 
-    found, gradient = jax.value_and_grad(mean_loss)(params)
+    found, gradient = jax.jit(jax.value_and_grad(mean_loss))(params)
     null = jnp.broadcast_to(params["null_caption"], captions.features.shape)
     logits = model.apply({"params": params}, codes, Captions(null if drop else captions.features, mask)).logits
     by_hand = jnp.take_along_axis(jax.nn.log_softmax(logits), codes[:, :, None], axis=2)

@@ -181,6 +181,7 @@ def test_a_tokenizer_learns_through_lpips(files, tmp_path):
     assert records[-1]["perceptual"] > 0.01
 
 
+@pytest.mark.slow
 def test_reconstructions_are_scored(files, trained, tmp_path, monkeypatch):
     """The job's LPIPS is the mean over pairs of 8-bit images, and its recipe names the weights."""
     seen = []

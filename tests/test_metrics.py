@@ -242,7 +242,7 @@ class TestFeatures:
         np.testing.assert_allclose(features, images.mean(axis=(1, 2)), rtol=1e-5)
         with pytest.raises(RearError, match="no images"):
             extract(extractor, [])
-        with pytest.raises(RearError, match="batch of 5 images follows a first one of 4"):
+        with pytest.raises(RearError, match="batch of 5 rows follows a first one of 4"):
             extract(extractor, [images[:4], images[:5]])
 
     def test_efficientnet_reads_bytes_and_floats_alike_and_each_image_by_itself(self):

@@ -140,7 +140,15 @@ def narrow(config):
 
 
 @pytest.mark.parametrize(
-    "file", ["rear_s", "llamagen_b", "llamagen_xl_t2i", "rear_titok_b64", "alitok_b", "tokenizer_vqgan_plus"]
+    "file",
+    [
+        pytest.param("rear_s", marks=pytest.mark.slow),
+        "llamagen_b",
+        "llamagen_xl_t2i",
+        pytest.param("rear_titok_b64", marks=pytest.mark.slow),
+        "alitok_b",
+        "tokenizer_vqgan_plus",
+    ],
 )
 def test_narrow_networks_start_as_the_authors_do(file):
     for name, init in networks_of(narrow(shallow(load(toy.ROOT / "configs" / f"{file}.py")))).items():

@@ -38,7 +38,7 @@ def stream(function: Callable[[Any], Any], batches: Iterable[Any], *, size: int 
         rows = len(jax.tree.leaves(batch)[0])
         size = size or rows
         if rows > size:
-            raise RearError(f"A batch of {rows} follows a first one of {size}; give batches of one size.")
+            raise RearError(f"A batch of {rows} rows follows a first one of {size}; give batches of one size.")
         padded = jax.tree.map(functools.partial(_filled, rows=-(-size // devices) * devices), batch)
         started = function(jax.device_put(padded, split)), rows
         if running:

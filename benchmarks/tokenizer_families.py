@@ -1,6 +1,6 @@
 """The three small tokenizers on Fashion-MNIST, each with a reAR generator: what their codes cost and give.
 
-python benchmarks/tokenizers.py --workdir=DIR    # about fifteen minutes on two cores; goes on where it was stopped
+python benchmarks/tokenizer_families.py --workdir=DIR    # fifteen minutes on two cores; goes on where it was stopped
 
 The quickstart's grid of codes (without its post-training, which the others do not have), TiTok's codes without a place,
 and AliTok's, which are made to be read in order. Scores are those of `--job=evaluate`; images/s is the sampler's with

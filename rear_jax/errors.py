@@ -1,4 +1,21 @@
-"""The one exception that a user is meant to read."""
+"""The one exception that a user is meant to read, and those that libraries raise on files that are broken."""
+
+import struct
+import zlib
+
+UNREADABLE = (  # a file that is not what it says; zip files and pictures have errors of their own besides
+    OSError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    MemoryError,
+    SyntaxError,
+    struct.error,
+    zlib.error,
+)
 
 
 class RearError(Exception):

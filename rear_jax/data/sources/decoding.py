@@ -1,14 +1,12 @@
 """One function that decodes the image files of all sources, and the names that image files have."""
 
-import struct
-import zlib
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, features
 
-from rear_jax.errors import RearError
+from rear_jax.errors import UNREADABLE, RearError
 
 # What Pillow reads; the codec of the last two is not in every build of it.
 IMAGE_SUFFIXES = (
@@ -25,22 +23,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What Pillow raises on broken files, beside OSError and its own errors.
-_BROKEN = (
-    Image.DecompressionBombError,
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    ArithmeticError,
-    EOFError,
-    MemoryError,
-    NotImplementedError,
-    struct.error,
-    zlib.error,
-)
+_BROKEN = (*UNREADABLE, Image.DecompressionBombError, NotImplementedError)  # Pillow's
 
 
 def is_image(name: str) -> bool:

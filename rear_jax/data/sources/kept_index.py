@@ -9,14 +9,13 @@ import json
 import logging
 import os
 import secrets
-import struct
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from rear_jax.errors import UNREADABLE
 from rear_jax.runtime.atomic import atomic_file
 
 log = logging.getLogger(__name__)
@@ -25,22 +24,7 @@ Arrays = dict[str, np.ndarray]
 
 VERSION = 1  # of what the kinds keep; raise it when that changes
 FACTS = "facts"  # what the index is of
-# What numpy and zipfile raise on broken files.
-_BROKEN = (
-    zipfile.BadZipFile,
-    OSError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    ArithmeticError,
-    EOFError,
-    MemoryError,
-    RuntimeError,
-    SyntaxError,
-    struct.error,
-    zlib.error,
-)
+_BROKEN = (*UNREADABLE, zipfile.BadZipFile, RuntimeError)  # NumPy's and zipfile's
 
 
 def kept_index(files: Sequence[Path], question: str, build: Callable[[], Arrays]) -> Arrays:

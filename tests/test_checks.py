@@ -226,6 +226,8 @@ def test_captions_that_are_missing_or_too_few(tmp_path):
     config.captions_from = str(tmp_path / "none.npz")
     assert "config.captions_from = " in refused(("tokenizer", "posttrain"), config, tmp_path)
     assert "config.captions_from = " in refused(("tokenizer", "tokenize", "train"), config, tmp_path)
+    config.captions_from = ""
+    assert "run --job=caption first" in refused(("tokenizer", "tokenize", "train"), config, tmp_path)
 
 
 def study(variants, **changes) -> ConfigDict:

@@ -143,10 +143,10 @@ def write_captions(folder, count=10, seed=0):
 def test_training_by_caption(experiment, tmp_path):
     """The null caption stays as it was drawn; so does everything where a run is resumed."""
     config = experiment(condition="text", caption_length=4, caption_dim=6)
-    with pytest.raises(RearError, match=r"config.captions_from = '.*captions' does not exist"):
+    with pytest.raises(RearError, match=r"captions/test does not exist: run --job=caption first"):
         jobs.JOBS["train"].run(config, tmp_path)
-    (tmp_path / "captions").mkdir()
-    write_captions(tmp_path / "captions")
+    (tmp_path / "captions" / "test").mkdir(parents=True)
+    write_captions(tmp_path / "captions" / "test")
     jobs.JOBS["train"].run(config, tmp_path)
     params = artifacts.read_generator(tmp_path / "generator", config, toy.generator(config), None)
     fresh = FAMILY.init(toy.generator(config), config.seed)

@@ -35,6 +35,8 @@ def open_conditions(
         require_classes(source, config.data.num_classes)
         return lambda labels: labels
     place = str(captions_folder(config, workdir, split))
+    if not config.captions_from and not Path(place).exists():
+        raise RearError(f"{place} does not exist: run --job=caption first, or name features in {CAPTIONS}.")
     captions = open_captions(place, option=CAPTIONS, length=generator.caption_length, dim=generator.caption_dim)
     if source.num_classes > len(captions):
         raise RearError(

@@ -53,6 +53,7 @@ def test_out_and_in_again_bit_for_bit(trained, files, tmp_path, kind, ending):
     jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
+@pytest.mark.slow
 def test_samples_of_a_file_a_converted_folder_and_the_training_folder_agree(trained, files, tmp_path):
     common = {"tokenizer_from": str(trained / "tokenizer")}
     toy.run(tmp_path, "convert", convert__source=str(files / "generator.safetensors"))

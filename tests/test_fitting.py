@@ -192,6 +192,7 @@ def test_training_on_cpus_takes_small_microbatches(job, platform, asked, rows, w
         assert fitting.without_limit(config, job, rows) == (want, "none")
 
 
+@pytest.mark.slow
 def test_a_small_device_takes_microbatches_and_goes_on_with_them_bit_for_bit(
     tmp_path, trained, compiled, monkeypatch, caplog
 ):

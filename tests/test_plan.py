@@ -331,6 +331,7 @@ def test_with_the_tpu_compiler_kernels_count():
     assert sum(fused.flops.values()) > fused.model_flops == plain.model_flops == sum(plain.flops.values())
 
 
+@pytest.mark.slow
 def test_what_is_open_is_chosen_for_the_chip(tmp_path, monkeypatch):
     """As a run chooses it: a chip that is too small for the batch takes microbatches; the plan says so."""
     config = toy.config(plan__topology="a100:1", plan__compiles=0, plan__programs=("train",), method__name="ar")

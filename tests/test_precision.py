@@ -118,6 +118,7 @@ def test_a_plan_counts_what_its_chips_will_multiply_not_what_stands_in_for_them(
     assert set(roofline._operations(made, "train", topology, mesh)) == {"bfloat16"}
 
 
+@pytest.mark.slow
 def test_losses_and_rewards_are_at_high_and_scores_at_highest():
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     for name in perceptual.NETWORKS:

@@ -320,6 +320,7 @@ def test_sampling_by_prompt(experiment, encoder, tmp_path):
     np.testing.assert_array_equal(changed[[0, 1, 4, 5]], images[[0, 1, 4, 5]])  # each has its own random numbers
 
 
+@pytest.mark.slow
 def test_a_prompt_draws_what_its_features_in_a_file_draw(experiment, encoder, tmp_path):
     texts = ["a dog", "a cat", "a photo of a cow"]
     file = write(tmp_path / "prompts.txt", "\n".join(texts))

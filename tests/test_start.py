@@ -146,7 +146,7 @@ def narrow(config):
         "llamagen_b",
         "llamagen_xl_t2i",
         pytest.param("rear_titok_b64", marks=pytest.mark.slow),
-        "alitok_b",
+        pytest.param("alitok_b", marks=pytest.mark.slow),
         "tokenizer_vqgan_plus",
     ],
 )

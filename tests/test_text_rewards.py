@@ -51,6 +51,7 @@ def batch_of(made, *, count: int = 4) -> dict:
     return {"image": images, "label": jnp.arange(count), "index": jnp.arange(count), **features}
 
 
+@pytest.mark.slow
 def test_rewards_are_the_scores_of_the_decoded_images(both):
     made, asked = both
     batch = batch_of(made)

@@ -101,6 +101,7 @@ def test_one_forward_pass_gives_loss_and_gradient_of_g(parts):
     assert optax.tree.norm(difference) <= 1e-6 * optax.tree.norm(theirs)
 
 
+@pytest.mark.slow
 def test_rewards_are_those_of_decoded_images_whatever_is_decoded_together(parts):
     networks, _, frozen, batch = parts
     images = batch["image"].astype(jnp.float32) / 255.0

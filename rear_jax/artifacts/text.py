@@ -63,6 +63,8 @@ def _files(config: ConfigDict, workdir: Path) -> tuple[str, str]:
             "which makes a small one."
         )
     weights = Path(settings.encoder or made / random_encoder.WEIGHTS)
+    if not weights.exists():
+        raise RearError(f"config.text.encoder = {settings.encoder!r} does not exist: name the file or folder of T5.")
     if settings.vocabulary:
         return str(weights), settings.vocabulary
     folder = weights if weights.is_dir() else weights.parent

@@ -71,6 +71,7 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     generator = _generator(config)
     if config.text.batch_size < 1:
         raise RearError(f"config.text.batch_size = {config.text.batch_size}: encode at least 1 caption at once.")
+    artifacts.check_text_encoder(config, workdir, generator, (*before, "caption"))
     for split in _splits(config):
         facts = split_facts(config.data, split)
         if not facts.captioned:
@@ -79,7 +80,6 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
         length, dim = artifacts.text_length(config, generator), generator.caption_dim
         header = CaptionsHeader(facts.num_images, length, dim, config.text.dtype, "", "", facts.name, split)
         refuse_other_plan(folder, header, but=("encoder", "captions"))
-    artifacts.check_text_encoder(config, workdir, generator, (*before, "caption"))
 
 
 def _splits(config: ConfigDict) -> tuple[str, ...]:

@@ -19,6 +19,18 @@ class Captions(NamedTuple):
     mask: jax.Array
 
 
+class Tokens(NamedTuple):
+    """Text as numbers of words: what a text encoder reads, and a generator that reads text itself.
+
+    Attributes:
+      ids: [B, T] int32.
+      mask: [B, T] bool, False on padding.
+    """
+
+    ids: jax.Array
+    mask: jax.Array
+
+
 class Features(NamedTuple):
     """What a generator returns for whole sequences.
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import types
 
 import jax
 import numpy as np
@@ -240,7 +241,8 @@ def features_of(texts):
 
 @pytest.fixture
 def encoder(monkeypatch):
-    monkeypatch.setattr(of_sampling, "text_encoder", lambda config, workdir, model: (features_of, "random"))
+    reader = types.SimpleNamespace(encode=features_of, fingerprint="random")
+    monkeypatch.setattr(artifacts, "open_text_reader", lambda config, workdir, model: reader)
     monkeypatch.setattr(artifacts, "check_text_encoder", lambda *_: None)
 
 
@@ -350,7 +352,7 @@ def test_one_prompt_is_drawn_as_often_as_is_asked(encoder, tmp_path):
 @pytest.mark.parametrize(
     ("sample", "message"),
     [
-        ({"prompt": "a dog"}, "config.text.encoder = '' and there is none in the workdir"),
+        ({"prompt": "a dog"}, "config.text.encoder = '': name the file or folder of T5"),
         ({"prompt": "a dog", "captions": "c.npz"}, "config.sample.captions and config.sample.prompt are both set"),
         ({"prompt": "a dog", "images_per_prompt": 0}, "config.sample.images_per_prompt = 0: set it to 1 or more"),
         ({"prompt": "a dog", "geneval": True}, "config.sample.geneval needs config.sample.prompts"),
@@ -366,7 +368,7 @@ def test_prompts_that_cannot_be_drawn_are_refused(experiment, tmp_path, sample, 
 
 
 def test_prompts_need_an_encoder(experiment, tmp_path):
-    with pytest.raises(RearError, match=r"config.text.encoder = '' and there is none"):
+    with pytest.raises(RearError, match=r"config.text.encoder = '': name the file or folder"):
         jobs.JOBS["sample"].run(experiment(prompt="a dog"), tmp_path)
 
 

@@ -21,7 +21,8 @@ def experiment(trained, **changes):
     made = toy.llamagen_config(condition="text", caption_length=12, caption_dim=8)
     made.data.source = "fashion_captions"
     made.tokenizer_from = str(trained / "tokenizer")
-    made.text.update(dtype="float32", depth=1, heads=1, vocabulary_size=64, batch_size=500)
+    made.text.update(encoder="random", dtype="float32", depth=1, heads=1, mlp_width=16, vocabulary_size=64)
+    made.text.batch_size = 500
     made.codes.augmentation = "center"
     made.posttrain.update(perceptual_network="lite0", group=2, images_at_once=8)
     made.posttrain.reward.perceptual = 0.0
@@ -128,3 +129,75 @@ def test_what_cannot_be_encoded_is_refused_first(done, trained, changes, message
     with pytest.raises(RearError, match=message) as refused:
         jobs.JOBS["caption"].check(experiment(trained, **changes), done, ())
     assert "\n" not in str(refused.value)
+
+
+@pytest.fixture(scope="module")
+def encoded_in_steps(done, trained, tmp_path_factory):
+    """A workdir in which the same jobs have run without features on disk."""
+    workdir = tmp_path_factory.mktemp("on_the_fly")
+    shutil.copytree(done / "codes", workdir / "codes")
+    names = ("caption", "train", "posttrain")
+    config = experiment(trained, **{"text.on_the_fly": True})
+    jobs.check_all(names, config, workdir)
+    run(config, workdir, *names)
+    return workdir
+
+
+def metrics_of(workdir, job):
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["job"] == job]
+
+
+@pytest.mark.parametrize("job", ["train", "posttrain", "posttrain_held_out"])
+def test_steps_that_encode_captions_learn_the_same(encoded_in_steps, done, job):
+    found, wanted = metrics_of(encoded_in_steps, job), metrics_of(done, job)
+    assert len(found) == len(wanted) > 0
+    names = ("loss", "gradient_norm") if job == "train" else ("cross_entropy", "prior")
+    for one, other in zip(found, wanted, strict=True):
+        for name in set(names) & set(other):
+            np.testing.assert_allclose(one[name], other[name], rtol=1e-4)
+    assert not (encoded_in_steps / "captions").exists()
+
+
+def test_such_steps_go_on_bit_for_bit(encoded_in_steps, trained, tmp_path):
+    workdir = shutil.copytree(encoded_in_steps, tmp_path / "workdir")
+    config = experiment(trained, **{"text.on_the_fly": True})
+    wanted = toy.saved_state(workdir / "generator")
+    shutil.rmtree(workdir / "generator" / str(config.train.loop.steps))
+    run(config, workdir, "train")
+    for one, other in zip(wanted, toy.saved_state(workdir / "generator"), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_samples_know_the_encoder_of_such_steps(encoded_in_steps, trained, tmp_path):
+    workdir = shutil.copytree(encoded_in_steps, tmp_path / "workdir")
+    run(experiment(trained), workdir, "sample")
+    shutil.rmtree(workdir / "text_encoder")
+    run(experiment(trained, seed=1), workdir, "caption")
+    with pytest.raises(RearError, match="was trained with features of text encoder"):
+        run(experiment(trained), workdir, "sample")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.source": "fashion_mnist"}, r"config.text.on_the_fly: fashion_mnist \(test\) has no captions"),
+        ({"captions_from": "features"}, "config.captions_from = 'features' is not read with config.text.on_the_fly"),
+        ({"text.encoder": ""}, "config.text.encoder = '': name the file or folder of T5"),
+        ({"text.length": 13}, "has room for 1 to 12 tokens"),
+        ({"model.caption_dim": 9}, "gives features of 8 numbers, the generator takes 9"),
+    ],
+)
+@pytest.mark.parametrize("job", ["train", "posttrain"])
+def test_what_steps_cannot_encode_is_refused_first(encoded_in_steps, trained, job, changes, message):
+    config = experiment(trained, **{"text.on_the_fly": True, "codes.on_the_fly": True} | changes)
+    with pytest.raises(RearError, match=message) as refused:
+        jobs.JOBS[job].check(config, encoded_in_steps, ())
+    assert "\n" not in str(refused.value)
+
+
+def test_steps_that_encode_captions_need_their_encoder(done, trained, tmp_path):
+    config = experiment(trained, **{"text.on_the_fly": True, "codes.on_the_fly": True})
+    with pytest.raises(RearError, match=r"config.text.encoder = 'random' and .* is not there: run --job=caption"):
+        jobs.JOBS["train"].check(config, tmp_path, ())
+    jobs.JOBS["train"].check(config, tmp_path, ("caption",))

@@ -12,9 +12,17 @@ from rear_jax.artifacts.generator import check_stage as check_stage
 from rear_jax.artifacts.generator import load_generator as load_generator
 from rear_jax.artifacts.generator import read_generator as read_generator
 from rear_jax.artifacts.generator import refuse_other_encoder as refuse_other_encoder
+from rear_jax.artifacts.text import RANDOM as RANDOM
+from rear_jax.artifacts.text import TextReader as TextReader
 from rear_jax.artifacts.text import check_text_encoder as check_text_encoder
 from rear_jax.artifacts.text import encoder_folder as encoder_folder
+from rear_jax.artifacts.text import encoder_sizes as encoder_sizes
 from rear_jax.artifacts.text import open_text_encoder as open_text_encoder
+from rear_jax.artifacts.text import open_text_reader as open_text_reader
+from rear_jax.artifacts.text import outline_reader_in_step as outline_reader_in_step
+from rear_jax.artifacts.text import outline_text_encoder as outline_text_encoder
+from rear_jax.artifacts.text import reader_in_step as reader_in_step
+from rear_jax.artifacts.text import reads_in_step as reads_in_step
 from rear_jax.artifacts.text import text_length as text_length
 from rear_jax.artifacts.tokenizer import Tokenizer as Tokenizer
 from rear_jax.artifacts.tokenizer import check_discriminator as check_discriminator

@@ -1,23 +1,133 @@
-"""The text encoder of an experiment: files of the user's, or a small one that `--job=caption` makes."""
+"""What an experiment reads text with: a text encoder, from files of the user's or a small one that is made here."""
 
-from collections.abc import Collection
+import dataclasses
+import functools
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from rear_jax import generators
 from rear_jax.errors import RearError
+from rear_jax.generators.interface import Captions, Tokens
 from rear_jax.text import random_encoder, t5_files
-from rear_jax.text.encoder import TextEncoder
-from rear_jax.text.t5 import check_dtype
+from rear_jax.text.encoder import TextEncoder, caption_features
+from rear_jax.text.t5 import T5Encoder, check_dtype
 from rear_jax.text.vocabulary import T5Vocabulary
 from rear_jax.weights.shards import open_weights
 
+RANDOM = "random"  # as `config.text.encoder`
 VOCABULARIES = ("tokenizer.json", "spiece.model")  # what is looked for beside an encoder
 
 
+@dataclasses.dataclass(frozen=True)
+class TextReader:
+    """What makes the conditions of a generator of texts.
+
+    Attributes:
+      length: T, tokens of a text.
+      params: weights of the encoder, on the host; of an outline their shapes.
+      condition: (params, Tokens [B, T]) -> what the generator is conditioned on, pure.
+      tokens: texts -> Tokens [B, T] on the host; None in an outline.
+      fingerprint: sixteen hexadecimal digits that name all that decides the conditions; '' in an outline.
+    """
+
+    length: int
+    params: Any
+    condition: Callable[[Any, Tokens], Any]
+    tokens: Callable[[Sequence[str]], Tokens] | None = None
+    fingerprint: str = ""
+
+    def token_shapes(self, rows: int) -> Tokens:
+        """Of so many texts."""
+        shape = rows, self.length
+        return Tokens(jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, bool))
+
+    def encode(self, texts: Sequence[str]) -> Any:
+        """Conditions of texts, on the host. The weights stay on the device; each number of texts is compiled once."""
+        return jax.device_get(self._program(self._placed, self.tokens(texts)))
+
+    def encode_once(self, tokens: Tokens) -> Any:
+        """Conditions, on the host. The weights are on the device for this call alone."""
+        return jax.device_get(self._program(self.params, tokens))
+
+    @functools.cached_property
+    def _program(self) -> Any:
+        return jax.jit(self.condition)
+
+    @functools.cached_property
+    def _placed(self) -> Any:
+        return jax.device_put(self.params)
+
+
+def open_text_reader(config: ConfigDict, workdir: Path, generator: nn.Module) -> TextReader:
+    """What turns texts into conditions of a text-conditional generator, its files read whole.
+
+    Raises RearError: as `open_text_encoder`.
+    """
+    encoder = open_text_encoder(config, workdir, generator)
+
+    def tokens(texts: Sequence[str]) -> Tokens:
+        return Tokens(*encoder.tokens(texts))
+
+    condition = _condition(encoder.module, config.text.dtype, generator.caption_length)
+    return TextReader(encoder.length, encoder.params, condition, tokens, encoder.fingerprint)
+
+
+def reader_in_step(config: ConfigDict, workdir: Path, generator: nn.Module) -> TextReader | None:
+    """What a training step itself turns texts into conditions with; None for classes and for stored features.
+
+    Raises RearError: as `open_text_reader`, and as `reads_in_step`.
+    """
+    return open_text_reader(config, workdir, generator) if reads_in_step(config, generator) else None
+
+
+def outline_reader_in_step(config: ConfigDict, workdir: Path, generator: nn.Module) -> TextReader | None:
+    """The same with shapes, which a plan needs; sizes are those of `config.text` as long as there is no file.
+
+    Raises RearError: the file is no T5, or as `reads_in_step`.
+    """
+    if not reads_in_step(config, generator):
+        return None
+    module = outline_text_encoder(config, workdir, generator)
+    length, room = text_length(config, generator), generator.caption_length
+    return TextReader(length, t5_files.shapes(module), _condition(module, config.text.dtype, room))
+
+
+def reads_in_step(config: ConfigDict, generator: nn.Module) -> bool:
+    """Whether training steps make conditions of texts; raises RearError where stored features are given as well."""
+    if not (generators.takes_captions(generator) and config.text.on_the_fly):
+        return False
+    if config.captions_from:
+        raise RearError(
+            f"config.captions_from = {config.captions_from!r} is not read with config.text.on_the_fly: unset one of "
+            "them."
+        )
+    return True
+
+
+def outline_text_encoder(config: ConfigDict, workdir: Path, generator: nn.Module) -> T5Encoder:
+    """The network, by the header of its file, or by the sizes of `config.text` as long as there is none.
+
+    Raises RearError: the file is no T5, or T5 does not compute in this dtype.
+    """
+    check_dtype(config.text.dtype)
+    weights = _weights(config, workdir)
+    sizes = t5_files.sizes(open_weights(str(weights)), source=str(weights)) if weights.exists() else None
+    return T5Encoder(**(sizes or encoder_sizes(config, generator)), dtype=jnp.dtype(config.text.dtype))
+
+
+def encoder_sizes(config: ConfigDict, generator: nn.Module) -> dict[str, int]:
+    """Attributes of the `T5Encoder` that `config.text` describes."""
+    return {"width": generator.caption_dim} | {name: config.text[name] for name in random_encoder.LEAST}
+
+
 def encoder_folder(workdir: Path) -> Path:
-    """The encoder that `--job=caption` makes where the config names none."""
+    """Where `--job=caption` makes an encoder with random weights."""
     return workdir / "text_encoder"
 
 
@@ -36,7 +146,8 @@ def check_text_encoder(config: ConfigDict, workdir: Path, generator: nn.Module, 
     """Raises RearError where headers tell that `open_text_encoder` will fail, unless a job before makes the encoder."""
     text_length(config, generator)
     check_dtype(config.text.dtype)
-    if "caption" in before and not config.text.encoder:
+    if config.text.encoder == RANDOM and "caption" in before:
+        random_encoder.check_sizes(encoder_sizes(config, generator))
         return
     weights, vocabulary = _files(config, workdir)
     T5Vocabulary(vocabulary)
@@ -54,17 +165,37 @@ def text_length(config: ConfigDict, generator: nn.Module) -> int:
     return length
 
 
+def _condition(module: T5Encoder, dtype: str, room: int) -> Callable[[Any, Tokens], Captions]:
+    """Tokens to captions with room for so many tokens, in the precision of features that are stored."""
+
+    def condition(params: Any, tokens: Tokens) -> Captions:
+        features, mask = caption_features(module, params, *tokens)
+        features = features.astype(dtype).astype(jnp.float32)
+        missing = room - mask.shape[1]
+        return Captions(jnp.pad(features, ((0, 0), (missing, 0), (0, 0))), jnp.pad(mask, ((0, 0), (missing, 0))))
+
+    return condition
+
+
+def _weights(config: ConfigDict, workdir: Path) -> Path:
+    """Of the encoder, there or not."""
+    if config.text.encoder == RANDOM:
+        return encoder_folder(workdir) / random_encoder.WEIGHTS
+    return Path(config.text.encoder or "no encoder")
+
+
 def _files(config: ConfigDict, workdir: Path) -> tuple[str, str]:
     """Weights and vocabulary."""
-    settings, made = config.text, encoder_folder(workdir)
-    if not settings.encoder and not (made / random_encoder.WEIGHTS).exists():
+    settings, weights = config.text, _weights(config, workdir)
+    if not settings.encoder:
         raise RearError(
-            "config.text.encoder = '' and there is none in the workdir: name the files of T5, or run --job=caption, "
-            "which makes a small one."
+            "config.text.encoder = '': name the file or folder of T5, or set 'random' and run --job=caption, which "
+            "makes a small one."
         )
-    weights = Path(settings.encoder or made / random_encoder.WEIGHTS)
     if not weights.exists():
-        raise RearError(f"config.text.encoder = {settings.encoder!r} does not exist: name the file or folder of T5.")
+        made = f"and {weights} is not there: run --job=caption, which makes it"
+        there = "does not exist: name the file or folder of T5"
+        raise RearError(f"config.text.encoder = {settings.encoder!r} {made if settings.encoder == RANDOM else there}.")
     if settings.vocabulary:
         return str(weights), settings.vocabulary
     folder = weights if weights.is_dir() else weights.parent

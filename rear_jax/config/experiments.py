@@ -44,7 +44,7 @@ def fashion_captions() -> ConfigDict:
     config = fashion_mnist()
     config.jobs = ("tokenizer", "tokenize", "caption", "train", "posttrain", "sample", "evaluate")
     config.data.source = "fashion_captions"
-    config.text.dtype = "float32"
+    config.text.update(encoder="random", dtype="float32")
     config.unlock()
     config.model = llamagen()
     config.model.update(width=128, depth=3, heads=4, mlp_width=344, dropout=0.0, token_dropout=0.0, dtype="float32")
@@ -88,6 +88,7 @@ def llamagen_t2i(image_size: int) -> ConfigDict:
     config.data.update(source="webdataset", path="pairs", eval_split="test")
     config.codes.augmentation = "center"
     config.model.update(condition="text", width=1280, depth=36, heads=20, mlp_width=3584)
+    config.text.update(depth=24, heads=32, head_size=64, mlp_width=5120, vocabulary_size=32128)  # flan-T5-XL, for plans
     config.sample.update(image_size=0, guidance_scale=7.5, top_k=1000, num_images=1000)
     return config.lock()
 

@@ -34,8 +34,8 @@ def plan() -> ConfigDict:
     plan = ConfigDict()
     # chips to compile for, such as 'v5e:16x16', 'v4:4x4x8' or 'h100:8'; see rear_jax/plan/chips.py; '' = none
     plan.topology = ""
-    # programs to plan: 'tokenizer', 'train', 'posttrain' and 'sample'; () = those of config.jobs, and for a generator
-    # 'sample'
+    # programs to plan: 'tokenizer', 'train', 'posttrain', 'caption' and 'sample'; () = those of config.jobs, and for a
+    # generator 'sample'
     plan.programs = ()
     plan.compiles = 6  # largest number of compilations in search of the largest batch of a program; 0 = no search
     # True = quick compilation for TPUs, in about a third of the time. Memory is then a few per cent larger and traffic

@@ -4,17 +4,20 @@ from ml_collections import ConfigDict
 
 
 def text() -> ConfigDict:
-    """The encoder, and the features that the job 'caption' writes."""
+    """The encoder, and what becomes of its features."""
     text = ConfigDict()
     # weights of a T5 v1.1 or flan-T5: .safetensors or .bin file, an index of shards, or the folder that has them;
-    # '' = <workdir>/text_encoder, which the job 'caption' makes if it is not there, with random weights
+    # 'random' = <workdir>/text_encoder, a small one that the job 'caption' makes if it is not there
     text.encoder = ""
     text.vocabulary = ""  # tokenizer.json or spiece.model of the encoder; '' = the one in the folder of the encoder
     text.length = 0  # tokens of a caption, longer ones are cut; 0 = all that config.model.caption_length has room for
     text.dtype = "bfloat16"  # of the weights, the products and the stored features: 'bfloat16' or 'float32'
-    text.batch_size = 32  # captions that each device encodes at once
-    # sizes of an encoder that is made here: its features have config.model.caption_dim numbers
+    text.batch_size = 128  # captions that all devices encode at once
+    text.on_the_fly = False  # 'train' and 'posttrain' encode the captions inside each step; no features are stored
+    # sizes of a 'random' encoder, and of one that a plan has no file of; features have config.model.caption_dim numbers
     text.depth = 2  # blocks
-    text.heads = 4  # heads, each of 16 features
-    text.vocabulary_size = 512  # words, the most frequent ones of the captions
+    text.heads = 4
+    text.head_size = 16
+    text.mlp_width = 128
+    text.vocabulary_size = 512  # tokens at most; of 'random', the most frequent words of the captions
     return text

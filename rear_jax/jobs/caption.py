@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -31,12 +32,16 @@ READ = 100_000  # captions that the vocabulary of an encoder from nothing is mad
 def run(config: ConfigDict, workdir: Path) -> None:
     """Writes `workdir/captions/<split>` for both splits; a killed run goes on with the first shard that is missing.
 
-    Where `config.text.encoder` names no encoder, a small one is made first, see `text/random_encoder.py`.
+    With `config.text.encoder = 'random'` a small encoder is made first, see `text/random_encoder.py`. With
+    `config.text.on_the_fly` that is all: the steps that read the captions encode them.
     """
     generator = _generator(config)
     sources = {split: open_split(config.data, split) for split in _splits(config)}
-    if not config.text.encoder:
+    if config.text.encoder == artifacts.RANDOM:
         _make_encoder(config, workdir, generator, sources[config.data.train_split])
+    if config.text.on_the_fly:
+        log.info("caption: config.text.on_the_fly: steps encode captions, no features are stored")
+        return
     encoder = artifacts.open_text_encoder(config, workdir, generator)
     encode = _encoder(config, encoder)
     for split, source in sources.items():
@@ -76,6 +81,8 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
         facts = split_facts(config.data, split)
         if not facts.captioned:
             raise RearError(f"{facts.name} ({split}) has no captions: give config.data.source a set that has them.")
+        if config.text.on_the_fly:
+            continue
         folder = artifacts.captions_folder(config, workdir, split)
         length, dim = artifacts.text_length(config, generator), generator.caption_dim
         header = CaptionsHeader(facts.num_images, length, dim, config.text.dtype, "", "", facts.name, split)
@@ -97,15 +104,12 @@ def _generator(config: ConfigDict) -> nn.Module:
 
 def _make_encoder(config: ConfigDict, workdir: Path, generator: nn.Module, source: CaptionedSource) -> None:
     """An encoder from nothing, in the workdir, if it is not there."""
-    folder, settings = artifacts.encoder_folder(workdir), config.text
+    folder = artifacts.encoder_folder(workdir)
     if distributed.is_first() and not (folder / random_encoder.WEIGHTS).exists():
         random_encoder.make(
             folder,
             (source.caption(number) for number in spread(len(source), READ).tolist()),
-            width=generator.caption_dim,
-            depth=settings.depth,
-            heads=settings.heads,
-            vocabulary_size=settings.vocabulary_size,
+            artifacts.encoder_sizes(config, generator),
             seed=config.seed,
         )
         log.info("caption: made a text encoder with random weights in %s", folder)
@@ -119,15 +123,21 @@ def _fingerprint(source: CaptionedSource) -> str:
 
 
 def _encoder(config: ConfigDict, encoder: TextEncoder):
-    """(source, start, stop) -> features of these captions, a batch at a time; one compiled program for all of them."""
+    """(source, start, stop) -> features of these captions, a batch at a time.
+
+    A batch has the next power of two of tokens that is enough for its longest caption, so few programs are compiled.
+    """
     params = local_devices.copied(encoder.params)  # each process encodes captions of its own
     program = functools.partial(jax.jit(encoder.features), params)
-    rows = config.text.batch_size * jax.local_device_count()
+    rows = -(-config.text.batch_size // jax.process_count())
 
     def encode(source: CaptionedSource, start: int, stop: int) -> Iterator[Rows]:
         def tokens() -> Iterator[tuple[np.ndarray, np.ndarray]]:
             for first in range(start, stop, rows):
-                yield encoder.tokens([source.caption(number) for number in range(first, min(first + rows, stop))])
+                texts = [source.caption(number) for number in range(first, min(first + rows, stop))]
+                ids, mask = encoder.tokens(texts)
+                length = 2 ** math.ceil(math.log2(mask.sum(axis=1).max()))
+                yield ids[:, :length], mask[:, :length]
 
         for features, mask in local_devices.stream(lambda batch: program(*batch), tokens(), size=rows):
             yield Rows(features, mask)

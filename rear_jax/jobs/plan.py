@@ -70,7 +70,9 @@ def _names(config: ConfigDict) -> list[str]:
 
     Raises RearError: there is no such program.
     """
-    known = programs.PROGRAMS
+    known = dict(programs.PROGRAMS)
+    if config.text.on_the_fly:
+        del known["caption"]  # a part of the steps
     asked = (*config.jobs, *(() if set(config.jobs) == {"tokenizer"} else ("sample",)))
     names = list(config.plan.programs) or [name for name in known if name in asked]
     if unknown := [name for name in names if name not in known]:

@@ -52,13 +52,14 @@ def run(config: ConfigDict, workdir: Path) -> None:
     method = posttraining.checked_method(config, generator)
     source, held_out = (open_split(data, split) for split in (data.train_split, data.eval_split))
     distributed.agree(f"the images of {source.name}", fingerprint(source))
+    reader = artifacts.reader_in_step(config, workdir, generator)
     conditions, of_held_out = (
-        artifacts.open_conditions(config, workdir, generator, split, images)
+        artifacts.open_conditions(config, workdir, generator, split, images, reader)
         for split, images in ((data.train_split, source), (data.eval_split, held_out))
     )
     scorers = caption_scorers(config)
     texts, texts_of_held_out = (CaptionFeatures(scorers, images) for images in (source, held_out))
-    asked, text_encoder = judges_of(config, workdir), artifacts.text_encoder_of(config, workdir, generator)
+    asked, text_encoder = judges_of(config, workdir), artifacts.text_encoder_of(config, workdir, generator, reader)
     checkpoints, saved = artifacts.resumable(_folder(method, workdir), settings.loop, config, "posttrain")
     if saved:
         tokenizer.require(saved["tokenizer_fingerprint"], f"what {checkpoints.folder} holds")
@@ -69,19 +70,22 @@ def run(config: ConfigDict, workdir: Path) -> None:
         start = _starting_point(config, workdir, generator, tokenizer, text_encoder)
 
     def learn(config: ConfigDict) -> loop.Learning:
-        return posttraining.learning(config, tokenizer, start, asked)
+        return posttraining.learning(config, tokenizer, start, asked, reader)
 
     images = batches.training_stream(source, config, settings.loop, settings.augmentation)
 
     def stream(start: int) -> Iterator[dict[str, Any]]:
         return texts.beside(artifacts.with_conditions(images(start), conditions))
 
+    def to_look_at(labels: np.ndarray) -> Any:
+        return reader.encode_once(of_held_out(labels)) if reader else of_held_out(labels)
+
     networks = posttraining.networks_of(config, tokenizer.module, asked)
-    frozen, devices = learn(config).frozen, make_mesh(config.mesh)
-    draw = _drawer(config, networks, frozen, held_out, of_held_out, texts_of_held_out)
+    frozen, devices = posttraining.learning(config, tokenizer, start, asked).frozen, make_mesh(config.mesh)
+    draw = _drawer(config, networks, frozen, held_out, to_look_at, texts_of_held_out)
     record = config.to_dict() | {"holds": method.trains, "tokenizer_fingerprint": tokenizer.fingerprint}
     record["text_encoder"] = text_encoder
-    watch, look = None, _watcher(config, workdir, method, networks, frozen["tokenizer"], held_out, of_held_out)
+    watch, look = None, _watcher(config, workdir, method, networks, frozen["tokenizer"], held_out, to_look_at)
     if settings.loop.picture_every:
         watch = settings.loop.picture_every, lambda step, state: look(step, state.params)
     with jax.set_mesh(devices):
@@ -103,7 +107,8 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     _check_settings(config)
     tokenizer = artifacts.outline_tokenizer(config)
     generator = bare_generator(config, tokenizer.module)
-    learning = posttraining.learning(config, tokenizer, generators.shapes(generator), judges_of(config))
+    start, reader = generators.shapes(generator), artifacts.outline_reader_in_step(config, workdir, generator)
+    learning = posttraining.learning(config, tokenizer, start, judges_of(config), reader)
     loop.check(learning.job, settings.loop)
     state = learning.state(make_mesh(config.mesh))
     artifacts.check_tokenizer(config, workdir, before)

@@ -29,7 +29,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     _check_settings(config)
     tokenizer = artifacts.load_tokenizer(config, workdir)
     model = objectives.build_generator(config, tokenizer.module)
-    text_encoder = artifacts.text_encoder_of(config, workdir, model)
+    reader = artifacts.reader_in_step(config, workdir, model)
+    text_encoder = artifacts.text_encoder_of(config, workdir, model, reader)
     record = config.to_dict() | {"holds": "generator", "tokenizer_fingerprint": tokenizer.fingerprint}
     record["text_encoder"] = text_encoder
     checkpoints, saved = artifacts.resumable(artifacts.generator_folder(workdir), settings, config, "train")
@@ -43,14 +44,14 @@ def run(config: ConfigDict, workdir: Path) -> None:
         log.info("train: starting from %s", config.init_from)
 
     def learn(config: ConfigDict) -> loop.Learning:
-        return objectives.learning(config, tokenizer, given)
+        return objectives.learning(config, tokenizer, given, reader)
 
     count = sum(leaf.size for leaf in jax.tree.leaves(generators.shapes(model)))
     log.info("train: %s %s, %.1fM parameters", config.method.name, config.model.name, count / 1e6)
     watch = None
     if config.train.evaluate_every:
         watch = config.train.evaluate_every, watching.Watch(config, workdir, model, tokenizer, record).look
-    stream, counts = _batches(config, workdir, tokenizer, model)
+    stream, counts = _batches(config, workdir, tokenizer, model, reader)
     devices = make_mesh(config.mesh)
     fitting.train(config, learn, loop.Run(stream, devices, record, checkpoints, workdir, watch=watch, counts=counts))
     checkpoints.close()
@@ -61,7 +62,8 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     _check_settings(config)
     tokenizer = artifacts.outline_tokenizer(config)
     model = objectives.build_generator(config, tokenizer.module)
-    learning = objectives.learning(config, tokenizer, {})
+    reader = artifacts.outline_reader_in_step(config, workdir, model)
+    learning = objectives.learning(config, tokenizer, {}, reader)
     loop.check(learning.job, learning.settings)
     state = learning.state(make_mesh(config.mesh))
     artifacts.check_tokenizer(config, workdir, before)
@@ -108,14 +110,20 @@ def _facts(header: CodesHeader, model: nn.Module) -> SplitFacts:
     return SplitFacts(header.source, header.num_classes, header.num_images, generators.takes_captions(model))
 
 
-def _batches(config: ConfigDict, workdir: Path, tokenizer: artifacts.Tokenizer, model: nn.Module):
+def _batches(
+    config: ConfigDict,
+    workdir: Path,
+    tokenizer: artifacts.Tokenizer,
+    model: nn.Module,
+    reader: artifacts.TextReader | None,
+):
     """start step -> iterator of this process's share of each batch; and what is counted while they are read."""
     split = config.data.train_split
 
     def conditioned(stream: Callable[[int], Iterator[dict]], source: ImageSource | SplitFacts):
         if not generators.takes_captions(model):
             return stream
-        conditions = artifacts.open_conditions(config, workdir, model, split, source)
+        conditions = artifacts.open_conditions(config, workdir, model, split, source, reader)
         return lambda start: artifacts.with_conditions(stream(start), conditions)
 
     if config.codes.on_the_fly:

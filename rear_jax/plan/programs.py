@@ -1,9 +1,13 @@
 """The programs of the jobs as they would be compiled, with shapes in the place of every array."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -15,6 +19,8 @@ from rear_jax.runtime.mesh import check_batch, mesh_shape, replicated, split
 from rear_jax.runtime.sharding import shardings
 from rear_jax.sampling import draw
 from rear_jax.sampling.conditions import labels_of
+from rear_jax.text import t5_files
+from rear_jax.text.encoder import caption_features
 from rear_jax.training import loop, objectives, posttraining, vq
 from rear_jax.training.posttraining.judges import judges_of
 from rear_jax.training.posttraining.teacher_forcing import bare_generator
@@ -23,8 +29,10 @@ BATCH_SIZES = {  # the setting that says a program's batch
     "tokenizer": "tokenizer_training.loop.batch_size",
     "train": "train.loop.batch_size",
     "posttrain": "posttrain.loop.batch_size",
+    "caption": "text.batch_size",
     "sample": "sample.batch_size",
 }
+NOWHERE = Path("no workdir")  # a plan reads no files of earlier jobs
 MICROBATCHES = {"train": "train.accumulation", "posttrain": "posttrain.accumulation"}  # the one that cuts it in parts
 
 
@@ -56,7 +64,9 @@ def tokenizer(config: ConfigDict, mesh: Mesh) -> Program:
 def train(config: ConfigDict, mesh: Mesh) -> Program:
     """The step of `--job=train`."""
     check(config, "train", mesh.size)
-    return _step(objectives.learning(config, artifacts.outline_tokenizer(config), {}), mesh)
+    tokenizer = artifacts.outline_tokenizer(config)
+    reader = artifacts.outline_reader_in_step(config, NOWHERE, objectives.build_generator(config, tokenizer.module))
+    return _step(objectives.learning(config, tokenizer, {}, reader), mesh)
 
 
 def posttrain(config: ConfigDict, mesh: Mesh) -> Program:
@@ -64,8 +74,35 @@ def posttrain(config: ConfigDict, mesh: Mesh) -> Program:
     check(config, "posttrain", mesh.size)
     posttraining.method_of(config)
     tokenizer = artifacts.outline_tokenizer(config)
-    start = generators.shapes(bare_generator(config, tokenizer.module))
-    return _step(posttraining.learning(config, tokenizer, start, judges_of(config)), mesh)
+    generator = bare_generator(config, tokenizer.module)
+    reader = artifacts.outline_reader_in_step(config, NOWHERE, generator)
+    return _step(
+        posttraining.learning(config, tokenizer, generators.shapes(generator), judges_of(config), reader), mesh
+    )
+
+
+def caption(config: ConfigDict, mesh: Mesh) -> Program:
+    """The batch of `--job=caption`, whose texts fill all positions: whole copies of the encoder, captions divided.
+
+    The calls of the recipe are for as many captions as an epoch has images.
+    """
+    check(config, "caption", mesh.size)
+    generator = bare_generator(config, artifacts.outline_tokenizer(config).module)
+    module, length = (
+        artifacts.outline_text_encoder(config, NOWHERE, generator),
+        artifacts.text_length(config, generator),
+    )
+    params = abstract(t5_files.shapes(module), replicated(mesh))
+    shape = config.text.batch_size, length
+    tokens = jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, bool)
+    tokens = abstract(tokens, split(mesh))
+    return Program(
+        jax.jit(functools.partial(caption_features, module)),
+        (params, *tokens),
+        {"parameters": params, "batch": tokens},
+        config.text.batch_size,
+        -(-config.plan.epoch_images // config.text.batch_size),
+    )
 
 
 def sample(config: ConfigDict, mesh: Mesh) -> Program:
@@ -97,6 +134,7 @@ PROGRAMS: dict[str, Callable[[ConfigDict, Mesh], Program]] = {
     "tokenizer": tokenizer,
     "train": train,
     "posttrain": posttrain,
+    "caption": caption,
     "sample": sample,
 }
 

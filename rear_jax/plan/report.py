@@ -13,7 +13,13 @@ from rear_jax.plan.roofline import Plan
 from rear_jax.runtime.figures import table
 from rear_jax.training import fitting
 
-NAMES = {"tokenizer": "step", "train": "step", "posttrain": "step", "sample": "batch"}  # of one call
+NAMES = {
+    "tokenizer": "step",
+    "train": "step",
+    "posttrain": "step",
+    "caption": "batch",
+    "sample": "batch",
+}  # of one call
 
 
 def markdown(plan: Plan, config: ConfigDict, largest: tuple[int, int | None] | None) -> str:
@@ -54,7 +60,7 @@ def memory(plan: Plan) -> list[tuple[str, ...]]:
 
 def verdict(plan: Plan, largest: tuple[int, int | None] | None) -> str:
     """Whether it fits, how large a batch would, and what to do."""
-    unit = f"{NAMES[plan.name]} of {plan.images} images"
+    unit = f"{NAMES[plan.name]} of {plan.images} {_unit(plan)}s"
     said = f"A {unit} fits." if plan.fits else f"**A {unit} does not fit.**"
     if largest is not None:
         largest_fitting, failing = largest
@@ -70,8 +76,8 @@ def work(plan: Plan) -> list[tuple[str, ...]]:
     """Rows: what one call computes and moves, and the least time of each."""
     chips, bounds = len(plan.topology.devices), plan.bounds
     rows = [
-        ("images", f"{plan.images}, {plan.images / chips:g} a chip"),
-        ("model FLOPs", f"{plan.model_flops:.3g}, {plan.model_flops / plan.images:.3g} an image"),
+        (f"{_unit(plan)}s", f"{plan.images}, {plan.images / chips:g} a chip"),
+        ("model FLOPs", f"{plan.model_flops:.3g}, {plan.model_flops / plan.images:.3g} for each {_unit(plan)}"),
         ("FLOPs with recomputation", f"{sum(plan.flops.values()):.3g}: {seconds(bounds['compute'])}"),
         *((f"of them {_named(kind)}", f"{operations:.3g}") for kind, operations in sorted(plan.flops.items())),
     ]
@@ -89,6 +95,11 @@ def work(plan: Plan) -> list[tuple[str, ...]]:
         mfu = f"an MFU of {100 * plan.mfu(plan.modelled):.1f} %"
         rows.append(("by the compiler's cost model", f"{seconds(plan.modelled)}{kernels}: {mfu}"))
     return rows
+
+
+def _unit(plan: Plan) -> str:
+    """What a program works on."""
+    return "caption" if plan.name == "caption" else "image"
 
 
 def _named(kind: str) -> str:
@@ -119,9 +130,9 @@ def recipe(plan: Plan, config: ConfigDict) -> list[tuple[str, ...]]:
     chips = len(plan.topology.devices)
     rows = [
         (f"a {NAMES[plan.name]}", *map(seconds, times)),
-        ("images/s", *(f"{plan.images / t:.4g}" for t in times)),
+        (f"{_unit(plan)}s/s", *(f"{plan.images / t:.4g}" for t in times)),
     ]
-    if plan.name != "sample":
+    if NAMES[plan.name] == "step":
         epoch = config.plan.epoch_images / plan.images
         rows.append(("epochs a day", *(f"{86400 / t / epoch:.3g}" for t in times)))
     return [

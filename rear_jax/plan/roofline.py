@@ -180,17 +180,17 @@ def make(config: ConfigDict, name: str, topology: Topology, *, quick: bool = Fal
         model_flops=_operations(config, name, topology, mesh, attention="plain", remat="none").total(),
         flops=_operations(config, name, topology, mesh, **({} if topology.exact else {"attention": "plain"})),
         seconds=seconds,
-        notes=(*_notes(config, topology), *taken.pop("notes", ())),
+        notes=(*_notes(config, name, topology), *taken.pop("notes", ())),
         accumulation=microbatches_of(config, name),
         remat=config.model.get("remat", "none") if name in fitting.JOBS else "none",
         **({"held": held_bytes(program)} | taken),
     )
 
 
-def _notes(config: ConfigDict, topology: Topology) -> tuple[str, ...]:
+def _notes(config: ConfigDict, name: str, topology: Topology) -> tuple[str, ...]:
     """What the numbers leave out."""
     notes = ()
-    if not topology.exact and config.model.get("attention") == "auto":
+    if not topology.exact and name != "caption" and config.model.get("attention") == "auto":
         notes += (
             "Attention is in its plain form: a fused kernel, where the chips have one, takes less of their memory.",
         )

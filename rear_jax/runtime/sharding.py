@@ -51,6 +51,11 @@ def whole_frozen(*divided: str) -> Rule:
     return Rule(rf"^frozen/(?!({'|'.join(divided)})/)" if divided else r"^frozen/")
 
 
+def within(root: str, rules: Rules) -> Rules:
+    """Rules of a network for its parameters under a path alone."""
+    return tuple(rule._replace(pattern=rf"^{root}(?=/).*?(?:{rule.pattern})") for rule in rules)
+
+
 def split_columns(*layers: str, decays: bool = True) -> Rules:
     """Linear layers, by name, whose output features are divided."""
     names = "|".join(layers)

@@ -1,6 +1,6 @@
 """What a set is drawn for: classes, captions whose features are in a file, or prompts."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,6 @@ from rear_jax.data.prompts import Prompt, given_prompts
 from rear_jax.data.sources import open_split
 from rear_jax.data.sources.interface import captioned, spread
 from rear_jax.errors import RearError
-from rear_jax.generators.interface import Captions
 from rear_jax.runtime.identity import fingerprint
 
 
@@ -48,17 +47,19 @@ def open_conditions(config: ConfigDict, workdir: Path, model: nn.Module) -> Cond
         recipe = {"labels": "balanced: index modulo the number of classes"}
         return Conditions(classes.__getitem__, len(classes), labels_of(settings, 0, len(classes)), (), recipe)
     if prompts := prompts_of(config, model):
-        encode, encoder = text_encoder(config, workdir, model)
+        reader = artifacts.open_text_reader(config, workdir, model)
         texts = [prompt.text for prompt in prompts]
         recipe = {
             "labels": f"prompt by prompt, {settings.images_per_prompt} images of each",
             "prompts": fingerprint({}, {"prompts": texts}),
-            "text_encoder": encoder,
+            "text_encoder": reader.fingerprint,
         }
         labels = labels_of(settings, len(texts), 0)
-        return Conditions(
-            lambda numbers: encode([texts[n] for n in numbers.tolist()]), len(texts), labels, tuple(prompts), recipe
-        )
+
+        def look_up(numbers: np.ndarray) -> Any:
+            return reader.encode([texts[number] for number in numbers.tolist()])
+
+        return Conditions(look_up, len(texts), labels, tuple(prompts), recipe)
     captions = _captions(config, model)
     recipe = {"labels": "balanced: index modulo the number of captions", "captions": _name(captions)}
     return Conditions(captions.__getitem__, len(captions), labels_of(settings, 0, len(captions)), (), recipe)
@@ -103,23 +104,6 @@ def labels_of(settings: ConfigDict, num_prompts: int, num_conditions: int) -> np
 def balanced_labels(count: int, num_classes: int) -> np.ndarray:
     """Label of each sample by its global index alone: every prefix of the set is as balanced as it can be."""
     return (np.arange(count) % num_classes).astype(np.int32)
-
-
-def text_encoder(
-    config: ConfigDict, workdir: Path, model: nn.Module
-) -> tuple[Callable[[Sequence[str]], Captions], str]:
-    """Texts -> their features as the generator takes them, [M, length, dim] at the right end; and the encoder's name.
-
-    Raises RearError: as `artifacts.open_text_encoder`.
-    """
-    encoder = artifacts.open_text_encoder(config, workdir, model)
-
-    def encode(texts: Sequence[str]) -> Captions:
-        features, mask = (np.asarray(x) for x in encoder.encode(texts))
-        missing = model.caption_length - mask.shape[1]
-        return Captions(np.pad(features, ((0, 0), (missing, 0), (0, 0))), np.pad(mask, ((0, 0), (missing, 0))))
-
-    return encode, encoder.fingerprint
 
 
 def _held_out_captions(config: ConfigDict) -> list[Prompt]:

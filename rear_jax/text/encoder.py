@@ -17,6 +17,7 @@ from rear_jax.errors import RearError
 from rear_jax.runtime.identity import fingerprint
 from rear_jax.runtime.precision import products_at
 from rear_jax.text import cleaning, t5_files
+from rear_jax.text.t5 import T5Encoder
 from rear_jax.text.vocabulary import LENGTH, T5Vocabulary
 
 
@@ -37,10 +38,23 @@ def right_aligned(
     return jnp.take_along_axis(hidden, order[..., None], axis=1), jnp.take_along_axis(mask, order, axis=1)
 
 
+def caption_features(
+    module: T5Encoder, params: Any, ids: Int[Array, "B T"], mask: Bool[Array, "B T"]
+) -> tuple[Float[Array, "B T W"], Bool[Array, "B T"]]:
+    """Features of tokens, float32 and zero on padding, and their mask; both at the right end.
+
+    Args:
+      module: the network.
+      params: its weights.
+      ids, mask: as `TextEncoder.tokens` gives them.
+    """
+    with products_at("highest"):
+        hidden = module.apply({"params": params}, ids, mask)
+    return right_aligned(hidden, mask)
+
+
 class TextEncoder:
     """T5 with its vocabulary, on the devices that jax takes by default.
-
-    A job that divides the weights over a mesh places `params` by `t5.PARAMETERS` and calls `features` in its own step.
 
     Attributes:
       module: the network.
@@ -99,15 +113,8 @@ class TextEncoder:
     def features(
         self, params: Any, ids: Int[Array, "B T"], mask: Bool[Array, "B T"]
     ) -> tuple[Float[Array, "B T W"], Bool[Array, "B T"]]:
-        """What `encode` gives, as a pure function of weights and tokens that a training step can call.
-
-        Args:
-          params: as `self.params`, wherever they are.
-          ids, mask: as `tokens` gives them.
-        """
-        with products_at("highest"):
-            hidden = self.module.apply({"params": params}, ids, mask)
-        return right_aligned(hidden, mask)
+        """What `encode` gives, as a pure function of weights and tokens, see `caption_features`."""
+        return caption_features(self.module, params, ids, mask)
 
     @functools.cached_property
     def _placed(self) -> Any:

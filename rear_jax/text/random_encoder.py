@@ -5,7 +5,7 @@ or another order of words apart, and a generator learns what they stand for. Its
 encoders, so that everything else treats it like them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import jax
@@ -21,31 +21,32 @@ from rear_jax.text.vocabulary import SPECIAL
 from rear_jax.weights import safetensors_file
 
 WEIGHTS, VOCABULARY = "model.safetensors", "tokenizer.json"
-HEAD_SIZE = 16
+LEAST = {"depth": 1, "heads": 1, "head_size": 1, "mlp_width": 1, "vocabulary_size": 4}
 
 
-def make(
-    folder: Path, captions: Iterable[str], *, width: int, depth: int, heads: int, vocabulary_size: int, seed: int
-) -> None:
+def check_sizes(sizes: Mapping[str, int]) -> None:
+    """Raises RearError where a size is too small; they are named as the attributes of `T5Encoder`."""
+    for name, least in LEAST.items():
+        if sizes[name] < least:
+            raise RearError(f"config.text.{name} = {sizes[name]}: an encoder that is made here has at least {least}.")
+
+
+def make(folder: Path, captions: Iterable[str], sizes: Mapping[str, int], *, seed: int) -> None:
     """Writes `model.safetensors` and `tokenizer.json` into a folder; the same arguments give the same files.
 
     Args:
       folder: made if it does not exist.
       captions: whose most frequent words are the vocabulary; case does not matter.
-      width: of the features.
-      depth, heads: of the transformer, whose MLP is twice as wide.
-      vocabulary_size: words at most, with T5's three special tokens; others are read as unknown.
+      sizes: attributes of `T5Encoder`. `vocabulary_size` counts T5's three special tokens; words beyond are unknown.
       seed: of the weights.
 
     Raises RearError: a size is too small.
     """
-    for name, size, least in (("depth", depth, 1), ("heads", heads, 1), ("vocabulary_size", vocabulary_size, 4)):
-        if size < least:
-            raise RearError(f"config.text.{name} = {size}: an encoder that is made here has at least {least}.")
+    check_sizes(sizes)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_file(folder / VOCABULARY) as temporary:
-        temporary.write_text(words_of(captions, vocabulary_size).to_str())
-    module = T5Encoder(vocabulary_size, width, depth, heads, HEAD_SIZE, 2 * width, dtype=jnp.float32)
+        temporary.write_text(words_of(captions, sizes["vocabulary_size"]).to_str())
+    module = T5Encoder(**sizes, dtype=jnp.float32)
     text = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)
     params = jax.jit(module.init)(jax.random.key(seed), *text)["params"]
     safetensors_file.save(folder / WEIGHTS, params, torch_name)  # last: an encoder is there when its weights are

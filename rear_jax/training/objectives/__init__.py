@@ -13,10 +13,11 @@ import optax
 from ml_collections import ConfigDict
 
 from rear_jax import generators, noise
-from rear_jax.artifacts import Tokenizer
+from rear_jax.artifacts import TextReader, Tokenizer
 from rear_jax.data.batches import code_shapes, image_shapes
 from rear_jax.errors import RearError
 from rear_jax.runtime.sharding import whole_frozen
+from rear_jax.training import text
 from rear_jax.training.loop import Learning
 from rear_jax.training.objectives import ar, rar, rear
 from rear_jax.training.objectives.objective import Objective
@@ -34,32 +35,34 @@ def build_generator(config: ConfigDict, tokenizer: nn.Module) -> nn.Module:
     return generators.build(config, tokenizer, needs=_objective(config).needs(config.method))
 
 
-def learning(config: ConfigDict, tokenizer: Tokenizer, given: Any) -> Learning:
+def learning(config: ConfigDict, tokenizer: Tokenizer, given: Any, reader: TextReader | None = None) -> Learning:
     """What `--job=train` computes.
 
     Args:
       config: the experiment.
       tokenizer: whose codes are predicted; with shapes for its parameters the result is for a plan.
       given: parameters by name that do not start afresh.
+      reader: of captions, where batches hold their tokens.
     """
     settings, model = config.train.loop, build_generator(config, tokenizer.module)
     family = generators.family_of(model)
     optimizer = adamw(config.train.optimizer, settings.steps, family.parameters)
-    frozen, encode = {"codebook": tokenizer.codebook()}, None
+    frozen, encode = {"codebook": tokenizer.codebook()} | text.frozen_weights(reader), None
     batch = code_shapes(settings.batch_size, tokenizer.num_codes)
     if config.codes.on_the_fly:
         frozen["tokenizer"], encode = tokenizer.params, encoder(tokenizer.module)
         batch = image_shapes(settings.batch_size, config.data.image_size)
     if generators.takes_captions(model):
-        batch["condition"] = family.condition_shapes(model, settings.batch_size)
+        rows = settings.batch_size
+        batch["condition"] = reader.token_shapes(rows) if reader else family.condition_shapes(model, rows)
     return Learning(
         job="train",
-        step=train_step(model, config, optimizer, encode),
+        step=text.reading(train_step(model, config, optimizer, encode), reader),
         init=lambda given: init_state(model, config, optimizer, given),
         given=given,
         frozen=frozen,
         batch=batch,
-        rules=(whole_frozen(), *family.parameters),
+        rules=(*text.RULES, whole_frozen(), *family.parameters),
         settings=settings,
         seed=config.seed,
         divides=config.mesh.divide_state,

@@ -14,6 +14,7 @@ from rear_jax.config import default
 from rear_jax.data.batches import image_shapes
 from rear_jax.errors import RearError
 from rear_jax.runtime.sharding import whole_frozen
+from rear_jax.training import text
 from rear_jax.training.loop import Learning
 from rear_jax.training.posttraining import ar_grpo, rewards, ste, tokenizer, va_pi
 from rear_jax.training.posttraining.judges import Judged
@@ -84,7 +85,11 @@ def networks_of(config: ConfigDict, of_tokenizer: Any, judges: Mapping[str, Judg
 
 
 def learning(
-    config: ConfigDict, of_tokenizer: artifacts.Tokenizer, start: Any, judges: Mapping[str, Judged]
+    config: ConfigDict,
+    of_tokenizer: artifacts.Tokenizer,
+    start: Any,
+    judges: Mapping[str, Judged],
+    reader: artifacts.TextReader | None = None,
 ) -> Learning:
     """What `--job=posttrain` computes; with shapes in the place of parameters the result is for a plan.
 
@@ -93,10 +98,12 @@ def learning(
       of_tokenizer: the tokenizer.
       start: parameters of the generator that training starts from; {} where a saved state takes their place.
       judges: the networks that rewards ask, from `judges.judges_of`.
+      reader: of captions, where batches hold their tokens.
     """
     settings, networks = config.posttrain, networks_of(config, of_tokenizer.module, judges)
     method = checked_method(config, networks.generator)
     frozen = {"tokenizer": of_tokenizer.params} | {name: params for name, (_, params) in judges.items()}
+    frozen |= text.frozen_weights(reader)
     family = generators.family_of(networks.generator)
     given, rules = start, family.parameters
     if method.trains == "decoder":
@@ -106,17 +113,17 @@ def learning(
         frozen["reference"] = start
     optimizer = adamw(settings.optimizer, settings.loop.steps * settings.inner_updates, rules)
     rows = settings.loop.batch_size
-    texts = {"condition": family.condition_shapes(networks.generator, rows)}
+    texts = {"condition": reader.token_shapes(rows) if reader else family.condition_shapes(networks.generator, rows)}
     if names := rewards.caption_judges(settings):
         texts["text_features"] = {name: networks.judges[name].caption_shape(rows) for name in names}
     return Learning(
         job="posttrain",
-        step=method.make_step(networks, config, optimizer),
+        step=text.reading(method.make_step(networks, config, optimizer), reader),
         init=lambda given: init_state(networks, config, optimizer, given, trains=method.trains),
         given=given,
         frozen=frozen,
         batch=image_shapes(rows, config.data.image_size) | texts,
-        rules=(whole_frozen("reference", "generator"), *rules),
+        rules=(*text.RULES, whole_frozen("reference", "generator"), *rules),
         settings=settings.loop,
         seed=config.seed,
         divides=config.mesh.divide_state,

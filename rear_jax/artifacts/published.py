@@ -34,9 +34,10 @@ def detect(tensors: Mapping[str, np.ndarray], source: str, section: str = "") ->
 
     Raises RearError: it is none that is known here.
     """
-    found = [(len(part.prefix), f) for f in families() if (part := view(tensors, f.layout, source))]
-    wanted = [pair for pair in found if pair[1].SECTION == section] or found
-    best = [family for length, family in wanted if length == min(wanted, key=lambda pair: pair[0])[0]]
+    views = [(family, view(tensors, family.layout, source)) for family in families()]
+    found = [(family, len(part.prefix)) for family, part in views if part is not None]
+    wanted = [pair for pair in found if section == pair[0].SECTION] or found
+    best = [family for family, length in wanted if length == min(length for _, length in wanted)]
     if len(best) != 1:
         known, first = ", ".join(f.name for f in families()), ", ".join(sorted(tensors)[:3])
         raise RearError(f"{source} is no checkpoint of a network known here ({known}); its first keys are {first}.")

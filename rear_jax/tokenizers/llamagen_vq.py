@@ -22,7 +22,8 @@ from rear_jax.tokenizers.family import PARAMETERS, TokenizerFamily
 from rear_jax.weights.family import round_half_up
 from rear_jax.weights.layout import Layout, Path, TorchName
 
-OWN_KEYS = (  # how transformers' Janus calls the layers -> how LlamaGen does
+WITHIN = ("gen_vision_model.", "model.vqmodel.")  # prefixes in Janus' files, and in transformers' copies of them
+OWN_KEYS = (  # how transformers calls the layers -> how LlamaGen and Janus do
     (r"^(encoder|decoder)\.(?:down|up)\.(\d+)\.", r"\1.conv_blocks.\2."),
     (r"(\.conv_blocks\.\d+)\.block\.", r"\1.res."),
     (r"\.mid\.block_1\.", ".mid.0."),
@@ -194,7 +195,9 @@ def torch_name(path: Path) -> TorchName:
 
 
 def own_key(key: str) -> str:
-    """The key of a tensor of VQ-16 in LlamaGen's files, from that in transformers' copy of Janus."""
+    """The key of a tensor of VQ-16 in LlamaGen's files, from that in a file of Janus."""
+    for prefix in WITHIN:
+        key = key.removeprefix(prefix)
     for pattern, own in OWN_KEYS:
         key = re.sub(pattern, own, key)
     return key
@@ -226,7 +229,7 @@ FAMILY = TokenizerFamily(
         sizes=sizes,
         ignore=("quantize.codebook_used",),  # the last codes seen in training, for a usage statistic
         under="model",
-        within={"gen_vision_model.": str, "model.vqmodel.": own_key},  # Janus' files, and transformers' copies of them
+        within=dict.fromkeys(WITHIN, own_key),
     ),
     parameters=PARAMETERS,
     to_8_bit=round_half_up,

@@ -71,8 +71,8 @@ class Layout:
       under: key under which the authors' code looks for the state dict in a pickled file; '' = the file is one.
       optional: modules that a file may lack and a network may have no use for -> the prefix of their keys.
       hub: of the network's folders on model hubs, None where there are none.
-      within: where larger checkpoints hold the network: prefix of its keys there -> (the rest of such a key) -> its
-        key in this layout.
+      within: how other files hold the network: prefix of its keys there -> (such a key) -> the key in this layout, or
+        None where there is none.
       part: whether the authors' files hold other networks as well, which their code needs.
     """
 
@@ -83,7 +83,7 @@ class Layout:
     under: str = ""
     optional: Mapping[str, str] = dataclasses.field(default_factory=dict)
     hub: Hub | None = None
-    within: Mapping[str, Callable[[str], str]] = dataclasses.field(default_factory=dict)
+    within: Mapping[str, Callable[[str], str | None]] = dataclasses.field(default_factory=dict)
     part: bool = False
 
 

@@ -45,7 +45,7 @@ def view(tensors: Mapping[str, np.ndarray], of: Layout, source: str = "the state
     Raises RearError: two tensors of the checkpoint have one name in the layout.
     """
     for prefix, own_key in {"": str, **of.within}.items():
-        found = [(own_key(key.removeprefix(prefix)), key) for key in tensors if key.startswith(prefix)]
+        found = [(own_key(key) or key, key) for key in tensors if key.startswith(prefix)]
         if any(re.fullmatch(of.signature, name) for name, _ in found):
             names = dict(found)
             if twice := [name for name, key in found if names[name] != key]:

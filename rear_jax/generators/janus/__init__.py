@@ -91,6 +91,7 @@ FAMILY = GeneratorFamily(
         torch_name=torch_name,
         sizes=sizes,
         ignore=IGNORED,
+        part=True,
     ),
     parameters=(
         *layers.ATTENTION,

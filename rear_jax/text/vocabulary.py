@@ -68,7 +68,7 @@ class T5Vocabulary:
         ids = np.full((len(texts), length), PAD, np.int32)
         mask = np.zeros((len(texts), length), bool)
         for row, visible, text in zip(ids, mask, texts, strict=True):
-            tokens = [*self._split(_in_unicode(text))[: length - 1], END]
+            tokens = [*self._split(in_unicode(text))[: length - 1], END]
             row[: len(tokens)], visible[: len(tokens)] = tokens, True
         return ids, mask
 
@@ -99,7 +99,7 @@ def _read_sentencepiece(content: bytes, path: Path) -> tuple[Split, int, dict[st
     return model.encode, model.get_piece_size(), special
 
 
-def _in_unicode(text: str) -> str:
+def in_unicode(text: str) -> str:
     """The text with U+FFFD for each half of a character that stands alone, which has no UTF-8."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 

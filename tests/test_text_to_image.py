@@ -181,7 +181,7 @@ def test_samples_know_the_encoder_of_such_steps(encoded_in_steps, trained, tmp_p
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data.source": "fashion_mnist"}, r"config.text.on_the_fly: fashion_mnist \(test\) has no captions"),
+        ({"data.source": "fashion_mnist"}, r"fashion_mnist \(test\) has no captions"),
         ({"captions_from": "features"}, "config.captions_from = 'features' is not read with config.text.on_the_fly"),
         ({"text.encoder": ""}, "config.text.encoder = '': name the file or folder of T5"),
         ({"text.length": 13}, "has room for 1 to 12 tokens"),

@@ -19,6 +19,7 @@ from rear_jax.artifacts.text import encoder_folder as encoder_folder
 from rear_jax.artifacts.text import encoder_sizes as encoder_sizes
 from rear_jax.artifacts.text import open_text_encoder as open_text_encoder
 from rear_jax.artifacts.text import open_text_reader as open_text_reader
+from rear_jax.artifacts.text import open_vocabulary as open_vocabulary
 from rear_jax.artifacts.text import outline_reader_in_step as outline_reader_in_step
 from rear_jax.artifacts.text import outline_text_encoder as outline_text_encoder
 from rear_jax.artifacts.text import reader_in_step as reader_in_step

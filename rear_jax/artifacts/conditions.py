@@ -43,7 +43,7 @@ def open_conditions(
 
     Raises RearError: the source has labels that are no classes or captions; captions cannot be read.
     """
-    if not generators.takes_captions(generator):
+    if not generators.takes_text(generator):
         require_classes(source, config.data.num_classes)
         return lambda labels: labels
     if reader:
@@ -76,10 +76,7 @@ def _open_tokens(
 
 def _require_texts(facts: SplitFacts, split: str) -> None:
     if not facts.captioned:
-        raise RearError(
-            f"config.text.on_the_fly: {facts.name} ({split}) has no captions: give config.data.source a set that has "
-            "them."
-        )
+        raise RearError(f"{facts.name} ({split}) has no captions: give config.data.source a set that has them.")
 
 
 def text_encoder_of(config: ConfigDict, workdir: Path, generator: nn.Module, reader: TextReader | None = None) -> str:
@@ -87,7 +84,7 @@ def text_encoder_of(config: ConfigDict, workdir: Path, generator: nn.Module, rea
     if reader:
         return reader.fingerprint
     header = captions_folder(config, workdir, config.data.train_split) / HEADER
-    return read_header(header).encoder if generators.takes_captions(generator) and header.is_file() else ""
+    return read_header(header).encoder if generators.takes_text(generator) and header.is_file() else ""
 
 
 def check_conditions(
@@ -103,7 +100,7 @@ def check_conditions(
         check_text_encoder(config, workdir, generator, before)
         _require_texts(split_facts(config.data, split), split)
         return
-    if "caption" not in before or not generators.takes_captions(generator):
+    if "caption" not in before or not generators.takes_text(generator):
         open_conditions(config, workdir, generator, split, source)
 
 

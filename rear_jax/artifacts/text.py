@@ -1,4 +1,7 @@
-"""What an experiment reads text with: a text encoder, from files of the user's or a small one that is made here."""
+"""What an experiment reads text with: a text encoder or, where the generator reads text itself, a vocabulary.
+
+An encoder is from files of the user's, or a small one that is made here.
+"""
 
 import dataclasses
 import functools
@@ -16,6 +19,7 @@ from rear_jax.errors import RearError
 from rear_jax.generators.interface import Captions, Tokens
 from rear_jax.text import random_encoder, t5_files
 from rear_jax.text.encoder import TextEncoder, caption_features
+from rear_jax.text.janus_vocabulary import JanusVocabulary
 from rear_jax.text.t5 import T5Encoder, check_dtype
 from rear_jax.text.vocabulary import T5Vocabulary
 from rear_jax.weights.shards import open_weights
@@ -30,7 +34,7 @@ class TextReader:
 
     Attributes:
       length: T, tokens of a text.
-      params: weights of the encoder, on the host; of an outline their shapes.
+      params: weights of the encoder, on the host, {} if there is none; of an outline their shapes.
       condition: (params, Tokens [B, T]) -> what the generator is conditioned on, pure.
       tokens: texts -> Tokens [B, T] on the host; None in an outline.
       fingerprint: sixteen hexadecimal digits that name all that decides the conditions; '' in an outline.
@@ -67,8 +71,15 @@ class TextReader:
 def open_text_reader(config: ConfigDict, workdir: Path, generator: nn.Module) -> TextReader:
     """What turns texts into conditions of a text-conditional generator, its files read whole.
 
-    Raises RearError: as `open_text_encoder`.
+    Raises RearError: as `open_text_encoder`, or as `open_vocabulary`.
     """
+    if generators.reads_tokens(generator):
+        vocabulary, length = open_vocabulary(config, generator), text_length(config, generator)
+
+        def in_template(texts: Sequence[str]) -> Tokens:
+            return Tokens(*vocabulary.encode(texts, length, cut=True))
+
+        return TextReader(length, {}, _as_they_are, in_template, vocabulary.fingerprint)
     encoder = open_text_encoder(config, workdir, generator)
 
     def tokens(texts: Sequence[str]) -> Tokens:
@@ -93,20 +104,21 @@ def outline_reader_in_step(config: ConfigDict, workdir: Path, generator: nn.Modu
     """
     if not reads_in_step(config, generator):
         return None
-    module = outline_text_encoder(config, workdir, generator)
-    length, room = text_length(config, generator), generator.caption_length
+    length = text_length(config, generator)
+    if generators.reads_tokens(generator):
+        return TextReader(length, {}, _as_they_are)
+    module, room = outline_text_encoder(config, workdir, generator), generator.caption_length
     return TextReader(length, t5_files.shapes(module), _condition(module, config.text.dtype, room))
 
 
 def reads_in_step(config: ConfigDict, generator: nn.Module) -> bool:
     """Whether training steps make conditions of texts; raises RearError where stored features are given as well."""
-    if not (generators.takes_captions(generator) and config.text.on_the_fly):
+    itself = generators.reads_tokens(generator)
+    if not (itself or (generators.takes_captions(generator) and config.text.on_the_fly)):
         return False
     if config.captions_from:
-        raise RearError(
-            f"config.captions_from = {config.captions_from!r} is not read with config.text.on_the_fly: unset one of "
-            "them."
-        )
+        why = f"by config.model.name = {config.model.name!r}" if itself else "with config.text.on_the_fly"
+        raise RearError(f"config.captions_from = {config.captions_from!r} is not read {why}: leave one of them out.")
     return True
 
 
@@ -143,8 +155,11 @@ def open_text_encoder(config: ConfigDict, workdir: Path, generator: nn.Module) -
 
 
 def check_text_encoder(config: ConfigDict, workdir: Path, generator: nn.Module, before: Collection[str]) -> None:
-    """Raises RearError where headers tell that `open_text_encoder` will fail, unless a job before makes the encoder."""
+    """Raises RearError where headers tell that `open_text_reader` will fail, unless a job before makes the encoder."""
     text_length(config, generator)
+    if generators.reads_tokens(generator):
+        open_vocabulary(config, generator)
+        return
     check_dtype(config.text.dtype)
     if config.text.encoder == RANDOM and "caption" in before:
         random_encoder.check_sizes(encoder_sizes(config, generator))
@@ -154,15 +169,38 @@ def check_text_encoder(config: ConfigDict, workdir: Path, generator: nn.Module, 
     _check_width(t5_files.sizes(open_weights(weights), source=weights)["width"], weights, generator)
 
 
-def text_length(config: ConfigDict, generator: nn.Module) -> int:
-    """Tokens of a caption; raises RearError where the generator has no room for so many."""
-    length = config.text.length or generator.caption_length
-    if not 1 <= length <= generator.caption_length:
+def open_vocabulary(config: ConfigDict, generator: nn.Module) -> JanusVocabulary:
+    """The words of a generator that reads text itself.
+
+    Raises RearError: there is no such file, or it is of another network.
+    """
+    place, pad_id = config.text.vocabulary, generator.pad_id
+    if not place:
+        raise RearError("config.text.vocabulary = '': name the tokenizer.json that was published with the generator.")
+    vocabulary = JanusVocabulary(place)
+    if vocabulary.pad_id != pad_id or vocabulary.size > generator.vocabulary_size:
         raise RearError(
-            f"config.text.length = {length}: the generator has room for 1 to {generator.caption_length} tokens "
-            "(config.model.caption_length)."
+            f"{place} has {vocabulary.size} tokens and pads with {vocabulary.pad_id}, the generator knows "
+            f"{generator.vocabulary_size} (config.model.vocabulary_size) and pads with {pad_id} (config.model.pad_id): "
+            "give the vocabulary of that generator, or set both."
+        )
+    return vocabulary
+
+
+def text_length(config: ConfigDict, generator: nn.Module) -> int:
+    """Tokens of a text; raises RearError where the generator has no room for so many."""
+    option = "prompt_length" if generators.reads_tokens(generator) else "caption_length"
+    room = getattr(generator, option)
+    length = config.text.length or room
+    if not 1 <= length <= room:
+        raise RearError(
+            f"config.text.length = {length}: the generator has room for 1 to {room} tokens (config.model.{option})."
         )
     return length
+
+
+def _as_they_are(params: Any, tokens: Tokens) -> Tokens:
+    return tokens
 
 
 def _condition(module: T5Encoder, dtype: str, room: int) -> Callable[[Any, Tokens], Captions]:

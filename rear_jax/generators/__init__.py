@@ -57,6 +57,11 @@ def reads_tokens(network: nn.Module) -> bool:
     return family_of(network).offers_now(network, TOKENS)
 
 
+def takes_text(network: nn.Module) -> bool:
+    """Whether the generator is conditioned by text, as features or as tokens, instead of by a class."""
+    return takes_captions(network) or reads_tokens(network)
+
+
 def shapes(network: nn.Module) -> Any:
     """Shapes of the parameters of a generator."""
     return family_of(network).shapes(network)

@@ -97,6 +97,10 @@ def _splits(config: ConfigDict) -> tuple[str, ...]:
 def _generator(config: ConfigDict) -> nn.Module:
     """The network that takes the captions; raises RearError where it takes none."""
     generator = objectives.build_generator(config, artifacts.outline_tokenizer(config).module)
+    if generators.reads_tokens(generator):
+        raise RearError(
+            f"--job=caption: config.model.name = {config.model.name!r} reads text itself: leave the job out."
+        )
     if not generators.takes_captions(generator):
         raise RearError("--job=caption: the generator takes classes; set config.model.condition = 'text'.")
     return generator

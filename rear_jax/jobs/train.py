@@ -101,13 +101,13 @@ def _check_header(
         fingerprint=fingerprint,
         codebook_size=config.tokenizer.codebook_size,
         codes_per_image=num_codes,
-        num_classes=None if generators.takes_captions(model) else config.data.num_classes,
+        num_classes=None if generators.takes_text(model) else config.data.num_classes,
     )
 
 
 def _facts(header: CodesHeader, model: nn.Module) -> SplitFacts:
     """Of the split that the codes are of, which has captions if the generator takes them."""
-    return SplitFacts(header.source, header.num_classes, header.num_images, generators.takes_captions(model))
+    return SplitFacts(header.source, header.num_classes, header.num_images, generators.takes_text(model))
 
 
 def _batches(
@@ -121,7 +121,7 @@ def _batches(
     split = config.data.train_split
 
     def conditioned(stream: Callable[[int], Iterator[dict]], source: ImageSource | SplitFacts):
-        if not generators.takes_captions(model):
+        if not generators.takes_text(model):
             return stream
         conditions = artifacts.open_conditions(config, workdir, model, split, source, reader)
         return lambda start: artifacts.with_conditions(stream(start), conditions)

@@ -41,7 +41,7 @@ def open_conditions(config: ConfigDict, workdir: Path, model: nn.Module) -> Cond
     Raises RearError: as `check_conditions`.
     """
     settings = config.sample
-    if not generators.takes_captions(model):
+    if not generators.takes_text(model):
         prompts_of(config, model)  # refuses them
         classes = np.arange(config.data.num_classes, dtype=np.int32)
         recipe = {"labels": "balanced: index modulo the number of classes"}
@@ -66,10 +66,13 @@ def open_conditions(config: ConfigDict, workdir: Path, model: nn.Module) -> Cond
 
 
 def check_conditions(config: ConfigDict, workdir: Path, model: nn.Module, before: Collection[str] = ()) -> None:
-    """Raises RearError where the file of captions or prompts, or the text encoder, is of no use."""
+    """Raises RearError where the file of captions or prompts, or what reads them, is of no use."""
     if prompts_of(config, model):
         artifacts.check_text_encoder(config, workdir, model, before)
-    elif generators.takes_captions(model):
+        if generators.reads_tokens(model):
+            texts = [prompt.text for prompt in given_prompts(config.sample)]
+            artifacts.open_vocabulary(config, model).encode(texts, artifacts.text_length(config, model))
+    elif generators.takes_text(model):
         _captions(config, model)
 
 
@@ -80,13 +83,20 @@ def prompts_of(config: ConfigDict, model: nn.Module) -> list[Prompt]:
     """
     settings, prompts = config.sample, given_prompts(config.sample)
     option = "config.sample.prompts" if settings.prompts else "config.sample.prompt"
-    if prompts and not generators.takes_captions(model):
+    if prompts and not generators.takes_text(model):
         raise RearError(f"{option} is set, and this generator takes classes: set config.model.condition = 'text'.")
+    if settings.captions and generators.reads_tokens(model):
+        raise RearError(
+            "config.sample.captions has features, and this generator reads text: set config.sample.prompts."
+        )
     if prompts and settings.captions:
         raise RearError(f"config.sample.captions and {option} are both set: set one of them to ''.")
-    if prompts or settings.captions or not generators.takes_captions(model):
+    if prompts or settings.captions or not generators.takes_text(model):
         return prompts
-    return _held_out_captions(config)
+    prompts = _held_out_captions(config)
+    if not prompts and generators.reads_tokens(model):
+        raise RearError("There are no prompts: set config.sample.prompts or prompt, or use images that have captions.")
+    return prompts
 
 
 def num_images(config: ConfigDict, model: nn.Module) -> int:

@@ -78,29 +78,38 @@ class JanusVocabulary:
         """Ids of a text alone; the names of special tokens are plain text in it."""
         return self._model.encode(in_unicode(text), add_special_tokens=False).ids
 
-    def prompt(self, caption: str) -> list[int]:
-        """Ids of a caption in the template, from the start token to <begin_of_image>."""
-        asked = [self.user_id, *self.tokens(f": {caption.strip()}\n\n")]
-        return [self.start_id, *asked, self.assistant_id, *self.tokens(":"), self.begin_of_image_id]
+    def prompt(self, caption: str, most: int | None = None) -> list[int]:
+        """Ids of a caption in the template, from the start token to <begin_of_image>.
+
+        With `most`, the end of a longer caption is left out, so that there are no more tokens.
+        """
+        before = [self.start_id, self.user_id]
+        after = [self.assistant_id, *self.tokens(":"), self.begin_of_image_id]
+        words = self.tokens(f": {caption.strip()}\n\n")
+        if most is not None and len(before) + len(words) + len(after) > most:
+            end = self.tokens("\n\n")
+            words = [*words[: max(0, most - len(before) - len(end) - len(after))], *end]
+        return [*before, *words, *after]
 
     def encode(
-        self, prompts: Sequence[str], length: int
+        self, prompts: Sequence[str], length: int, *, cut: bool = False
     ) -> tuple[Int[np.ndarray, "B length"], Bool[np.ndarray, "B length"]]:
         """Ids of captions in the template, padded on the left.
 
         Args:
           prompts: B captions.
           length: tokens of a row.
+          cut: whether the ends of captions are left out that are too long.
 
         Returns:
           ids int32, `pad_id` on padding, and the mask that is True on tokens.
 
-        Raises RearError: a prompt has more tokens than `length`; cut short, it would lose <begin_of_image>.
+        Raises RearError: a prompt has more tokens than `length`, and is not to be cut; or the template has.
         """
         ids = np.full((len(prompts), length), self.pad_id, np.int32)
         mask = np.zeros((len(prompts), length), bool)
         for row, visible, caption in zip(ids, mask, prompts, strict=True):
-            tokens = self.prompt(caption)
+            tokens = self.prompt(caption, length if cut else None)
             if len(tokens) > length:
                 shown = in_unicode(caption.strip())
                 shown = f"{shown[:SHOWN]}…" if len(shown) > SHOWN else shown

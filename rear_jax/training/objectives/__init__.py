@@ -52,7 +52,7 @@ def learning(config: ConfigDict, tokenizer: Tokenizer, given: Any, reader: TextR
     if config.codes.on_the_fly:
         frozen["tokenizer"], encode = tokenizer.params, encoder(tokenizer.module)
         batch = image_shapes(settings.batch_size, config.data.image_size)
-    if generators.takes_captions(model):
+    if generators.takes_text(model):
         rows = settings.batch_size
         batch["condition"] = reader.token_shapes(rows) if reader else family.condition_shapes(model, rows)
     return Learning(

@@ -60,10 +60,10 @@ def draw_each(
 def conditions_with_drops(model: Any, config: ConfigDict, params: Any, batch: dict[str, Any], key: PRNGKeyArray) -> Any:
     """What the images of a microbatch are conditioned on, some of it replaced by what stands for nothing.
 
-    Captions are dropped whole: the null caption takes the place of the features, under the mask of the caption.
+    Captions are dropped whole, and what takes the place of their features or words is under the mask of the caption.
     """
     rate = config.method.label_drop
-    if not generators.takes_captions(model):
+    if not generators.takes_text(model):
 
         def draw(key, labels):
             return noise.drop_labels(key, labels, model.num_classes, rate)

@@ -56,7 +56,7 @@ def checked_method(config: ConfigDict, generator: Any) -> Method:
     for name in ("noise_rate", "label_drop"):
         if not 0.0 <= settings[name] <= 1.0:
             raise RearError(f"config.posttrain.{name} = {settings[name]}: a probability lies in 0..1.")
-    if generators.takes_captions(generator):
+    if generators.takes_text(generator):
         lacking = {rewards.CLASSES: "asks for a class, and this generator takes captions"}
     else:
         lacking = {rewards.CAPTIONS: "asks for a caption, and this generator takes classes"}

@@ -30,7 +30,7 @@ def test_llamagens_rule_is_that_of_its_range():
 
 def test_every_network_has_its_rule():
     of_generators = {name: family.to_8_bit for name, family in generators.FAMILIES.items()}
-    assert of_generators == {"rar": truncate, "llamagen": round_half_up, "alitok": truncate}
+    assert of_generators == {"rar": truncate, "llamagen": round_half_up, "alitok": truncate, "janus": truncate}
     of_tokenizers = {name: family.to_8_bit for name, family in tokenizers.FAMILIES.items()}
     others = dict.fromkeys(("maskgit_vqgan", "vqgan_plus", "titok", "alitok"), truncate)
     assert of_tokenizers == {"llamagen_vq": round_half_up} | others

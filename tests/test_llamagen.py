@@ -260,7 +260,7 @@ def test_build_and_cached():
         ({"heads": 3}, 16, "not divisible by config.model.heads = 3"),
         ({"condition": "image"}, 16, "'image': use one of class, text"),
         ({"widht": 16}, 16, "mend widht"),
-        ({"name": "llama"}, 16, "use one of alitok, llamagen, rar"),
+        ({"name": "llama"}, 16, "use one of alitok, janus, llamagen, rar"),
         ({"name": "rar"}, 16, "mend caption_dim, caption_length, condition, token_dropout"),
     ],
 )

@@ -184,6 +184,21 @@ NETWORKS = {  # case -> (makes shapes and rules, how a few of its parameters are
             "caption_fc2/kernel": ("tensor", "fsdp"),
         },
     ),
+    "generator janus": (
+        lambda: generator("janus", vocabulary_size=32, pad_id=1),
+        {
+            "token_embeddings": ("tensor", "fsdp"),
+            "code_embeddings": ("tensor", "fsdp"),
+            "aligner_fc1/kernel": ("fsdp", "tensor"),
+            "aligner_fc2/kernel": ("tensor", "fsdp"),
+            "aligner_fc2/bias": (None,),
+            "blocks/qkv/kernel": (None, ("fsdp", "tensor"), None),
+            "norm/scale": (None,),
+            "head_fc1/kernel": ("fsdp", "tensor"),
+            "head_fc2/kernel": ("fsdp", "tensor"),
+            "head_fc2/bias": ("tensor",),
+        },
+    ),
     "generator alitok": (
         lambda: generator("alitok", "rear", prefix_tokens=7),
         {

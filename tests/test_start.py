@@ -47,6 +47,7 @@ START = {
         (r"", 0.0, LAW),
     ],
     "generator alitok": [*NORMS, *BIASES, (r"", 0.0, LAW)],
+    "generator janus": [*NORMS, *BIASES, (r"^code_embeddings$", 0.0, 1.0), (r"", 0.0, LAW)],
     "tokenizer titok": [
         *NORMS,
         *BIASES,

@@ -15,6 +15,7 @@ from rear_jax.config.training import optimizer_settings as optimizer_settings
 # The sections of the families, for files in configs/; the module of each family documents its settings.
 rar = generators.rar.FAMILY.section
 llamagen = generators.llamagen.FAMILY.section
+janus = generators.janus.FAMILY.section
 alitok_generator = generators.alitok.FAMILY.section
 maskgit_vqgan = tokenizers.maskgit_vqgan.FAMILY.section
 vqgan_plus = tokenizers.vqgan_plus.FAMILY.section

@@ -10,7 +10,7 @@ import flax.linen as nn
 from ml_collections import ConfigDict
 
 from rear_jax.generators.cached import CachedGenerator
-from rear_jax.generators.family import CAPTIONS, TAPS, GeneratorFamily, check_settings, tap_attributes
+from rear_jax.generators.family import CAPTIONS, TAPS, TOKENS, GeneratorFamily, check_settings, tap_attributes
 from rear_jax.weights.family import discover, known, network_attributes
 
 FAMILIES: dict[str, GeneratorFamily] = discover(__name__, __path__)
@@ -48,8 +48,13 @@ def cached(network: nn.Module) -> CachedGenerator:
 
 
 def takes_captions(network: nn.Module) -> bool:
-    """Whether the generator is conditioned by text instead of by a class."""
+    """Whether the generator is conditioned by features of a text encoder (`interface.Captions`)."""
     return family_of(network).offers_now(network, CAPTIONS)
+
+
+def reads_tokens(network: nn.Module) -> bool:
+    """Whether the generator is conditioned by text that it reads itself (`interface.Tokens`)."""
+    return family_of(network).offers_now(network, TOKENS)
 
 
 def shapes(network: nn.Module) -> Any:

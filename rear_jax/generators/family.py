@@ -17,11 +17,12 @@ from rear_jax.generators.stack import REMAT
 from rear_jax.weights.family import Family
 
 CHOICES = {"remat": REMAT, "attention": KERNELS}  # settings that several families have, and their values
-TAPS, ORDERS, CAPTIONS = "taps", "orders", "captions"  # what a family may offer
+TAPS, ORDERS, CAPTIONS, TOKENS = "taps", "orders", "captions", "tokens"  # what a family may offer
 MEANING = {
     TAPS: "projections of hidden states (taps)",
     ORDERS: "codes in random orders",
     CAPTIONS: "conditions that are captions",
+    TOKENS: "conditions that are tokens of text",
 }
 
 
@@ -39,7 +40,7 @@ class GeneratorFamily(Family):
         '' where it is on.
       needs_grid: whether the codes must form a square grid.
       check: (config, codes per image) raises RearError where sizes or settings do not fit together.
-      condition: makes the condition of one sequence, all zero, from the module: a label, or one caption.
+      condition: makes the condition of one sequence, all zero, from the module: a label, one caption, or one prompt.
       unconditional: (module, parameters, conditions) -> what takes their place where they are dropped.
       multiplies: whether every array called 'kernel' is a factor of `precision.multiply`, in the module's `dtype`; then
         a training step rounds and gathers it once, see `runtime/divided.py`.

@@ -56,7 +56,8 @@ def fused_attention(
     _, length, width = qkv.shape
     rate = 0.0 if words is None else rate
     size, itemsize = width // 3 // heads, qkv.dtype.itemsize
-    shape = Shape(heads, size, length, rate, tuple(blocks), precision, itemsize, memory)
+    distance = 1 if preparation.rotation is None else preparation.rotation.distance(size)
+    shape = Shape(heads, size, length, rate, tuple(blocks), precision, itemsize, memory, distance)
     words = jnp.zeros((1,), jnp.int32) if words is None else words.reshape(-1)
     visible = None if visible is None else visible.astype(jnp.float32)[:, None]
     return _attention(qkv, Inputs(_columns(preparation), _turns(preparation), visible, words), shape, interpret)
@@ -90,8 +91,8 @@ def _turns(preparation: Preparation) -> jax.Array | None:
     if preparation.rotation is None:
         return None
     cos, sin = (x if x.ndim == 3 else x[None] for x in preparation.rotation)  # [b, T, D/2]
-    pairs = jnp.stack([jnp.stack([cos, cos], -1), jnp.stack([-sin, sin], -1)])  # [2, b, T, D/2, 2]
-    return pairs.reshape(*pairs.shape[:3], -1).swapaxes(2, 3)
+    joined = preparation.rotation.joined
+    return jnp.stack([joined(cos, cos), joined(-sin, sin)]).swapaxes(2, 3)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -77,6 +77,7 @@ class Shape(NamedTuple):
       precision: of products of float32.
       itemsize: bytes of a feature.
       memory: bytes of the chip's fast memory.
+      distance: from the first feature of a rotated pair to the second.
     """
 
     heads: int
@@ -87,6 +88,7 @@ class Shape(NamedTuple):
     precision: Any = None
     itemsize: int = 2
     memory: int = 16 * 2**20
+    distance: int = 1
 
     @property
     def width(self) -> int:
@@ -195,13 +197,13 @@ class Image(NamedTuple):
             x = back[0] * norms[:, n : n + 1]
             x = x + norms[:, n + 2 : n + 3] if centred else x
         if "turns" in self.given:
-            x = x * self.given["turns"][0, 0] + _swapped(x) * self.given["turns"][1, 0]
+            x = x * self.given["turns"][0, 0] + self._swapped(x) * self.given["turns"][1, 0]
         return x, back
 
     def unprepared(self, gradient: Float[Array, "D T"], back: Any, n: int) -> tuple[Float[Array, "D T"], tuple]:
         """The gradient of what `prepared` was given from that of its result, and those of the norm, [D, 1] each."""
         if "turns" in self.given:
-            gradient = gradient * self.given["turns"][0, 0] + _swapped(gradient * self.given["turns"][1, 0])
+            gradient = gradient * self.given["turns"][0, 0] + self._swapped(gradient * self.given["turns"][1, 0])
         if back is None:
             return gradient, ()
         (unit, spread), norms = back, self.given["norms"][...]
@@ -215,6 +217,15 @@ class Image(NamedTuple):
             - (jnp.mean(gradient, 0, keepdims=True) if centred else 0.0)
         )
         return gradient * spread, of_norm
+
+    def _swapped(self, x: Float[Array, "D T"]) -> Float[Array, "D T"]:
+        """The features of each rotated pair exchanged."""
+        size, distance = self.shape.size, self.shape.distance
+        after = pltpu.roll(x, distance, 0)
+        if 2 * distance == size:
+            return after
+        first = lax.broadcasted_iota(jnp.int32, x.shape, 0) % (2 * distance) < distance
+        return jnp.where(first, pltpu.roll(x, size - distance, 0), after)
 
     def scores(self, of_keys: jax.Array, of_queries: jax.Array, part: Part) -> jax.Array:
         """Products of the vectors of all keys, [D, keys], with those of the queries, [D, queries]."""
@@ -349,9 +360,3 @@ def _loop(count: int, run: Callable[[Any], None]) -> None:
         run(0)
     else:
         lax.fori_loop(0, count, lambda n, _: run(n), None)
-
-
-def _swapped(x: Float[Array, "D T"]) -> Float[Array, "D T"]:
-    """The features of each pair (0, 1), (2, 3), ... exchanged."""
-    even = lax.broadcasted_iota(jnp.int32, x.shape, 0) % 2 == 0
-    return jnp.where(even, pltpu.roll(x, x.shape[0] - 1, 0), pltpu.roll(x, 1, 0))

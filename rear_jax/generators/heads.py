@@ -45,7 +45,8 @@ class HeadNorm(nn.Module):
 class Rotation(NamedTuple):
     """Rotary embedding of T positions, [T, D/2] each for heads of size D: one entry for each pair of features.
 
-    With a leading batch axis, [B, T, D/2], each sequence has positions of its own.
+    The pairs are interleaved: (0, 1), (2, 3), ... With a leading batch axis, [B, T, D/2], each sequence has positions
+    of its own.
     """
 
     cos: jax.Array
@@ -53,7 +54,45 @@ class Rotation(NamedTuple):
 
     def at(self, positions: Any) -> "Rotation":
         """The entries of some positions, an index or a slice of the leading axis; None adds one of length one."""
-        return Rotation(self.cos[positions], self.sin[positions])
+        return type(self)(self.cos[positions], self.sin[positions])
+
+    @staticmethod
+    def distance(size: int) -> int:
+        """From the first feature of a pair to the second, in a head of `size` features."""
+        return 1
+
+    @staticmethod
+    def apart(x: Float[Array, "... D"]) -> tuple[Float[Array, "... D/2"], Float[Array, "... D/2"]]:
+        """The first and the second feature of each pair."""
+        pairs = x.reshape(*x.shape[:-1], -1, 2)
+        return pairs[..., 0], pairs[..., 1]
+
+    @staticmethod
+    def joined(first: Float[Array, "... D/2"], second: Float[Array, "... D/2"]) -> Float[Array, "... D"]:
+        """The features in their places: what `apart` takes apart."""
+        return jnp.stack([first, second], axis=-1).reshape(*first.shape[:-1], -1)
+
+
+class HalfSplitRotation(Rotation):
+    """The same where a feature of the first half of a head pairs with one of the second: (0, D/2), (1, D/2 + 1), ..."""
+
+    __slots__ = ()
+
+    @staticmethod
+    def distance(size: int) -> int:
+        """From the first feature of a pair to the second, in a head of `size` features."""
+        return size // 2
+
+    @staticmethod
+    def apart(x: Float[Array, "... D"]) -> tuple[Float[Array, "... D/2"], Float[Array, "... D/2"]]:
+        """The first and the second feature of each pair."""
+        first, second = jnp.split(x, 2, axis=-1)
+        return first, second
+
+    @staticmethod
+    def joined(first: Float[Array, "... D/2"], second: Float[Array, "... D/2"]) -> Float[Array, "... D"]:
+        """The features in their places: what `apart` takes apart."""
+        return jnp.concatenate([first, second], axis=-1)
 
 
 class Preparation(NamedTuple):
@@ -96,11 +135,10 @@ def normalised(x: Float[Array, "... D"], norm: Norm) -> Float[Array, "... D"]:
 
 
 def rotate(x: Float[Array, "B T H D"], rotation: Rotation) -> Float[Array, "B T H D"]:
-    """Turns the interleaved pairs (0, 1), (2, 3), ... of each head in float32."""
-    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
-    a, b = pairs[..., 0], pairs[..., 1]
+    """Turns the pairs of features of each head in float32."""
+    a, b = rotation.apart(x.astype(jnp.float32))
     cos, sin = rotation.cos[..., None, :], rotation.sin[..., None, :]  # [T, 1, D/2] or [B, T, 1, D/2]
-    return jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape).astype(x.dtype)
+    return rotation.joined(a * cos - b * sin, b * cos + a * sin).astype(x.dtype)
 
 
 def line_angles(length: int, head_size: int) -> np.ndarray:

@@ -48,15 +48,15 @@ def normalised(x: Float[Array, "B T H*D"], norm: Norm, size: int) -> Float[Array
 
 def rotated(x: Float[Array, "B T H*D"], rotation: Rotation, size: int) -> Float[Array, "B T H*D"]:
     """As `heads.rotate`."""
-    heads = x.shape[-1] // size
-    cos, sin = (jnp.tile(jnp.repeat(part, 2, axis=-1), heads) for part in rotation)  # [T, H·D] or [B, T, H·D]
-    first = jnp.arange(x.shape[-1]) % 2 == 0
+    heads, distance = x.shape[-1] // size, rotation.distance(size)
+    cos, sin = (jnp.tile(rotation.joined(part, part), heads) for part in rotation)  # [T, H·D] or [B, T, H·D]
+    first = jnp.arange(x.shape[-1]) % (2 * distance) < distance
 
     def moved(x, places):
         """Features moved so many places to the right; what comes in is never read."""
         return jax.lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (0, 0, 0), (places, -places, 0)))
 
     def turn(x, cos, sin):
-        return x * cos + jnp.where(first, -moved(x, -1), moved(x, 1)) * sin
+        return x * cos + jnp.where(first, -moved(x, -distance), moved(x, distance)) * sin
 
     return in_float32(turn, x.dtype)(x, cos, sin)

@@ -1,7 +1,7 @@
-"""Causal transformer blocks with rotary embeddings, RMSNorm and SwiGLU: what LlamaGen's and AliTok's generators share.
+"""Causal transformer blocks with rotary embeddings, RMSNorm and SwiGLU: what LlamaGen, AliTok and Janus share.
 
-Positions of the condition have an all-zero rotation instead of none: their queries and keys vanish, so they attend
-evenly to what they see and are attended to with score 0.
+In the first two generators, positions of the condition have an all-zero rotation instead of none: their queries and
+keys vanish, so they attend evenly to what they see and are attended to with score 0.
 """
 
 from typing import Any
@@ -29,9 +29,9 @@ def linear(
     return Linear(features, use_bias=bias, dtype=dtype, kernel_init=kernel_init, out_dtype=out_dtype)
 
 
-def rms_norm(dtype: Any) -> nn.RMSNorm:
-    """RMSNorm with the family's epsilon; computed in float32."""
-    return nn.RMSNorm(epsilon=1e-5, dtype=dtype)
+def rms_norm(dtype: Any, epsilon: float = 1e-5) -> nn.RMSNorm:
+    """RMSNorm, computed in float32."""
+    return nn.RMSNorm(epsilon=epsilon, dtype=dtype)
 
 
 class Block(nn.Module):
@@ -45,6 +45,7 @@ class Block(nn.Module):
       attention_bias: whether the linear layers of the attention have biases.
       normalize_heads: whether each head's queries and keys pass an RMSNorm before they are rotated.
       attention: the kernel, one of `attention_kernels.KERNELS`.
+      epsilon: of both RMSNorms.
     """
 
     width: int
@@ -56,15 +57,16 @@ class Block(nn.Module):
     attention_bias: bool = False
     normalize_heads: bool = False
     attention: str = "auto"
+    epsilon: float = 1e-5
 
     def setup(self):
-        self.attention_norm = rms_norm(self.dtype)
+        self.attention_norm = rms_norm(self.dtype, self.epsilon)
         self.qkv = HeadsLinear(self.heads, self.dtype, self.attention_bias, normal)
         if self.normalize_heads:
             self.q_norm = HeadNorm(biased=False)
             self.k_norm = HeadNorm(biased=False)
         self.proj = linear(self.width, self.dtype, bias=self.attention_bias)
-        self.mlp_norm = rms_norm(self.dtype)
+        self.mlp_norm = rms_norm(self.dtype, self.epsilon)
         self.gate = linear(self.mlp_width, self.dtype)
         self.up = linear(self.mlp_width, self.dtype)
         self.down = linear(self.width, self.dtype)

@@ -27,10 +27,13 @@ class TorchName(NamedTuple):
       key: state-dict key; a `{i}` in it stands for the layer index of a parameter that Flax keeps stacked as [L, ...].
       axes: the permutation that takes the PyTorch tensor's axes to Flax order (per layer, without the L axis);
         None leaves them as they are.
+      parts: of a parameter that lies in several tensors of one size: what a `{part}` in the key stands for in each.
+        They lie side by side along the last axis of the parameter.
     """
 
     key: str
     axes: tuple[int, ...] | None = None
+    parts: tuple[str, ...] = ()
 
 
 class OpenTensors(Mapping[str, np.ndarray]):
@@ -118,7 +121,7 @@ def from_torch(
     for path, leaf in traverse_util.flatten_dict(shapes).items():
         name = torch_name(path)
         flat[path] = value = _empty(leaf.shape, leaf.dtype)
-        for key, target in zip(_keys(name, leaf.shape), value if "{i}" in name.key else value[None], strict=True):
+        for key, target in _tensors(name, value):
             target[...] = _in_flax_order(tensors[key], name)
     return traverse_util.unflatten_dict(flat)
 
@@ -137,11 +140,11 @@ def require_fit(
     misshaped: list[str] = []
     for path, leaf in traverse_util.flatten_dict(shapes).items():
         name = torch_name(path)
-        keys, wanted = _keys(name, leaf.shape), leaf.shape[1:] if "{i}" in name.key else leaf.shape
-        used.update(keys)
-        missing += [key for key in keys if key not in tensors]
-        found = {key: _in_flax_order(tensors[key], name).shape for key in keys if key in tensors}
-        misshaped += [f"{key} {shape}, wanted {wanted}" for key, shape in found.items() if shape != wanted]
+        wanted = {key: part.shape for key, part in _tensors(name, stand_in(leaf.shape))}
+        used.update(wanted)
+        missing += [key for key in wanted if key not in tensors]
+        found = {key: _in_flax_order(tensors[key], name).shape for key in wanted if key in tensors}
+        misshaped += [f"{key} {shape}, wanted {wanted[key]}" for key, shape in found.items() if shape != wanted[key]]
     unexpected = sorted(k for k in tensors if k not in used and not k.startswith(ignore))
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
     if any(problems.values()):
@@ -172,10 +175,9 @@ def to_torch(params: Any, torch_name: Callable[[Path], TorchName]) -> dict[str, 
 def torch_tensors(params: Any, torch_name: Callable[[Path], TorchName]) -> Iterator[tuple[str, np.ndarray]]:
     """Keys and tensors of `to_torch` one by one, as views of the parameters where these are on the host."""
     for path, leaf in traverse_util.flatten_dict(params).items():
-        name, value = torch_name(path), np.asarray(leaf)
-        layers = value if "{i}" in name.key else value[None]
-        for key, layer in zip(_keys(name, value.shape), layers, strict=True):
-            yield key, layer if name.axes is None else layer.transpose(np.argsort(name.axes))
+        name = torch_name(path)
+        for key, part in _tensors(name, np.asarray(leaf)):
+            yield key, part if name.axes is None else part.transpose(np.argsort(name.axes))
 
 
 def torch_shapes(params: Any, torch_name: Callable[[Path], TorchName]) -> dict[str, np.ndarray]:
@@ -214,6 +216,12 @@ def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return buffer[start : start + size].view(dtype).reshape(shape)
 
 
-def _keys(name: TorchName, shape: tuple[int, ...]) -> list[str]:
-    """The state-dict keys of one Flax parameter: one, or one per layer of a stacked parameter."""
-    return [name.key.replace("{i}", str(i)) for i in range(shape[0])] if "{i}" in name.key else [name.key]
+def _tensors(name: TorchName, value: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """The state-dict keys of one Flax parameter, each with the view that lies there: one per layer and part."""
+    for i, layer in enumerate(value if "{i}" in name.key else value[None]):
+        key = name.key.replace("{i}", str(i))
+        if name.parts:
+            views = np.split(layer, len(name.parts), axis=-1)
+            yield from zip((key.replace("{part}", part) for part in name.parts), views, strict=True)
+        else:
+            yield key, layer

@@ -111,7 +111,7 @@ def test_a_run_that_was_cut_short_goes_on(janus, photos, tmp_path, squares, monk
         run(made, tmp_path / "work")
     monkeypatch.setattr(describe.Descriptions, "add", add)
     assert not (photos / "metadata.jsonl").exists()
-    with (tmp_path / "work" / "descriptions" / "captions.jsonl").open("a") as file:
+    with (tmp_path / "work" / "descriptions" / "photos" / "captions.jsonl").open("a") as file:
         file.write('{"d.png": "torn of')
     squares.clear()
     run(made, tmp_path / "work")
@@ -252,10 +252,10 @@ class TestRefusals:
 
     def test_damaged_notes(self, janus, photos, tmp_path):
         run(config(janus, photos), tmp_path)
-        kept = tmp_path / "descriptions" / "captions.jsonl"
+        kept = tmp_path / "descriptions" / "photos" / "captions.jsonl"
         kept.write_text("[1]\n" + kept.read_text())
         assert "captions.jsonl, byte 0 is damaged" in refused(config(janus, photos), tmp_path)
-        (tmp_path / "descriptions" / "recipe.json").write_text("{")
+        (tmp_path / "descriptions" / "photos" / "recipe.json").write_text("{")
         assert "recipe.json is damaged" in refused(config(janus, photos), tmp_path)
 
 
@@ -272,7 +272,7 @@ def test_kill_and_several_devices(janus, photos, tmp_path):
     (photos / "metadata.jsonl").unlink()
     for number in range(40):
         shutil.copy(photos / "a.png", photos / f"x{number:02d}.png")
-    kept = tmp_path / "killed" / "descriptions" / "captions.jsonl"
+    kept = tmp_path / "killed" / "descriptions" / "photos" / "captions.jsonl"
     process = toy.start(tmp_path / "killed", *flags(janus, photos))
     while not (kept.exists() and kept.read_bytes().count(b"\n") > 1):
         time.sleep(0.01)

@@ -84,7 +84,7 @@ def refuse_other(folder: Path, images: Path, recipe: Mapping[str, Any], *, but: 
             )
     for file in (images / name for name in METADATA):
         if file.exists() and _digest(file) not in kept.get(WRITTEN, ()):
-            raise RearError(f"{file} is there, and this run did not write it: move it away, or describe no images.")
+            raise RearError(f"{file} is there, and this run did not write it: move it away to have new captions.")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from rear_jax.weights.shards import open_weights
 
 log = logging.getLogger(__name__)
 
-FOLDER = "descriptions"  # in the workdir
+FOLDER = "descriptions"  # in the workdir, with a folder in it for each folder of images
 CONTEXT = 16_384  # tokens of question and answer that the network was made for
 THREADS = 4  # that decode images; each holds one
 
@@ -44,21 +44,23 @@ def run(config: ConfigDict, workdir: Path) -> None:
         settings.weights, placeholder_id=vocabulary.image_placeholder_id, dtype=settings.dtype
     )
     recipe = _recipe(config, vocabulary) | {"weights": loaded.fingerprint}
-    found = Descriptions(workdir / FOLDER, images, recipe)
+    found = Descriptions(workdir / FOLDER / images.name, images, recipe)
     broken = Broken(images.name, config.data.max_broken_share)
     held: deque[list[int]] = deque()  # numbers of the images of batches that are on their way
     batches = _batches(images, names, found.captions, _rows(settings), loaded.module.image_size, broken, held)
     program = _program(config, loaded.module, loaded.params, vocabulary)
-    with ProgressBar("describe", total=len(names), unit="image", start=len(found.captions)) as bar:
+    done = sum(name in found.captions for name in names)
+    with ProgressBar("describe", total=len(names), unit="image", start=done) as bar:
         for ids in _answers(program, batches, _rows(settings)):
             numbers = held.popleft()
             texts = {number: vocabulary.text(row) for number, row in zip(numbers, ids.tolist(), strict=True)}
             for number in [number for number, text in texts.items() if not text]:
                 broken.leave_out(number, len(names), f"{images / names[number]} got an empty caption")
             found.add({names[number]: text for number, text in texts.items() if text})
-            bar.update(len(found.captions))
+            done += len(texts)
+            bar.update(done)
     found.publish(names)
-    log.info("describe: %d captions in %s", len(found.captions), images / METADATA[0])
+    log.info("describe: %d captions in %s", sum(name in found.captions for name in names), images / METADATA[0])
 
 
 def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
@@ -79,7 +81,7 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
         )
     _question(settings, module, vocabulary)
     _names(images)
-    refuse_other(workdir / FOLDER, images, _recipe(config, vocabulary))
+    refuse_other(workdir / FOLDER / images.name, images, _recipe(config, vocabulary))
 
 
 def _check_settings(config: ConfigDict) -> None:

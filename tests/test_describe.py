@@ -17,7 +17,7 @@ from rear_jax.data.sources import open_split
 from rear_jax.errors import RearError
 from rear_jax.jobs import describe
 from rear_jax.text.janus_vocabulary import JanusVocabulary
-from tests import toy, toy_janus
+from tests import toy, toy_understanding
 
 SHAPES = {"a.png": (40, 30), "b.jpg": (32, 32), "deep/c.png": (9, 70), "d.png": (64, 20), "e.png": (33, 31)}
 
@@ -25,7 +25,7 @@ SHAPES = {"a.png": (40, 30), "b.jpg": (32, 32), "deep/c.png": (9, 70), "d.png": 
 @pytest.fixture(scope="module")
 def janus(tmp_path_factory):
     """A folder as a hub hands it out; do not change it."""
-    return toy_janus.folder(tmp_path_factory.mktemp("hub") / "janus")
+    return toy_understanding.folder(tmp_path_factory.mktemp("hub") / "janus")
 
 
 @pytest.fixture

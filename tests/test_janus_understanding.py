@@ -14,7 +14,7 @@ from rear_jax.generators.janus import preprocess, understanding_files
 from rear_jax.generators.janus.understanding import Answering, answer
 from rear_jax.runtime.precision import products_at
 from rear_jax.text.janus_vocabulary import ANSWERING, SPECIAL, JanusVocabulary
-from tests import toy_janus
+from tests import toy_understanding
 from tests.golden_checks.janus_understanding import loaded, pixels_of
 from tests.test_janus_vocabulary import reference
 from tests.toy import ROOT
@@ -25,7 +25,7 @@ TOKENS = 6
 @pytest.fixture(scope="module")
 def janus(tmp_path_factory):
     """A folder as a hub hands it out; do not change it."""
-    return toy_janus.folder(tmp_path_factory.mktemp("hub") / "janus")
+    return toy_understanding.folder(tmp_path_factory.mktemp("hub") / "janus")
 
 
 @functools.cache
@@ -175,7 +175,7 @@ def test_the_text_of_an_answer(janus):
 
 def test_sizes_are_those_of_the_file(janus):
     found = understanding_files.load(str(janus), placeholder_id=3, dtype="bfloat16")
-    sizes = toy_janus.SIZES | toy_janus.OF_IMAGES | toy_janus.HEADS
+    sizes = toy_understanding.SIZES | toy_understanding.OF_IMAGES | toy_understanding.HEADS
     assert {name: getattr(found.module, name) for name in sizes} == sizes
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(found.params)} == {"bfloat16"}
     again = understanding_files.load(str(janus / "model.safetensors"), placeholder_id=3, dtype="float32")

@@ -18,7 +18,7 @@ from rear_jax.generators.attention import self_attention
 from rear_jax.generators.attention_kernels import Task, choose, cudnn_attention, fused_on_mesh, splash_attention
 from rear_jax.generators.dropout import Dropout, drop_weights
 from rear_jax.generators.fused_attention import fused_attention
-from rear_jax.generators.heads import Norm, Preparation, Rotation
+from rear_jax.generators.heads import HalfSplitRotation, Norm, Preparation, Rotation
 from rear_jax.generators.llamagen.network import LlamaGenTransformer
 from rear_jax.runtime.mesh import AXES
 from tests import toy
@@ -185,7 +185,9 @@ def test_cudnn_attention_lowers_to_its_custom_calls(monkeypatch):
     assert "258x258" not in text
 
 
-def problem(length, size, heads, *, norm="", turned=0, masked=False, rate=0.0, rows=2, dtype=jnp.float32):
+def problem(
+    length, size, heads, *, norm="", turned=0, kind=Rotation, masked=False, rate=0.0, rows=2, dtype=jnp.float32
+):
     """Random arguments of `self_attention` besides the kernel's name, and weights of its output."""
     keys = iter(jax.random.split(jax.random.key(length + size), 12))
 
@@ -196,7 +198,7 @@ def problem(length, size, heads, *, norm="", turned=0, masked=False, rate=0.0, r
     norms, rotation = (norm_of(), norm_of()), None
     if turned:  # 1: all images alike, 2: each in its own way
         angles = jax.random.normal(next(keys), (length, size // 2) if turned == 1 else (rows, length, size // 2))
-        rotation = Rotation(jnp.cos(angles), jnp.sin(angles))
+        rotation = kind(jnp.cos(angles), jnp.sin(angles))
     visible = jax.random.bernoulli(next(keys), 0.5, (rows, length)) if masked else None
     dropout = Dropout.of(next(keys), jnp.arange(rows)) if rate else None
     qkv = jax.random.normal(next(keys), (rows, length, 3, heads, size), dtype)
@@ -238,6 +240,8 @@ PROBLEMS = {
     "AliTok in random orders": {"length": 40, "size": 64, "heads": 4, "norm": "rms", "turned": 2, "rate": 0.1},
     "LlamaGen": {"length": 256, "size": 64, "heads": 2, "turned": 1},
     "LlamaGen of captions": {"length": 375, "size": 64, "heads": 2, "turned": 1, "masked": True},
+    "Janus": {"length": 140, "size": 128, "heads": 1, "turned": 1, "kind": HalfSplitRotation, "masked": True},
+    "halves of small heads": {"length": 40, "size": 24, "heads": 16, "turned": 2, "kind": HalfSplitRotation},
     "captions and dropout": {"length": 150, "size": 80, "heads": 8, "masked": True, "rate": 0.5, "rows": 1},
     "few positions": {"length": 5, "size": 16, "heads": 8, "rate": 0.1},
 }

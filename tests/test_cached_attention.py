@@ -14,8 +14,9 @@ from rear_jax.generators import heads as apart
 from rear_jax.generators import heads_together as together
 from rear_jax.generators.alitok.network import AliTokTransformer
 from rear_jax.generators.cached_attention import new_key_values
-from rear_jax.generators.heads import Norm, Preparation, Rotation
-from rear_jax.generators.interface import Captions
+from rear_jax.generators.heads import HalfSplitRotation, Norm, Preparation, Rotation
+from rear_jax.generators.interface import Captions, Tokens
+from rear_jax.generators.janus.network import JanusTransformer
 from rear_jax.generators.llamagen.network import LlamaGenTransformer
 from rear_jax.generators.rar.network import RARTransformer
 from rear_jax.runtime.mesh import AXES
@@ -27,10 +28,13 @@ RAR = RARTransformer(**SIZES)
 LLAMAGEN = LlamaGenTransformer(**SIZES, token_dropout=0.0)
 TEXT = dataclasses.replace(LLAMAGEN, condition="text", caption_length=4, caption_dim=6)
 ALITOK = AliTokTransformer(**SIZES | {"num_codes": 7}, token_dropout=0.0, prefix_tokens=3)
+JANUS = JanusTransformer(**SIZES, vocabulary_size=20, prompt_length=4, pad_id=3)
 LABELS, ROWS = jnp.array([0, 1, 3]), jnp.array([0, 2, 2, 1])
 CAPTIONS = Captions(jax.random.normal(jax.random.key(2), (3, 4, 6)), jnp.arange(4) >= jnp.array([2, 0, 3])[:, None])
+PROMPTS = Tokens(jax.random.randint(jax.random.key(3), (3, 4), 0, 20), CAPTIONS.mask)
 KEYS = jax.random.split(jax.random.key(7), 4)
-MODELS = {"rar": RAR, "text": TEXT, "alitok": ALITOK}
+MODELS = {"rar": RAR, "text": TEXT, "alitok": ALITOK, "janus": JANUS}
+CONDITIONS = {"rar": LABELS, "text": CAPTIONS, "alitok": LABELS, "janus": PROMPTS}
 
 
 def random_params(model):
@@ -41,10 +45,10 @@ def random_params(model):
     )
 
 
-@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
-def test_heads_side_by_side_draw_the_same_codes(model):
+@pytest.mark.parametrize("name", MODELS)
+def test_heads_side_by_side_draw_the_same_codes(name):
+    model, conditions = MODELS[name], CONDITIONS[name]
     params, sampler = random_params(model), Sampler("constant", 3.0)
-    conditions = CAPTIONS if model is TEXT else LABELS
     drawn = []
     for platform in ("cpu", "tpu"):
         run = functools.partial(generate, generators.cached(model), return_logits=True)
@@ -65,10 +69,11 @@ def test_preparation_is_the_same_side_by_side(biased):
         np.testing.assert_allclose(got, want.reshape(got.shape), rtol=1e-5, atol=1e-5)
 
 
-def test_the_rotation_is_the_same_to_the_last_bit():
+@pytest.mark.parametrize("kind", [Rotation, HalfSplitRotation])
+def test_the_rotation_is_the_same_to_the_last_bit(kind):
     x = jax.random.normal(jax.random.key(0), (2, 5, 4, 6))
     angles = np.random.default_rng(1).normal(size=(2, 5, 3)).astype(np.float32)
-    rotation = Rotation(np.cos(angles), np.sin(angles))  # positions of their own for each sequence
+    rotation = kind(np.cos(angles), np.sin(angles))  # positions of their own for each sequence
     got = together.rotated(x.reshape(2, 5, 24), rotation, 6)
     np.testing.assert_array_equal(got, apart.rotate(x, rotation).reshape(2, 5, 24))
 

@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from rear_jax import generators
 from rear_jax.generators.alitok.network import AliTokTransformer
+from rear_jax.generators.janus.network import JanusTransformer
 from rear_jax.generators.layers import HeadsLinear, Linear
 from rear_jax.generators.llamagen.network import LlamaGenTransformer
 from rear_jax.generators.rar.network import RARTransformer
@@ -27,6 +28,7 @@ MODELS = {
     "rar": RARTransformer(**SIZES, mlp_width=512, projector="released", projector_width=32, deep_layer=2),
     "llamagen": LlamaGenTransformer(**SIZES, mlp_width=512),
     "alitok": AliTokTransformer(**SIZES, mlp_width=512, prefix_tokens=7),
+    "janus": JanusTransformer(**SIZES, mlp_width=512, vocabulary_size=64, prompt_length=8, pad_id=3),
 }
 
 
@@ -36,7 +38,7 @@ def collectives(model, rows: int, *, gradients: bool, **sizes: int) -> list[hlo.
     shapes = generators.shapes(model)
     places = sharding.shardings(shapes, mesh, generators.family_of(model).parameters)
     codes = jax.ShapeDtypeStruct((rows, model.num_codes), jnp.int32)
-    batch = abstract((codes, jax.ShapeDtypeStruct((rows,), jnp.int32)), split(mesh))
+    batch = abstract((codes, generators.family_of(model).condition_shapes(model, rows)), split(mesh))
 
     def forward(params, batch):
         return model.apply({"params": params}, *batch)
@@ -72,7 +74,7 @@ def test_a_block_under_tensor_parallelism_adds_up_twice(name):
     model, rows = MODELS[name], 16
     found = collectives(model, rows, gradients=False, tensor=8)
     width, depth = model.width, model.depth
-    positions = model.num_codes + {"rar": 2, "llamagen": 0, "alitok": 0}[name]
+    positions = model.num_codes + {"rar": 2, "llamagen": 0, "alitok": 0, "janus": 7}[name]
     stream = rows * positions * width * 4
     times = collections.Counter()
     for one in found:

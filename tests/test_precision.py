@@ -85,17 +85,20 @@ def test_an_unknown_precision_is_refused():
 
 
 @pytest.mark.parametrize(("dtype", "wanted"), [("float32", {"high"}), ("bfloat16", {"bfloat16"})])
-@pytest.mark.parametrize("name", ["rar", "llamagen", "alitok"])
+@pytest.mark.parametrize("name", ["rar", "llamagen", "alitok", "janus"])
 def test_every_product_of_a_generator(name, dtype, wanted):
     """Training, and sampling with its decoder; reAR's projectors are there."""
-    config = toy.config(method__name="ar" if name == "llamagen" else "rear")
+    tapped = name in ("rar", "alitok")
+    config = toy.config(method__name="rear" if tapped else "ar")
     config.unlock()
     config.model = generators.FAMILIES[name].section()
     config.model.update(width=32, depth=2, heads=2, mlp_width=48, dtype=dtype)
     if name == "alitok":
         config.model.prefix_tokens = 0
+    if name == "janus":
+        config.model.update(vocabulary_size=32, prompt_length=4, pad_id=3)
     tokenizer = artifacts.outline_tokenizer(config)
-    network = generators.build(config, tokenizer.module, needs=() if name == "llamagen" else ("taps",))
+    network = generators.build(config, tokenizer.module, needs=("taps",) if tapped else ())
     params, inputs = generators.shapes(network), generators.family_of(network).example_inputs(network)
 
     def train(params):
@@ -104,10 +107,10 @@ def test_every_product_of_a_generator(name, dtype, wanted):
 
     config.sample.guidance_scale = 2.0
     program = draw.compile_sampler(config, network, tokenizer.module)
-    labels, rows = jnp.zeros(1, jnp.int32), jnp.zeros(2, jnp.int32)
+    rows = jnp.zeros(2, jnp.int32)
     with standing_in_for("gpu"):  # a CPU gets some factors in float32
         assert kinds(train, params) == wanted
-        traced = program.trace(params, tokenizer.params, labels, rows, rows).jaxpr
+        traced = program.trace(params, tokenizer.params, inputs[1], rows, rows).jaxpr
     assert set(flops.by_precision(traced)) == wanted | {"high"}  # the tokenizer is float32
 
 

@@ -2,24 +2,23 @@
 
 import json
 import logging
-import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from rear_jax import generators, tokenizers
 from rear_jax.errors import RearError
-from rear_jax.weights import layout
+from rear_jax.weights import layout, shards, spliced
 from rear_jax.weights.family import Family
-from rear_jax.weights.torch_files import read_tensors
+from rear_jax.weights.views import View, view
 
 log = logging.getLogger(__name__)
 
 HUB_CONFIG = "config.json"
-HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+HUB_WEIGHTS = shards.NAMES
 
 
 def families() -> list[Family]:
@@ -27,23 +26,35 @@ def families() -> list[Family]:
     return [*generators.FAMILIES.values(), *tokenizers.FAMILIES.values()]
 
 
-def detect(tensors: Mapping[str, np.ndarray], source: str) -> Family:
+def detect(tensors: Mapping[str, np.ndarray], source: str, section: str = "") -> Family:
     """The family that a state dict belongs to, by its keys.
+
+    Of a file with several networks it is that of the largest, whose keys have the shortest prefix; or, where `section`
+    is that of another kind of network which the file holds too, the family of that one.
 
     Raises RearError: it is none that is known here.
     """
-    found = [f for f in families() if any(re.fullmatch(f.layout.signature, key) for key in tensors)]
-    if len(found) != 1:
+    views = [(family, view(tensors, family.layout, source)) for family in families()]
+    found = [(family, len(part.prefix)) for family, part in views if part is not None]
+    wanted = [pair for pair in found if section == pair[0].SECTION] or found
+    best = [family for family, length in wanted if length == min(length for _, length in wanted)]
+    if len(best) != 1:
         known, first = ", ".join(f.name for f in families()), ", ".join(sorted(tensors)[:3])
         raise RearError(f"{source} is no checkpoint of a network known here ({known}); its first keys are {first}.")
-    return found[0]
+    return best[0]
+
+
+def open_published(place: Path) -> Mapping[str, np.ndarray]:
+    """The tensors of a published checkpoint, see `weights_file`; each is read when it is looked up."""
+    return shards.open_weights(weights_file(place) or place)
 
 
 def weights_file(place: Path) -> Path | None:
     """The file with the weights of a published checkpoint, None where `place` is none.
 
     Args:
-      place: the file itself, or a folder as model hubs hand it out, with `config.json` beside the weights.
+      place: the file itself, an index of several, or a folder as model hubs hand it out, with `config.json` beside the
+        weights or their index.
 
     Raises RearError: such a folder lacks the weights.
     """
@@ -65,34 +76,80 @@ def read_params(path: Path, config: ConfigDict, family: Family, shapes: Any) -> 
 
     Raises RearError: the file holds something else, other sizes, or not everything; each key or setting is named.
     """
-    tensors, found, present, ignore = _opened(path, config, family, shapes)
-    kept = keep_optional(found, shapes, present, str(path))
-    return layout.from_torch(tensors, kept, found.layout.torch_name, ignore=ignore, source=str(path))
+    opened = _opened(path, config, family, shapes)
+    kept = keep_optional(opened.family, shapes, opened.present, str(path))
+    _tell_what_is_left_out(opened, kept, path)
+    name, ignore = opened.family.layout.torch_name, opened.ignore
+    return layout.from_torch(opened.tensors, kept, name, ignore=ignore, source=str(path))
 
 
 def check_params(path: Path, config: ConfigDict, family: Family, shapes: Any) -> None:
     """Raises RearError where the header of a file tells that `read_params` will; the arguments are the same."""
-    tensors, found, present, ignore = _opened(path, config, family, shapes)
-    kept = without_absent(found, shapes, present)
-    layout.require_fit(layout.outline(tensors), kept, found.layout.torch_name, ignore=ignore, source=str(path))
+    _require_fit(_opened(path, config, family, shapes), shapes, path)
 
 
-def _opened(
-    path: Path, config: ConfigDict, family: Family, shapes: Any
-) -> tuple[Mapping[str, np.ndarray], Family, set[str], tuple[str, ...]]:
-    """The file's tensors, family and optional modules, and the prefixes of keys that carry nothing for the network.
+def save_onto(target: Path, original: Path, config: ConfigDict, family: Family, params: Any) -> None:
+    """Writes a published checkpoint anew with the parameters of one of its networks; see `spliced.save`.
 
-    Raises RearError: the file holds something else, or other sizes.
+    What the original does not have, such as modules that serve in training alone, is left out.
+
+    Raises RearError: the original is missing, damaged, of other sizes, or `spliced.check` refuses.
     """
-    tensors = read_tensors(weights_file(path) or path)
-    found = detect(tensors, str(path))
+    opened = _opened(original, config, family, params)
+    _require_fit(opened, params, original)
+    kept = keep_optional(family, params, opened.present, str(original))
+    values = {opened.tensors.names[key]: value for key, value in layout.torch_tensors(kept, family.layout.torch_name)}
+    spliced.save(target, original, values)
+    copied = len(opened.whole) - len(values)
+    log.info("%s is %s with %d tensors of this %s; %d are copied", target, original, len(values), family.KIND, copied)
+
+
+class _Opened(NamedTuple):
+    """A published file.
+
+    Attributes:
+      whole: all its tensors.
+      tensors: those of the network, under the keys of its layout.
+      family: of the network.
+      present: optional modules that the file has.
+      ignore: prefixes of keys that carry nothing for the network.
+    """
+
+    whole: Mapping[str, np.ndarray]
+    tensors: View
+    family: Family
+    present: set[str]
+    ignore: tuple[str, ...]
+
+
+def _opened(path: Path, config: ConfigDict, family: Family, shapes: Any) -> _Opened:
+    """Opens a file for the parameters of a network; raises RearError where it holds something else, or other sizes."""
+    whole = open_published(path)
+    found = detect(whole, str(path), family.SECTION)
     if found.SECTION != family.SECTION:
         raise RearError(f"{path} holds a {found.KIND} ({found.name}), not a {family.KIND}.")
+    tensors = view(whole, found.layout, str(path))
     _require_sizes(found, layout.outline(tensors), config, path)
     optional = found.layout.optional
     present = {module for module, prefix in optional.items() if any(key.startswith(f"{prefix}.") for key in tensors)}
     spare = tuple(f"{prefix}." for module, prefix in optional.items() if module not in shapes)
-    return tensors, found, present, found.layout.ignore + spare
+    return _Opened(whole, tensors, found, present, found.layout.ignore + spare)
+
+
+def _require_fit(opened: _Opened, shapes: Any, path: Path) -> None:
+    kept = without_absent(opened.family, shapes, opened.present)
+    name, ignore = opened.family.layout.torch_name, opened.ignore
+    layout.require_fit(layout.outline(opened.tensors), kept, name, ignore=ignore, source=str(path))
+
+
+def _tell_what_is_left_out(opened: _Opened, shapes: Any, path: Path) -> None:
+    """Logs how much of a file is of other networks."""
+    used = {opened.tensors.names.get(key) for key in layout.torch_shapes(shapes, opened.family.layout.torch_name)}
+    sizes = {key: tensor.nbytes / 1e6 for key, tensor in layout.outline(opened.whole).items()}
+    if spare := [size for key, size in sizes.items() if key not in used]:
+        read, rest = sum(sizes.values()) - sum(spare), sum(spare)
+        told = f"{path}: {len(sizes) - len(spare)} tensors ({read:.0f} MB) are of this {opened.family.KIND}"
+        log.info("%s; leaving out %d others (%.0f MB)", told, len(spare), rest)
 
 
 def without_absent(family: Family, shapes: Mapping[str, Any], present: Collection[str]) -> dict[str, Any]:

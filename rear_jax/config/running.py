@@ -52,6 +52,9 @@ def convert() -> ConfigDict:
     convert.source = ""  # published file, hub folder or folder of checkpoints; '' = none
     # what to write: FILE.safetensors, FILE.bin or, for a TiTok, a hub FOLDER; '' = none
     convert.export = ""
+    # published file or hub folder that the export is a copy of, with the weights of the source in their places, in the
+    # dtypes of the original; a FOLDER to export to then gets its files; '' = the export holds the source alone
+    convert.onto = ""
     convert.verify = False  # True = print a report of measured and published values, and write nothing
     convert.images = 256  # images from config.data.eval_split for the report on a tokenizer
     convert.sequences = 256  # code sequences from the folder of codes for the report on a generator

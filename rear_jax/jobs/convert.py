@@ -23,9 +23,8 @@ from rear_jax.runtime.atomic import write_json
 from rear_jax.runtime.checkpoints import Checkpoints, Saved
 from rear_jax.tokenizers import TokenizerFamily
 from rear_jax.training import objectives
-from rear_jax.weights import safetensors_file, torch_writer
+from rear_jax.weights import safetensors_file, spliced, torch_writer
 from rear_jax.weights.family import Family
-from rear_jax.weights.torch_files import read_tensors
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """
     settings, source = config.convert, _source(config)
     family, module = _described(source, _kind(source), config)
-    export = _exporter(family, config) if settings.export else None
+    export = _exporter(family, module, config) if settings.export else None
     _refuse_targets(config, workdir, source)
     if family.KIND == TokenizerFamily.KIND:
         params = artifacts.read_tokenizer(source, config, module)
@@ -55,6 +54,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if export:
         export(params)
         log.info("convert: wrote %s with the authors' key names", settings.export)
+        if family.layout.part and not settings.onto:
+            log.warning("convert: it holds the %s alone; config.convert.onto=ORIGINAL adds all others", family.KIND)
 
 
 def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
@@ -66,7 +67,7 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
         kind = _kind(source)
     family, module = _described(source, kind, config)
     if config.convert.export:
-        _exporter(family, config)
+        _exporter(family, module, config)
     _refuse_targets(config, workdir, source)
     check_at = artifacts.check_tokenizer_at if kind == TokenizerFamily.KIND else artifacts.check_generator
     check_at(source, config, workdir, module, before)
@@ -80,10 +81,9 @@ def _source(config: ConfigDict) -> Path:
 
 def _kind(source: Path) -> str:
     """What `source` holds, such as 'generator'; raises RearError where it is no checkpoint."""
-    file = published.weights_file(source)
-    if file is None and source.is_dir():
+    if published.weights_file(source) is None and source.is_dir():
         return Saved(source).record()["holds"]
-    return published.detect(read_tensors(file or source), str(source)).KIND
+    return published.detect(published.open_published(source), str(source)).KIND
 
 
 def _described(source: Path, kind: str, config: ConfigDict) -> tuple[Family, Any]:
@@ -112,12 +112,16 @@ def _refuse_targets(config: ConfigDict, workdir: Path, source: Path) -> None:
         raise RearError(f"{source} is converted already: name a file to export to, --config.convert.export=FILE.")
 
 
-def _exporter(family: Family, config: ConfigDict) -> Callable[[Any], None]:
+def _exporter(family: Family, module: Any, config: ConfigDict) -> Callable[[Any], None]:
     """What writes parameters as `config.convert.export` asks.
 
-    Raises RearError: that name has another ending, or the network has no such form.
+    Raises RearError: that name has another ending, the network has no such form, or it is not that of `onto`.
     """
     target, settings, layout = Path(config.convert.export), config[family.SECTION], family.layout
+    if onto := config.convert.onto:
+        published.check_params(Path(onto), config, family, family.shapes(module))
+        spliced.check(target, Path(onto))
+        return functools.partial(published.save_onto, target, Path(onto), config, family)
     if layout.hub:
         layout.hub.check(settings)
     if target.suffix == ".safetensors":

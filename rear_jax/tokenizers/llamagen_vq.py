@@ -6,6 +6,7 @@ there is attention at the lowest resolution. The networks work in [-1, 1]; the i
 """
 
 import functools
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -20,6 +21,15 @@ from rear_jax.tokenizers.blocks import Conv, GroupNorm, ResidualBlock, double_ne
 from rear_jax.tokenizers.family import PARAMETERS, TokenizerFamily
 from rear_jax.weights.family import round_half_up
 from rear_jax.weights.layout import Layout, Path, TorchName
+
+WITHIN = ("gen_vision_model.", "model.vqmodel.")  # prefixes in Janus' files, and in transformers' copies of them
+OWN_KEYS = (  # how transformers calls the layers -> how LlamaGen and Janus do
+    (r"^(encoder|decoder)\.(?:down|up)\.(\d+)\.", r"\1.conv_blocks.\2."),
+    (r"(\.conv_blocks\.\d+)\.block\.", r"\1.res."),
+    (r"\.mid\.block_1\.", ".mid.0."),
+    (r"\.mid\.attn_1\.", ".mid.1."),
+    (r"\.mid\.block_2\.", ".mid.2."),
+)
 
 torch_conv = functools.partial(Conv, torch_init=True)
 
@@ -184,6 +194,15 @@ def torch_name(path: Path) -> TorchName:
     return grid.torch_name(path)
 
 
+def own_key(key: str) -> str:
+    """The key of a tensor of VQ-16 in LlamaGen's files, from that in a file of Janus."""
+    for prefix in WITHIN:
+        key = key.removeprefix(prefix)
+    for pattern, own in OWN_KEYS:
+        key = re.sub(pattern, own, key)
+    return key
+
+
 def sizes(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The attributes of `LlamaGenVQ` that a file determines: all but image_size, l2_normalize and dtype."""
     channels = tensors["encoder.conv_in.weight"].shape[0]
@@ -210,6 +229,7 @@ FAMILY = TokenizerFamily(
         sizes=sizes,
         ignore=("quantize.codebook_used",),  # the last codes seen in training, for a usage statistic
         under="model",
+        within=dict.fromkeys(WITHIN, own_key),
     ),
     parameters=PARAMETERS,
     to_8_bit=round_half_up,

@@ -71,6 +71,9 @@ class Layout:
       under: key under which the authors' code looks for the state dict in a pickled file; '' = the file is one.
       optional: modules that a file may lack and a network may have no use for -> the prefix of their keys.
       hub: of the network's folders on model hubs, None where there are none.
+      within: how other files hold the network: prefix of its keys there -> (such a key) -> the key in this layout, or
+        None where there is none.
+      part: whether the authors' files hold other networks as well, which their code needs.
     """
 
     signature: str
@@ -80,6 +83,8 @@ class Layout:
     under: str = ""
     optional: Mapping[str, str] = dataclasses.field(default_factory=dict)
     hub: Hub | None = None
+    within: Mapping[str, Callable[[str], str | None]] = dataclasses.field(default_factory=dict)
+    part: bool = False
 
 
 LINEAR = (1, 0)  # PyTorch [out, in] -> Flax [in, out]
@@ -153,13 +158,13 @@ def require_fit(
 
 
 def outline(tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-    """The same keys with tensors of the same shapes; of an open file they are stand-ins, and nothing is read."""
+    """The same keys with tensors of the same shapes and dtypes; of an open file stand-ins, and nothing is read."""
     return tensors.outline() if isinstance(tensors, OpenTensors) else tensors
 
 
-def stand_in(shape: tuple[int, ...]) -> np.ndarray:
+def stand_in(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
     """Zeros of a shape that take no memory."""
-    return np.broadcast_to(np.zeros((), np.float32), shape)
+    return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 def _in_flax_order(tensor: np.ndarray, name: TorchName) -> np.ndarray:

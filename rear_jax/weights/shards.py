@@ -37,13 +37,32 @@ def open_weights(path: str | Path) -> Mapping[str, np.ndarray]:
     Raises RearError: there is no such file, the index is damaged or names a file outside its folder, or a shard is
       missing, damaged or without a tensor that the index promises.
     """
+    path = located(path)
+    return _Shards(path) if is_index(path) else read_tensors(path)
+
+
+def located(path: str | Path) -> Path:
+    """The file that `open_weights` opens first: a checkpoint, or an index; raises RearError for a folder without."""
     path = Path(path)
-    if path.is_dir():
-        found = next((path / name for name in NAMES if (path / name).exists()), None)
-        if found is None:
-            raise RearError(f"{path} has no weights: a folder must hold one of {', '.join(NAMES)}.")
-        path = found
-    return _Shards(path) if path.suffix == ".json" and path.is_file() else read_tensors(path)
+    if not path.is_dir():
+        return path
+    found = next((path / name for name in NAMES if (path / name).exists()), None)
+    if found is None:
+        raise RearError(f"{path} has no weights: a folder must hold one of {', '.join(NAMES)}.")
+    return found
+
+
+def is_index(path: Path) -> bool:
+    """Whether a file is an index of shards."""
+    return path.suffix == ".json" and path.is_file()
+
+
+def keys_of_files(path: str | Path) -> dict[str, list[str]]:
+    """Name of each file with weights -> keys of the tensors in it that count; see `open_weights`."""
+    path, found = located(path), {}
+    for key, name in (_read_index(path) if is_index(path) else dict.fromkeys(read_tensors(path), path.name)).items():
+        found.setdefault(name, []).append(key)
+    return found
 
 
 def require_bytes(path: str | Path, count: int) -> None:

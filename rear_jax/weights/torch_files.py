@@ -25,6 +25,7 @@ import safetensors
 
 from rear_jax.errors import RearError
 from rear_jax.weights.layout import OpenTensors, stand_in
+from rear_jax.weights.safetensors_file import DTYPES
 
 SECTIONS = ("model", "module", "state_dict", "ema")
 STORAGE_DTYPES = {
@@ -39,6 +40,7 @@ STORAGE_DTYPES = {
     "ByteStorage": np.dtype(np.uint8),
     "BoolStorage": np.dtype(np.bool_),
 }
+_DTYPES = {code: np.dtype(name) for name, code in DTYPES.items()}  # of safetensors
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_START = pickle.dumps(_LEGACY_MAGIC, protocol=2)
 _ZIP_START = b"PK\x03\x04"
@@ -94,6 +96,7 @@ class _SafeTensors(OpenTensors):
     """The tensors of an open safetensors file."""
 
     def __init__(self, path: Path):
+        self._path = path
         try:
             self._file = safetensors.safe_open(path, framework="numpy")
         except safetensors.SafetensorError as error:
@@ -103,10 +106,13 @@ class _SafeTensors(OpenTensors):
     def __getitem__(self, key: str) -> np.ndarray:
         if key not in self._keys:
             raise KeyError(key)
+        if (code := self._file.get_slice(key).get_dtype()) not in _DTYPES:
+            raise RearError(f"{self._path}: {key} is of type {code}, which cannot be read here: save it as bfloat16.")
         return self._file.get_tensor(key)
 
     def outline(self) -> dict[str, np.ndarray]:
-        return {key: stand_in(tuple(self._file.get_slice(key).get_shape())) for key in self._keys}
+        slices = {key: self._file.get_slice(key) for key in self._keys}
+        return {key: stand_in(tuple(s.get_shape()), _DTYPES.get(s.get_dtype(), np.uint8)) for key, s in slices.items()}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys)
@@ -226,7 +232,7 @@ class _TorchTensors(OpenTensors):
         return np.lib.stride_tricks.as_strided(elements, ref.size, [step * width for step in ref.stride])
 
     def outline(self) -> dict[str, np.ndarray]:
-        return {key: stand_in(ref.size) for key, ref in self._refs.items()}
+        return {key: stand_in(ref.size, ref.storage.dtype) for key, ref in self._refs.items()}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._refs)

@@ -8,7 +8,7 @@ enough for `torch.load(weights_only=True)`.
 
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,27 @@ def save(path: Path, params: Any, torch_name: Callable[[layout.Path], layout.Tor
       torch_name: the network's layout.
       under: key of the dict that holds the state dict; '' = the state dict is all there is.
     """
-    content = _state_dict(layout.torch_shapes(params, torch_name))
+    tensors = (tensor for _, tensor in layout.torch_tensors(params, torch_name))
+    write(path, layout.torch_shapes(params, torch_name), tensors, under=under)
+
+
+def write(path: Path, outline: Mapping[str, np.ndarray], tensors: Iterable[np.ndarray], *, under: str = "") -> None:
+    """Writes a state dict, under a temporary name until it is whole.
+
+    Args:
+      path: of the file.
+      outline: its keys, with arrays or stand-ins that have shape and dtype of the tensors.
+      tensors: in the same order; taken one by one.
+      under: as of `save`.
+    """
+    content = _state_dict(outline)
     if under:
         content = _dict({under: content})
     with atomic_file(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         _add(archive, "data.pkl", pickle.PROTO + b"\x02" + content + pickle.STOP)
         _add(archive, "version", b"3\n")
         _add(archive, "byteorder", b"little")
-        for number, (_, tensor) in enumerate(layout.torch_tensors(params, torch_name)):
+        for number, tensor in enumerate(tensors):
             _add(archive, f"data/{number}", np.ascontiguousarray(tensor).reshape(-1).view(np.uint8))
 
 

@@ -17,7 +17,7 @@ from rear_jax.runtime.sharding import ROWS, Rule, split_columns, split_rows
 from rear_jax.weights.family import truncate
 from rear_jax.weights.layout import LINEAR, Layout, Path, TorchName, count_layers, leaf_name
 
-HEAD_SIZE = 128  # of every published model
+HEAD_SIZE, MOST_LAYERS = 128, 30  # of the published models
 TABLES = {"token_embeddings": "language_model.model.embed_tokens.weight", "code_embeddings": "gen_embed.weight"}
 MODULES = {
     "aligner_fc1": "gen_aligner.layers.0",
@@ -35,9 +35,9 @@ BLOCK = {
     "down": "mlp.down_proj",
 }
 QKV = TorchName("language_model.model.layers.{i}.self_attn.{part}_proj.weight", LINEAR, parts=("q", "k", "v"))
-IGNORED = (  # understanding of images, and the tokenizer
-    *("vision_model.", "aligner.", "gen_vision_model.", "language_model.lm_head."),
-    "language_model.model.rotary_emb.",
+IGNORED = (  # understanding of images, the tokenizer, and tables of the rotary embeddings
+    *("vision_model.", "aligner.", "gen_vision_model.", "language_model.lm_head.", "language_model.model.rotary_emb."),
+    *(f"language_model.model.layers.{i}.self_attn.rotary_emb." for i in range(MOST_LAYERS)),
 )
 
 
@@ -91,6 +91,7 @@ FAMILY = GeneratorFamily(
         torch_name=torch_name,
         sizes=sizes,
         ignore=IGNORED,
+        part=True,
     ),
     parameters=(
         *layers.ATTENTION,
@@ -100,7 +101,7 @@ FAMILY = GeneratorFamily(
     ),
     to_8_bit=truncate,
     extent=("width", "depth"),
-    published={(2048, 24): ("Janus-Pro-1B", 1485.1), (4096, 30): ("Janus-Pro-7B", 6591.9)},
+    published={(2048, 24): ("Janus-Pro-1B", 1485.1), (4096, 30): ("Janus-Pro-7B", 6591.8)},
     cached=CachedJanus,
     offers=lambda section: {TOKENS: ""},
     check=check,

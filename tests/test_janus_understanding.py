@@ -182,6 +182,18 @@ def test_sizes_are_those_of_the_file(janus):
     assert again.fingerprint != found.fingerprint
 
 
+def test_files_of_transformers_hold_the_same(janus, tmp_path):
+    renamed = toy_understanding.for_transformers(load_file(janus / "model.safetensors"))
+    save_file(renamed, tmp_path / "model.safetensors")
+    found = understanding_files.load(str(tmp_path), placeholder_id=3)
+    wanted = understanding_files.load(str(janus), placeholder_id=3)
+    assert (found.module, found.fingerprint) == (wanted.module, wanted.fingerprint)
+    del renamed["model.vision_model.encoder.layers.0.self_attn.k_proj.bias"]
+    save_file(renamed, tmp_path / "model.safetensors")
+    with pytest.raises(RearError, match=r"lacks model\.vision_model\.encoder\.layers\.0\.self_attn\.k_proj\.bias"):
+        understanding_files.load(str(tmp_path), placeholder_id=3)
+
+
 @pytest.mark.parametrize(
     ("key", "change", "message"),
     [

@@ -36,3 +36,25 @@ def folder(place: pathlib.Path) -> pathlib.Path:
     (place / "tokenizer.json").write_text(tokenizer_json())
     save_file(tensors(JanusVocabulary(place)), place / "model.safetensors")
     return place
+
+
+def for_transformers(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The understanding side as transformers has it."""
+    made = {"model.vision_model.embeddings.position_ids": np.arange(4.0)}
+    for key, tensor in tensors.items():
+        if key.startswith("language_model."):
+            made["lm_head.weight" if "lm_head" in key else f"model.language_model.{key[21:]}"] = tensor
+        elif key.startswith("aligner."):
+            made[f"model.{key}".replace("layers.0", "fc1").replace("layers.2", "hidden_layers.0")] = tensor
+        elif key.endswith("pos_embed"):
+            made["model.vision_model.embeddings.position_embedding.weight"] = tensor[0]
+        elif key.startswith("vision_model.vision_tower.blocks."):
+            name = key.replace("vision_tower.blocks", "encoder.layers").replace(".norm", ".layer_norm")
+            parts = np.split(tensor, 3) if ".qkv." in name else [tensor]
+            for part, value in zip("qkv", parts, strict=False):
+                name_of_part = name.replace("attn.qkv", f"self_attn.{part}_proj")
+                made["model." + name_of_part.replace(".attn.proj", ".self_attn.projection_layer")] = value
+        elif "attn_pool" not in key and key.startswith("vision_model."):
+            name = key.replace("vision_tower.patch_embed.proj", "embeddings.patch_embedding")
+            made["model." + name.replace("vision_tower.norm", "post_layernorm")] = tensor
+    return {key: np.ascontiguousarray(tensor) for key, tensor in made.items()}

@@ -25,7 +25,6 @@ from rear_jax.generators.janus.understanding import Answering, Understanding, an
 from rear_jax.runtime import local_devices
 from rear_jax.runtime.progress import ProgressBar
 from rear_jax.text.janus_vocabulary import JanusVocabulary
-from rear_jax.weights.shards import open_weights
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +68,7 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     _check_settings(config)
     vocabulary = _vocabulary(settings)
     module = understanding_files.network_of(
-        open_weights(settings.weights),
+        understanding_files.open_understanding(settings.weights),
         placeholder_id=vocabulary.image_placeholder_id,
         dtype=settings.dtype,
         source=settings.weights,

@@ -1,12 +1,13 @@
 """The published files of Janus-Pro -> its understanding side: sizes and weights.
 
 Names are the authors': `vision_model.vision_tower.*` as in the package timm, `aligner.layers.*` and `language_model.*`.
-What only draws images, and SigLIP's attention pool, is left out. A file shows its sizes but not its heads: those of the
-language model have 128 features, those of the image tower 64.
+Files of transformers are read as well. What only draws images, and SigLIP's attention pool, is left out. A file shows
+its sizes but not its heads: those of the language model have 128 features, those of the image tower 64.
 """
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,10 +17,21 @@ from flax import traverse_util
 
 from rear_jax.errors import RearError
 from rear_jax.generators import janus
+from rear_jax.generators.janus.files import published_names
 from rear_jax.generators.janus.understanding import Understanding
 from rear_jax.runtime.identity import fingerprint
 from rear_jax.weights import layout
-from rear_jax.weights.layout import CONV, LINEAR, TorchName, count_layers, from_torch, leaf_name, outline
+from rear_jax.weights.layout import (
+    CONV,
+    LINEAR,
+    OpenTensors,
+    TorchName,
+    count_layers,
+    from_torch,
+    leaf_name,
+    outline,
+    stand_in,
+)
 from rear_jax.weights.shards import open_weights, require_bytes
 
 VISION_HEAD_SIZE = 64
@@ -32,9 +44,21 @@ FIRST_GATE = "language_model.model.layers.0.mlp.gate_proj.weight"
 HEAD = "language_model.lm_head.weight"
 VISION_BLOCK = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
 IGNORED = (
-    *("gen_embed.", "gen_aligner.", "gen_head.", "gen_vision_model."),
-    *(f"{TOWER}.attn_pool.", "language_model.model.rotary_emb."),
+    *("gen_embed.", "gen_aligner.", "gen_head.", "gen_vision_model.", f"{TOWER}.attn_pool."),
+    *("vision_model.embeddings.position_ids", "language_model.model.rotary_emb."),
+    *(key for key in janus.IGNORED if key.startswith("language_model.model.layers.")),  # more of these
 )
+TRANSFORMERS = "model.language_model."  # how names begin in its files
+OF_TRANSFORMERS = (  # its names inside the tower -> timm's; its queries stand for queries, keys and values
+    (r"^vision_model\.embeddings\.patch_embedding\.", f"{TOWER}.patch_embed.proj."),
+    (r"^vision_model\.embeddings\.position_embedding\.weight$", POSITIONS),
+    (r"^vision_model\.encoder\.layers\.(\d+)\.layer_norm(\d)\.", rf"{TOWER}.blocks.\1.norm\2."),
+    (r"^vision_model\.encoder\.layers\.(\d+)\.self_attn\.q_proj\.", rf"{TOWER}.blocks.\1.attn.qkv."),
+    (r"^vision_model\.encoder\.layers\.(\d+)\.self_attn\.projection_layer\.", rf"{TOWER}.blocks.\1.attn.proj."),
+    (r"^vision_model\.encoder\.layers\.(\d+)\.mlp\.", rf"{TOWER}.blocks.\1.mlp."),
+    (r"^vision_model\.post_layernorm\.", f"{TOWER}.norm."),
+)
+KEYS_AND_VALUES = re.compile(r"model\.vision_model\..+\.self_attn\.[kv]_proj\.")
 
 
 class Loaded(NamedTuple):
@@ -61,12 +85,58 @@ def load(path: str, *, placeholder_id: int, dtype: str = "bfloat16") -> Loaded:
 
     Raises RearError: a file is missing, damaged, or has no understanding side, or the dtype is another one.
     """
-    tensors = open_weights(path)
+    tensors = open_understanding(path)
     module = network_of(tensors, placeholder_id=placeholder_id, dtype=dtype, source=path)
     require_bytes(path, sum(leaf.size for leaf in jax.tree.leaves(shapes(module))))
     params = params_from(tensors, module, source=path)
     found = {name: getattr(module, name) for name in sizes(tensors, source=path)}
     return Loaded(module, params, fingerprint(params, found | {"dtype": dtype}))
+
+
+def open_understanding(path: str) -> Mapping[str, np.ndarray]:
+    """The tensors of a file, of the authors or of transformers, in the authors' names; errors as of `open_weights`."""
+    tensors = open_weights(path)
+    return _InAuthorsNames(tensors) if any(key.startswith(TRANSFORMERS) for key in tensors) else tensors
+
+
+class _InAuthorsNames(OpenTensors):
+    """The tensors of a file of transformers, queries, keys and values of a block of the tower as one."""
+
+    def __init__(self, tensors: Mapping[str, np.ndarray]):
+        self._tensors = tensors
+        self._names = {_authors_name(key): key for key in tensors if not KEYS_AND_VALUES.match(key)}
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        return self._made(key, self._tensors)
+
+    def outline(self) -> dict[str, np.ndarray]:
+        shapes = outline(self._tensors)
+        return {key: stand_in(self._made(key, shapes).shape) for key in self}
+
+    def _made(self, key: str, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+        name = self._names[key]
+        if key == POSITIONS:
+            return tensors[name][None]
+        if ".attn.qkv." not in key:
+            return tensors[name]
+        parts = [name.replace("q_proj", f"{part}_proj") for part in "qkv"]
+        if missing := [part for part in parts if part not in tensors]:
+            raise RearError(f"A Janus of transformers lacks {missing[0]}: fetch the file again.")
+        return np.concatenate([tensors[part] for part in parts])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _authors_name(key: str) -> str:
+    """The authors' name of a tensor of transformers; a name that is none of its names stays."""
+    name = published_names(key) or key
+    for pattern, instead in OF_TRANSFORMERS:
+        name = re.sub(pattern, instead, name)
+    return name
 
 
 def network_of(

@@ -1,5 +1,7 @@
 """Files like Janus-Pro's at toy size: generator, tokenizer and what answers questions, random, in one state dict."""
 
+import re
+
 import ml_dtypes
 import numpy as np
 
@@ -17,6 +19,24 @@ OTHERS = {  # what neither network reads
     "aligner.layers.0.weight": (16, 8),
     "aligner.layers.0.bias": (16,),
 }
+TRANSFORMERS = (  # the authors' names -> those of transformers
+    (r"^language_model\.lm_head\.", "lm_head."),
+    (r"^language_model\.model\.", "model.language_model."),
+    (r"^gen_embed\.", "model.generation_embeddings."),
+    (r"^gen_head\.output_mlp_projector\.", "model.generation_head.proj_out."),
+    (r"^gen_head\.", "model.generation_head."),
+    (r"^gen_aligner\.", "model.generation_aligner."),
+    (r"^(aligner|vision_model)\.", r"model.\1."),
+    (r"^(model\.(?:generation_)?aligner)\.layers\.0\.", r"\1.fc1."),
+    (r"^(model\.(?:generation_)?aligner)\.layers\.2\.", r"\1.hidden_layers.0."),
+    (r"^gen_vision_model\.", "model.vqmodel."),
+    (r"^(model\.vqmodel\.encoder)\.conv_blocks\.", r"\1.down."),
+    (r"^(model\.vqmodel\.decoder)\.conv_blocks\.", r"\1.up."),
+    (r"^(model\.vqmodel\..+)\.res\.", r"\1.block."),
+    (r"^(model\.vqmodel\..+\.mid)\.0\.", r"\1.block_1."),
+    (r"^(model\.vqmodel\..+\.mid)\.1\.", r"\1.attn_1."),
+    (r"^(model\.vqmodel\..+\.mid)\.2\.", r"\1.block_2."),
+)
 FLOAT32 = ("inv_freq", "codebook_used")  # the others are bfloat16
 
 
@@ -54,3 +74,10 @@ def tensors(made, seed: int = 0) -> dict[str, np.ndarray]:
     keys = sorted(sizes, key=lambda key: key[::-1])
     made = {key: rng.normal(0.0, 0.4, sizes[key]) for key in keys}
     return {k: v.astype(np.float32 if k.endswith(FLOAT32) else ml_dtypes.bfloat16) for k, v in made.items()}
+
+
+def for_transformers(key: str) -> str:
+    """What transformers calls a tensor of the authors' file."""
+    for pattern, name in TRANSFORMERS:
+        key = re.sub(pattern, name, key)
+    return key

@@ -173,7 +173,7 @@ def _images(config: ConfigDict) -> Iterator[np.ndarray]:
 
 def _codes(config: ConfigDict, workdir: Path, module: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Batches of evenly spread records of the codes folder."""
-    if generators.takes_captions(module):
+    if generators.takes_captions(module) or generators.reads_tokens(module):
         raise RearError("code files have no captions, which this generator needs.")
     codes = open_codes(artifacts.codes_folder(config, workdir))
     header = codes.header

@@ -12,6 +12,7 @@ from rear_jax.generators import layers
 from rear_jax.generators.family import TOKENS, GeneratorFamily
 from rear_jax.generators.interface import Tokens
 from rear_jax.generators.janus.cached import CachedJanus
+from rear_jax.generators.janus.files import published_names
 from rear_jax.generators.janus.network import JanusTransformer
 from rear_jax.runtime.sharding import ROWS, Rule, split_columns, split_rows
 from rear_jax.weights.family import truncate
@@ -91,6 +92,7 @@ FAMILY = GeneratorFamily(
         torch_name=torch_name,
         sizes=sizes,
         ignore=IGNORED,
+        within={"model.": published_names},  # transformers' copies
         part=True,
     ),
     parameters=(

@@ -226,3 +226,12 @@ def test_the_published_sizes():
     language = sum(count for name, count in counts.items() if name not in ("tower", "aligner"))
     assert language == pytest.approx(1652.7, abs=0.05)
     assert module.num_patches == 576
+    ids = jax.ShapeDtypeStruct((2, 640), jnp.int32)
+    pixels, keys = jax.ShapeDtypeStruct((2, 384, 384, 3), jnp.float32), jax.random.split(jax.random.key(0), 2)
+    said = jax.eval_shape(
+        lambda params, pixels, ids: answer(module, params, pixels, ids, ids > 0, keys, Answering(1, 100)),
+        shapes,
+        pixels,
+        ids,
+    )
+    assert (said.shape, said.dtype) == ((2, 100), jnp.int32)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -161,9 +162,9 @@ def _program(
     @jax.jit
     def describe(params, batch):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), batch["number"])
-        ids = jax.numpy.broadcast_to(question, (len(keys), len(question)))
-        pixels, there = normalised(batch["image"]), batch["wanted"]
-        return answer(module, params, pixels, ids, ids >= 0, keys, answering, wanted=there)
+        ids = jnp.broadcast_to(question, (len(keys), len(question)))
+        mask, pixels = jnp.ones_like(ids, bool), normalised(batch["image"])
+        return answer(module, params, pixels, ids, mask, keys, answering, wanted=batch["wanted"])
 
     return functools.partial(describe, local_devices.copied(params))
 

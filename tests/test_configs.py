@@ -31,6 +31,7 @@ MILLIONS = {  # published sizes, which leave the training-only projectors out
     "llamagen_xl": 774.7,
     "llamagen_xxl": 1411.0,
     "llamagen_xl_t2i": 777.9,  # "775M"
+    "va_pi_janus_pro_1b": 1485.1,  # of 2089.3: without the tokenizer and what understands images
     "llamagen_3b_384": 3096.7,  # "3.1B"
     "rar_b": 260.9,
     "rar_l": 461.7,
@@ -79,26 +80,27 @@ def test_llamagen_trains_at_a_constant_rate():
 
 
 @pytest.mark.parametrize(
-    ("name", "image_size", "steps", "noise_rate"),
+    ("name", "image_size", "steps", "noise_rate", "images", "rate"),
     [
-        ("va_pi_llamagen_xl", 384, 100, 0.0),
-        ("va_pi_llamagen_xxl", 384, 100, 0.0),
-        ("va_pi_llamagen_t2i_xl", 256, 200, 0.5),
-        ("va_pi_rear_b", 256, 100, 0.0),  # in no table: LlamaGen's recipe
-        ("va_pi_rear_l", 256, 100, 0.0),
+        ("va_pi_llamagen_xl", 384, 100, 0.0, 128, 1e-6),
+        ("va_pi_llamagen_xxl", 384, 100, 0.0, 128, 1e-6),
+        ("va_pi_llamagen_t2i_xl", 256, 200, 0.5, 128, 1e-6),
+        ("va_pi_janus_pro_1b", 384, 100, 0.95, 64, 1e-7),
+        ("va_pi_rear_b", 256, 100, 0.0, 128, 1e-6),  # in no table: LlamaGen's recipe
+        ("va_pi_rear_l", 256, 100, 0.0, 128, 1e-6),
     ],
 )
-def test_va_pi_is_trained_as_the_papers_table_says(name, image_size, steps, noise_rate):
-    """arXiv 2512.19680: AdamW, a constant rate, 128 images a step."""
+def test_va_pi_is_trained_as_the_papers_table_says(name, image_size, steps, noise_rate, images, rate):
+    """arXiv 2512.19680: AdamW and a constant rate. Janus' 64 images a step are those of the released launcher."""
     config = load(toy.ROOT / "configs" / f"{name}.py")
     post, optimizer = config.posttrain, config.posttrain.optimizer
     assert (config.data.image_size, post.loop.steps, post.noise_rate) == (image_size, steps, noise_rate)
     assert (post.group, post.prior_weight, post.kl_weight, post.clip_range) == (8, 0.1, 0.0, 0.2)
-    assert (post.noise_reading, post.loop.batch_size, post.inner_updates) == ("paper", 128, 1)
+    assert (post.noise_reading, post.loop.batch_size, post.inner_updates) == ("paper", images, 1)
     assert {reward: weight for reward, weight in post.reward.items() if weight} == {"mse": 1.0, "perceptual": 1.0}
     assert (optimizer.b1, optimizer.b2, optimizer.weight_decay, optimizer.clip_norm) == (0.9, 0.999, 1e-4, 1.0)
     schedule = learning_rate(optimizer, steps)
-    assert [float(schedule(step)) for step in (0, 1, steps // 2, steps)] == pytest.approx([1e-6] * 4)
+    assert [float(schedule(step)) for step in (0, 1, steps // 2, steps)] == pytest.approx([rate] * 4)
 
 
 def files_with(job: str) -> list:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from rear_jax.data.crops import AUGMENTATIONS, RANDOM_VIEWS, center_crop, random_crop_flip, ten_crop
 from tests import toy
@@ -83,6 +84,18 @@ def test_random_views_of_any_size(height: int, width: int, size: int, view: str)
     assert made.dtype == np.uint8
     again = RANDOM_VIEWS[view](image, size, np.random.default_rng(0))
     np.testing.assert_array_equal(made, again)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "resized", "top", "left"), [(53, 31, (25, 15), 5, 0), (15, 100, (15, 100), 0, 42)]
+)
+def test_bicubic_is_torchvisions_resize_and_center_crop(height, width, resized, top, left):
+    """One step though 31 is twice 15, 53 * 15 / 31 = 25.6 rounded down, and an offset of 42.5 rounded half to even."""
+    image = noise(height, width)
+    pixels = np.asarray(Image.fromarray(image).resize(resized[::-1], resample=Image.Resampling.BICUBIC))
+    made = RANDOM_VIEWS["bicubic"](image, 15, np.random.default_rng(0))
+    np.testing.assert_array_equal(made, pixels[top : top + 15, left : left + 15])
+    assert (made != center_crop(image, 15)).any() == (height != 15)  # which halves the larger one first
 
 
 def test_random_crop_flip_covers_scales_places_and_mirrors():

@@ -185,7 +185,7 @@ def test_names_of_transformers_for_the_tokenizer():
     }
 
 
-def test_a_tensor_under_two_names_is_refused(config, tensors):
+def test_a_tensor_under_two_names_is_refused():
     wanted = llamagen_vq.FAMILY.layout
     held = {
         "model.vqmodel.encoder.conv_blocks.0.res.0.conv1.weight": np.zeros(1),
@@ -203,18 +203,16 @@ def same(found, wanted) -> None:
         assert np.ascontiguousarray(found[key]).tobytes() == np.ascontiguousarray(tensor).tobytes(), key
 
 
-def trained(config, tensors, folder: pathlib.Path) -> tuple[str, dict[str, np.ndarray]]:
+@pytest.fixture(scope="module")
+def trained(config, tensors, params, tmp_path_factory):
     """A checkpoint of the generator after a step of training, and the tensors of its file afterwards."""
-    network = toy.generator(config)
     rng = np.random.default_rng(1)
-    params = jax.tree.map(
-        lambda leaf: leaf + rng.normal(0.0, 0.1, leaf.shape).astype(np.float32), part(tensors, network)
-    )
-    store = Checkpoints(folder / "posttrained", keep=1)
-    store.save(3, {"params": jax.device_put(params)}, config.to_dict() | {"holds": "generator"})
+    changed = jax.tree.map(lambda leaf: leaf + rng.normal(0.0, 0.1, leaf.shape).astype(np.float32), params[0])
+    store = Checkpoints(tmp_path_factory.mktemp("trained") / "posttrained", keep=1)
+    store.save(3, {"params": jax.device_put(changed)}, config.to_dict() | {"holds": "generator"})
     store.close()
-    own = dict(layout.torch_tensors(params, generators.family_of(network).layout.torch_name))
-    return str(store.folder), dict(tensors) | {key: tensor.astype(ml_dtypes.bfloat16) for key, tensor in own.items()}
+    own = layout.torch_tensors(changed, generators.FAMILIES["janus"].layout.torch_name)
+    return str(store.folder), tensors | {key: tensor.astype(ml_dtypes.bfloat16) for key, tensor in own}
 
 
 def convert(workdir: pathlib.Path, **settings) -> None:
@@ -236,14 +234,14 @@ def test_in_and_out_again_bit_for_bit(tensors, places, tmp_path, form):
 @pytest.mark.parametrize(
     ("form", "target"), [("janus.bin", "x.safetensors"), ("shards", "x.bin"), ("transformers", "x")]
 )
-def test_what_was_trained_takes_its_place_and_its_dtype(config, tensors, places, tmp_path, form, target):
-    source, wanted = trained(config, tensors, tmp_path)
+def test_what_was_trained_takes_its_place_and_its_dtype(tensors, places, trained, tmp_path, form, target):
+    source, wanted = trained
     assert any((wanted[key] != tensors[key]).any() for key in tensors)
     convert(tmp_path, source=source, export=tmp_path / target, onto=places[form])
     same(in_authors_names(open_weights(tmp_path / target)), wanted)
 
 
-def test_a_tokenizer_goes_onto_the_same_file(config, tensors, places, tmp_path):
+def test_a_tokenizer_goes_onto_the_same_file(tensors, places, tmp_path):
     own = {key.removeprefix("gen_vision_model."): tensor * 2 for key, tensor in tensors.items()}
     only = {key: own[key] for key in own if f"gen_vision_model.{key}" in tensors and "codebook_used" not in key}
     source = write(tmp_path / "vq.safetensors", {key: tensor.astype(np.float32) for key, tensor in only.items()})
@@ -265,8 +263,8 @@ def test_a_folder_goes_out_with_the_files_that_describe_the_network(places, tmp_
         assert (tmp_path / "new" / name).read_bytes() == (tmp_path / "original" / name).read_bytes()
 
 
-def test_an_export_without_the_original_says_what_it_lacks(config, tensors, places, tmp_path, caplog):
-    source, wanted = trained(config, tensors, tmp_path)
+def test_an_export_without_the_original_says_what_it_lacks(config, trained, tmp_path, caplog):
+    source, wanted = trained
     convert(tmp_path, source=source, export=tmp_path / "x.safetensors")
     assert "it holds the generator alone; config.convert.onto=ORIGINAL adds all others" in caplog.text
     assert set(open_weights(tmp_path / "x.safetensors")) < set(wanted)
@@ -287,17 +285,16 @@ def test_an_export_without_the_original_says_what_it_lacks(config, tensors, plac
         ("x.bin", "odd.safetensors", "aligner.layers.0.bias is of type uint16, which .*x.bin cannot hold"),
     ],
 )
-def test_refusals(config, tensors, places, tmp_path, export, onto, message):
+def test_refusals(tensors, places, trained, tmp_path, export, onto, message):
     folder = places["janus.bin"].parent
     if onto == "small.bin":
         small = {key: tensor for key, tensor in tensors.items() if ".layers.1." not in key or "gen_" in key}
         write(folder / onto, small)
     elif onto == "odd.safetensors":
         write(folder / onto, tensors | {"aligner.layers.0.bias": np.zeros(16, np.uint16)})
-    source, _ = trained(config, tensors, tmp_path)
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
     made = toy_janus.config(
-        convert__source=source, convert__export=str(folder / export), convert__onto=str(folder / onto)
+        convert__source=trained[0], convert__export=str(folder / export), convert__onto=str(folder / onto)
     )
     for refuse in (jobs.JOBS["convert"].check, lambda *args: jobs.JOBS["convert"].run(*args[:2])):
         with pytest.raises(RearError, match=message) as caught:

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from rear_jax.config import default, llamagen, llamagen_vq, titok
+from rear_jax.config import default, janus, llamagen, llamagen_vq, titok
 from rear_jax.errors import RearError
 
 
@@ -89,6 +89,19 @@ def llamagen_t2i(image_size: int) -> ConfigDict:
     config.codes.augmentation = "center"
     config.model.update(condition="text", width=1280, depth=36, heads=20, mlp_width=3584)
     config.sample.update(image_size=0, guidance_scale=7.5, top_k=1000, num_images=1000)
+    return config.lock()
+
+
+def janus_pro() -> ConfigDict:
+    """Janus-Pro-1B (arXiv 2501.17811) at 384 pixels, on images and captions in .parquet files of the user's."""
+    config = default()
+    config.data.update(source="parquet", path="pairs", eval_split="test", image_size=384, num_classes=1)
+    config.data.caption_key = "caption_original"
+    config.tokenizer = llamagen_vq()
+    config.model = janus()
+    config.method.name = "ar"
+    config.codes.augmentation = "center"
+    config.sample.update(guidance="constant", guidance_scale=5.0, num_images=1000)
     return config.lock()
 
 

@@ -51,7 +51,8 @@ def tokenizer_training() -> ConfigDict:
     vq.codebook_decay = 0.99  # decay per step of the moving averages: usage of codes and, with 'ema', their latents
     # lowest usage of a code, relative to the mean of all codes; a code below it becomes a random latent; 0 = off
     vq.revive_below = 0.01
-    # random view of each training image: 'none', 'flip', 'crop_flip', 'wide_crop_flip' (LlamaGen) or 'window_flip'
+    # random view of each training image: 'none', 'bicubic', 'flip', 'crop_flip', 'wide_crop_flip' (LlamaGen) or
+    # 'window_flip'
     # (TiTok); see rear_jax/data/crops.py
     vq.augmentation = "crop_flip"
     vq.discriminator_weight = 0.0  # weight of the adversarial loss; 0 = no discriminator

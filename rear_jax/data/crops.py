@@ -32,6 +32,19 @@ def center_crop(image: np.ndarray, size: int) -> np.ndarray:
     return _window(resized, (height - size) // 2, (width - size) // 2, size)
 
 
+def bicubic_center_crop(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """The central square after one bicubic step to a short side of `size`; `rng` is not asked.
+
+    Unlike `center_crop` it makes no halvings first, and the long side is rounded down.
+
+    Source: torchvision's Resize and CenterCrop, as VA-π's code for Janus-Pro has them (arXiv 2512.19680).
+    """
+    picture = Image.fromarray(image)
+    target = [max(size, int(size * side / min(picture.size))) for side in picture.size]
+    resized = np.asarray(picture.resize(target, resample=Image.Resampling.BICUBIC))
+    return _five_crop(resized, size)[-1]
+
+
 def ten_crop(image: np.ndarray, size: int) -> list[np.ndarray]:
     """Four corners and the centre of the 1.1 times larger central square, then the same five of its mirror image.
 
@@ -106,6 +119,7 @@ RANDOM_VIEWS: dict[str, Callable[[np.ndarray, int, np.random.Generator], np.ndar
     "flip": center_crop_flip,
     "crop_flip": random_crop_flip,
     "wide_crop_flip": functools.partial(random_crop_flip, largest=WIDE_RANGE),
+    "bicubic": bicubic_center_crop,
     "window_flip": functools.partial(random_crop_flip, largest=1.0),
 }
 

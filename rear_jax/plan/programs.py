@@ -74,7 +74,8 @@ def sample(config: ConfigDict, mesh: Mesh) -> Program:
     settings, tokenizer = config.sample, artifacts.outline_tokenizer(config)
     model = objectives.build_generator(config, tokenizer.module)
     family, everywhere = generators.family_of(model), replicated(mesh)
-    conditions = settings.num_images if generators.takes_captions(model) else config.data.num_classes
+    of_text = generators.takes_captions(model) or generators.reads_tokens(model)
+    conditions = settings.num_images if of_text else config.data.num_classes
     labels = labels_of(settings, len(given_prompts(settings)), conditions)
     first = next(draw.plan_batches(labels, np.arange(len(labels)), settings.batch_size))
     generator = family.shapes(model)

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from rear_jax.errors import RearError
 from rear_jax.generators.janus import preprocess, understanding_files
 from rear_jax.generators.janus.understanding import Answering, answer
-from rear_jax.runtime.precision import products_at
+from rear_jax.runtime.precision import products_at, standing_in_for
 from rear_jax.text.janus_vocabulary import ANSWERING, SPECIAL, JanusVocabulary
 from tests import toy_understanding
 from tests.golden_checks.janus_understanding import loaded, pixels_of
@@ -210,6 +210,18 @@ def test_wrong_files_are_named(janus, tmp_path, key, change, message):
     with pytest.raises(RearError, match=rf"bad\.safetensors.*{message}") as error:
         understanding_files.load(str(tmp_path / "bad.safetensors"), placeholder_id=3)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_the_cache_of_a_tpu_gives_the_same_answers():
+    pixels, ids, mask = asked()
+    tokens, logits = said(pixels, ids, mask)
+    program.cache_clear()
+    with standing_in_for("tpu"):
+        there, near = said(pixels, ids, mask)
+    program.cache_clear()
+    np.testing.assert_array_equal(there, tokens)
+    np.testing.assert_allclose(near, logits, atol=5e-5)
 
 
 @pytest.mark.slow

@@ -43,6 +43,7 @@ def default() -> ConfigDict:
     config.mesh = running.mesh()
     config.data = data.data()
     config.text = text.text()
+    config.describe = text.describe()
     config.tokenizer = maskgit_vqgan()  # section of a family in rear_jax/tokenizers
     config.tokenizer_training = training.tokenizer_training()
     config.lpips = training.lpips()

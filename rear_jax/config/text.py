@@ -1,4 +1,4 @@
-"""Settings of the text encoder, which turns captions and prompts into what a generator takes."""
+"""Settings of texts: of the encoder that turns captions and prompts into features, and of captions made for images."""
 
 from ml_collections import ConfigDict
 
@@ -21,3 +21,19 @@ def text() -> ConfigDict:
     text.mlp_width = 128
     text.vocabulary_size = 512  # tokens at most; of 'random', the most frequent words of the captions
     return text
+
+
+def describe() -> ConfigDict:
+    """The job 'describe': Janus-Pro writes a caption for each image of a folder."""
+    describe = ConfigDict()
+    describe.images = ""  # folder of the images, where metadata.jsonl will be
+    # the whole checkpoint of Janus-Pro: .safetensors or .bin file, an index of shards, or the folder that has them
+    describe.weights = ""
+    describe.vocabulary = ""  # its tokenizer.json; '' = the one in the folder of the weights
+    describe.question = "Describe this image in one sentence."  # what is asked about each image
+    describe.max_tokens = 100  # tokens of a caption, longer ones are cut
+    describe.temperature = 0.0  # divisor of the logits; 0 = always the most probable token
+    describe.top_p = 1.0  # total probability of the most probable tokens to draw from; 1 = off
+    describe.batch_size = 8  # images that each device describes at once
+    describe.dtype = "bfloat16"  # of the weights and of the products: 'bfloat16' or 'float32'
+    return describe

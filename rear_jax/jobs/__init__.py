@@ -13,6 +13,7 @@ from rear_jax.errors import RearError
 from rear_jax.jobs import (
     caption,
     convert,
+    describe,
     evaluate,
     import_codes,
     plan,
@@ -31,6 +32,7 @@ JOBS: dict[str, Job] = {
     "tokenizer": Job(tokenizer.run, tokenizer.check, shared=True),
     "tokenize": Job(tokenize.run, tokenize.check, shared=True),
     "caption": Job(caption.run, caption.check, shared=True),
+    "describe": Job(describe.run, describe.check),
     "import": Job(import_codes.run, import_codes.check),
     "train": Job(train.run, train.check, shared=True),
     "posttrain": Job(posttrain.run, posttrain.check, shared=True),

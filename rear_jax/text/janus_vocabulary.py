@@ -36,6 +36,11 @@ SPECIAL = {  # attribute -> the name of its token in the file
 }
 FROM_JANUS = "give the tokenizer.json of Janus-Pro"
 SHOWN = 60  # characters of a prompt in a message
+ANSWERING = (  # what stands before a question about an image, and never before a caption
+    "You are a helpful language and vision assistant. "
+    "You are able to understand the visual content that the user provides, "
+    "and assist the user with a variety of tasks using natural language.\n\n"
+)
 
 
 class JanusVocabulary:
@@ -90,6 +95,25 @@ class JanusVocabulary:
             end = self.tokens("\n\n")
             words = [*words[: max(0, most - len(before) - len(end) - len(after))], *end]
         return [*before, *words, *after]
+
+    def question(self, text: str, num_patches: int) -> list[int]:
+        """Ids of a question about an image, after the system prompt: as the authors' processor has them.
+
+        `<|User|>: <image>\\nTEXT\\n\\n<|Assistant|>:`, where the image is begin_of_image, so many placeholders and
+        end_of_image.
+        """
+        image = [self.begin_of_image_id, *[self.image_placeholder_id] * num_patches, self.end_of_image_id]
+        asked = [self.user_id, *self.tokens(": "), *image, *self.tokens(f"\n{text.strip()}\n\n")]
+        return [self.start_id, *self.tokens(ANSWERING), *asked, self.assistant_id, *self.tokens(":")]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of ids up to the end token, without special tokens and without white space around it.
+
+        A character of which the last ids hold the beginning alone is left out.
+        """
+        said = list(ids)
+        said = said[: said.index(self.end_id)] if self.end_id in said else said
+        return self._model.decode(said, skip_special_tokens=True).rstrip("\ufffd").strip()
 
     def encode(
         self, prompts: Sequence[str], length: int, *, cut: bool = False

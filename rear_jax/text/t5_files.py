@@ -5,7 +5,6 @@ such heads make 384 features where the width is 512, so the head size is read fr
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +17,7 @@ from rear_jax.runtime.identity import fingerprint
 from rear_jax.text.t5 import T5Encoder, check_dtype
 from rear_jax.weights import layout
 from rear_jax.weights.layout import LINEAR, TorchName, count_layers, from_torch, outline
-from rear_jax.weights.shards import open_weights
+from rear_jax.weights.shards import open_weights, require_bytes
 
 IGNORED = ("decoder.", "lm_head.", "encoder.embed_tokens.")  # the last is `shared` once more
 TABLE = "shared.weight"
@@ -72,7 +71,7 @@ def load(path: str, dtype: Any = jnp.bfloat16) -> LoadedEncoder:
     check_dtype(dtype)
     tensors = open_weights(path)
     module = T5Encoder(**sizes(tensors, source=path), dtype=jnp.dtype(dtype))
-    _require_bytes(Path(path), module)
+    require_bytes(path, sum(leaf.size for leaf in jax.tree.leaves(shapes(module))))
     params = params_from(tensors, module, source=path)
     return LoadedEncoder(module, params, _fingerprint(module, params))
 
@@ -130,15 +129,6 @@ def torch_name(path: layout.Path) -> TorchName:
         return TorchName(WHOLE[path])
     _, layer, leaf = path
     return TorchName(f"encoder.block.{{i}}.layer.{BLOCK[layer]}.weight", LINEAR if leaf == "kernel" else None)
-
-
-def _require_bytes(path: Path, module: T5Encoder) -> None:
-    """Raises RearError where the weights are larger than the file: a damaged one may repeat its numbers without end."""
-    several = path.is_dir() or path.suffix == ".json"
-    files = (path if path.is_dir() else path.parent).iterdir() if several else [path]
-    there = sum(file.stat().st_size for file in files if file.is_file())
-    if sum(leaf.size for leaf in jax.tree.leaves(shapes(module))) > there:
-        raise RearError(f"{path} is smaller than the weights that it promises: it is damaged, fetch it again.")
 
 
 def _fingerprint(module: T5Encoder, params: Any) -> str:

@@ -65,6 +65,20 @@ def keys_of_files(path: str | Path) -> dict[str, list[str]]:
     return found
 
 
+def require_bytes(path: str | Path, count: int) -> None:
+    """Raises RearError where so many numbers cannot be in the files: a damaged one may repeat its own without end.
+
+    Args:
+      path: as of `open_weights`.
+      count: numbers of the network that is about to be read, each of a byte at least.
+    """
+    path = Path(path)
+    several = path.is_dir() or path.suffix == ".json"
+    files = (path if path.is_dir() else path.parent).iterdir() if several else [path]
+    if count > sum(file.stat().st_size for file in files if file.is_file()):
+        raise RearError(f"{path} is smaller than the weights that it promises: it is damaged, fetch it again.")
+
+
 class _Shards(OpenTensors):
     """The tensors that an index lists, in all its files."""
 

@@ -66,10 +66,17 @@ class Broken:
 
     def replace(self, index: int, length: int, reason: str) -> None:
         """Counts image `index` of `length`, which cannot be read, once; raises RearError where they are too many."""
+        self._count(index, length, reason, "the next readable image takes its place")
+
+    def leave_out(self, index: int, length: int, reason: str) -> None:
+        """The same of an image that nothing takes the place of."""
+        self._count(index, length, reason, "it is left out")
+
+    def _count(self, index: int, length: int, reason: str, told: str) -> None:
         if index not in self._indices:
             self._indices.add(index)
             self._require(length, reason)
-            log.warning("%s; the next readable image takes its place", reason)
+            log.warning("%s; %s", reason, told)
 
     def _require(self, length: int, reason: str) -> None:
         count, total = self._skipped + len(self._indices), self._skipped + length

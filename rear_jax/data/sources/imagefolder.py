@@ -23,6 +23,7 @@ from rear_jax.data.sources.texts import caption_at, text_at
 from rear_jax.errors import RearError
 
 FILE_NAME = "file_name"
+METADATA = ("metadata.jsonl", "metadata.csv")  # names of the metadata file
 
 
 class ImageFolder(EncodedPairs):
@@ -56,7 +57,7 @@ def open_imagefolder(path: str, split: str, settings: SourceSettings) -> ImageSo
     """See `open_source`."""
     root = split_folder(path, split)
     metadata = _metadata(root)
-    images = _image_names(root)
+    images = image_names(root)
     broken, places = Tally(), array("q")  # start and size of each row in turn
     for start, raw in metadata.rows():
         try:
@@ -82,7 +83,7 @@ def open_imagefolder(path: str, split: str, settings: SourceSettings) -> ImageSo
 
 def _metadata(root: Path) -> Metadata:
     """The metadata file of a folder; raises RearError unless there is one that names images."""
-    kinds = {"metadata.jsonl": JsonLines, "metadata.csv": Csv}
+    kinds = dict(zip(METADATA, (JsonLines, Csv), strict=True))
     found = [name for name in kinds if (root / name).is_file()]
     if len(found) != 1:
         raise RearError(f"{root} holds {'both' if found else 'neither'} of {' and '.join(kinds)}; it needs one of them")
@@ -91,7 +92,7 @@ def _metadata(root: Path) -> Metadata:
     return kinds[found[0]](root / found[0])
 
 
-def _image_names(root: Path) -> set[str]:
+def image_names(root: Path) -> set[str]:
     """Image files in a folder and the folders in it, as paths from there; other files are counted in the log."""
     images, left_out = set(), Tally()
     for folder, folders, files in os.walk(root):
@@ -100,10 +101,15 @@ def _image_names(root: Path) -> set[str]:
             name = os.path.relpath(os.path.join(folder, file), root)
             if is_image(file):
                 images.add(name)
-            elif name not in ("metadata.jsonl", "metadata.csv"):
+            elif name not in METADATA:
                 left_out.add(name)
     warn_of_left_out(root.name, left_out)
     return images
+
+
+def is_plain(name: str) -> bool:
+    """Whether a row can give this file name: it is UTF-8, and no white space is around it."""
+    return name == name.strip() and not any("\ud800" <= sign <= "\udfff" for sign in name)
 
 
 def _file_name(record: Mapping[str, Any], metadata: Path) -> str:

@@ -47,8 +47,9 @@ def plain(queries, keys, values):
 interpreted = functools.partial(splash_attention, interpret=True)
 
 
-def mesh_on(platform: str, kind: str = "TPU v5 lite") -> AbstractMesh:
+def mesh_on(platform: str, kind: str = "") -> AbstractMesh:
     """One device of a platform that need not be here."""
+    kind = kind or ("NVIDIA H100 80GB HBM3" if platform == "gpu" else "TPU v5 lite")
     device = AbstractDevice(device_kind=kind, num_cores=1, platform=platform)
     return AbstractMesh((1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, abstract_device=device)
 

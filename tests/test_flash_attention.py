@@ -123,7 +123,7 @@ def test_flash_attention_lowers_for_gpus(size, dtype):
         out, pull_back = jax.vjp(lambda qkv: flash_on_mesh(qkv, *arguments[1:]), qkv)
         return out, *pull_back(weights)
 
-    with jax.sharding.use_abstract_mesh(mesh_on("gpu", "NVIDIA")):
+    with jax.sharding.use_abstract_mesh(mesh_on("gpu")):
         text = lowered(both_ways, arguments[0], weights, platform="cuda")
     assert text.count("__gpu$xla.gpu.triton") == 3
     for name in ("flash_forward", "flash_backward_queries", "flash_backward_keys"):

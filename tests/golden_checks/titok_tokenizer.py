@@ -40,6 +40,7 @@ def check(golden) -> None:
     heads = {"encoder_heads": meta["heads"], "decoder_heads": meta["heads"]}
     tokenizer = TiTok(image_size=meta["image"], l2_normalize=True, **heads, **proxy | found)
     params = _tokenizers.compare(tokenizer, FAMILY.layout, golden, symmetric=False)
+    tokenizer = tokenizer.clone(precision="highest")
 
     @jax.jit
     def logits(codes):

@@ -188,7 +188,7 @@ NETWORKS = {  # case -> (makes shapes and rules, how a few of its parameters are
         lambda: generator("janus", vocabulary_size=32, pad_id=1),
         {
             "token_embeddings": ("tensor", "fsdp"),
-            "code_embeddings": ("tensor", "fsdp"),
+            "code_embeddings": (None, None),
             "aligner_fc1/kernel": ("fsdp", "tensor"),
             "aligner_fc2/kernel": ("tensor", "fsdp"),
             "aligner_fc2/bias": (None,),

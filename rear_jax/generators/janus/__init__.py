@@ -99,7 +99,8 @@ FAMILY = GeneratorFamily(
         *layers.ATTENTION,
         *split_columns("gate", "up", "aligner_fc1", "head_fc1", "head_fc2"),
         *split_rows("down", "aligner_fc2"),
-        Rule(r"(^|/)(token_embeddings|code_embeddings)$", ROWS, decays=True),
+        Rule(r"(^|/)token_embeddings$", ROWS, decays=True),
+        Rule(r"(^|/)code_embeddings$", decays=True),  # half a megabyte
     ),
     to_8_bit=truncate,
     extent=("width", "depth"),

@@ -11,8 +11,10 @@ import pytest
 from rear_jax import generators, jobs
 from rear_jax.errors import RearError
 from rear_jax.runtime.checkpoints import Checkpoints
+from rear_jax.text.janus_vocabulary import JanusVocabulary
 from rear_jax.training.state import learning_rate, new_state
 from tests import toy
+from tests.test_janus_vocabulary import tokenizer_json
 
 FILES = sorted((toy.ROOT / "configs").glob("*.py"))
 MILLIONS = {  # published sizes, which leave the training-only projectors out
@@ -141,6 +143,15 @@ def captions(model, folder: pathlib.Path) -> pathlib.Path:
     return folder / "captions.npz"
 
 
+def read_text(config, folder: pathlib.Path) -> None:
+    """Gives a generator that reads text itself a small vocabulary, and images with captions."""
+    (folder / "tokenizer.json").write_text(tokenizer_json())
+    words = JanusVocabulary(folder)
+    config.text.vocabulary = str(words.path)
+    config.model.update(vocabulary_size=words.size, pad_id=words.pad_id, prompt_length=96)
+    config.data.source = "fashion_captions"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("file", files_with("posttrain"))
 def test_one_real_post_training_at_toy_width(file, trained, tmp_path):
@@ -149,6 +160,8 @@ def test_one_real_post_training_at_toy_width(file, trained, tmp_path):
     config.posttrain.loop.update(steps=2, batch_size=16, log_every=1)
     config.posttrain.perceptual_network = "lite0"
     config.method.name = "ar"
+    if "vocabulary_size" in config.model:
+        read_text(config, tmp_path)
     config.init_from = str(untrained_generator(config, tmp_path))
     if config.model.get("condition") == "text":
         config.captions_from = str(captions(config.model, tmp_path))

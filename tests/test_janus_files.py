@@ -303,6 +303,31 @@ def test_refusals(tensors, places, trained, tmp_path, export, onto, message):
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
 
 
+def test_a_file_that_repeats_its_numbers_without_end_is_refused(tmp_path, monkeypatch):
+    """As strides of 0 in a pickle can do it: every tensor is written out."""
+    original = write(tmp_path / "a.bin", {"t": np.zeros(9, np.float32)})
+    monkeypatch.setattr(spliced, "open_weights", lambda place: {"t": layout.stand_in((10**15,))})
+    with pytest.raises(RearError, match=r"a\.bin is smaller than the weights that it promises"):
+        spliced.save(tmp_path / "b.bin", original, {})
+    assert not (tmp_path / "b.bin").exists()
+
+
+def test_a_folder_without_its_config_is_told_so(config, places, tmp_path):
+    shutil.copytree(places["shards"], tmp_path / "hub")
+    (tmp_path / "hub" / "config.json").unlink()
+    with pytest.raises(RearError, match=r"hub has no config\.json beside its weights: download it too, or name "):
+        artifacts.read_generator(tmp_path / "hub", config, toy.generator(config), None)
+
+
+def test_report(places, tmp_path, capsys):
+    made = toy_janus.config(convert__source=str(places["janus.bin"]), convert__verify=True)
+    jobs.JOBS["convert"].run(made, tmp_path)
+    told = capsys.readouterr().out
+    assert "a janus of no published size" in told
+    assert "code files have no captions, which this generator needs" in told
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("ending", [".bin", ".safetensors"])
 def test_one_tensor_is_held_at_a_time(tmp_path, ending):
     count, size = 24, 2**18

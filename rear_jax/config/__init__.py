@@ -36,8 +36,8 @@ def default() -> ConfigDict:
     # caption features that text-conditional generators are trained with: .npz file or folder, see
     # rear_jax/data/captions.py; '' = <workdir>/captions. The label of an image is the number of its caption.
     config.captions_from = ""
-    # generator to use if the workdir has none: a folder from job 'train' or 'convert', or a published file;
-    # '' = none. Job 'train' then starts from random parameters.
+    # generator to use if the workdir has none: a folder from job 'train' or 'convert', a published file or hub folder,
+    # which may be that of tokenizer_from; '' = none. Job 'train' then starts from random parameters.
     config.init_from = ""
 
     config.mesh = running.mesh()

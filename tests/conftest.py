@@ -1,5 +1,6 @@
 """Shared settings of the suite: compiled programs are kept between tests, and tests see one CPU device."""
 
+import fcntl
 import os
 import pathlib
 
@@ -15,8 +16,16 @@ from tests import toy
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory):
-    """A workdir in which a toy tokenizer and a toy generator have been trained and sampled; do not change it."""
-    workdir = tmp_path_factory.mktemp("trained")
-    toy.run(workdir, "tokenizer", "tokenize", "train", "sample")
+def trained(tmp_path_factory, worker_id):
+    """A workdir in which a toy tokenizer and a toy generator have been trained and sampled; do not change it.
+
+    The workers share it: the first that needs it makes it, and the others wait for the lock."""
+    root = tmp_path_factory.getbasetemp()
+    root = root if worker_id == "master" else root.parent
+    workdir, complete = root / "trained", root / "trained_is_complete"
+    with (root / "trained_lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not complete.exists():
+            toy.run(workdir, "tokenizer", "tokenize", "train", "sample")
+            complete.touch()
     return workdir

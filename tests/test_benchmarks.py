@@ -1,6 +1,9 @@
 """Every benchmark runs, at toy size, and prints its table."""
 
+import contextlib
+import io
 import os
+import runpy
 import subprocess
 import sys
 
@@ -26,19 +29,20 @@ def measure(monkeypatch):
     return measure
 
 
-def run(script: str, *flags: str) -> list[list[str]]:
-    """Runs a benchmark; the cells of its tables' rows."""
-    done = subprocess.run(
-        [sys.executable, FOLDER / script, *flags],
-        env=environment(),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+def cells(table: str) -> list[list[str]]:
+    """The cells of the rows of printed tables."""
+    lines = [line for line in table.splitlines() if line.startswith("| ")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def run(script: str, *flags: str) -> list[list[str]]:
+    """Runs a benchmark in this process, which has imported what takes long; the cells of its tables' rows."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.chdir(ROOT)
+        patch.syspath_prepend(str(FOLDER))
+        patch.setattr("sys.argv", [script, *flags])
+        runpy.run_path(str(FOLDER / script), run_name="__main__")
+    return cells(printed.getvalue())
 
 
 def test_train_step_doubles_the_batch():
@@ -97,7 +101,12 @@ def test_sample():
 
 
 def test_data():
-    assert len(run("data.py", "--lines=20", "--records=64", "--batch=8", "--shards=2", "--repeats=1")) == 4
+    """In a process of its own, as benchmarks are started."""
+    flags = ("--lines=20", "--records=64", "--batch=8", "--shards=2", "--repeats=1")
+    command = [sys.executable, FOLDER / "data.py", *flags]
+    done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(cells(done.stdout)) == 4
 
 
 @pytest.mark.slow

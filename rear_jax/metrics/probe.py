@@ -1,16 +1,18 @@
 """A linear probe: does a generated image look, to a frozen network, like the class it was generated for?"""
 
+from __future__ import annotations
+
 import dataclasses
 import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from rear_jax.errors import RearError
 from rear_jax.metrics.statistics import require_features
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 HELD_OUT = 0.2  # share of the real images that the probe is tested on instead of fitted to
 MAX_ITERATIONS = 300
@@ -55,6 +57,12 @@ def fit_probe(features: np.ndarray, labels: np.ndarray) -> LinearProbe:
 
     Raises RearError: shapes do not fit, a feature is not finite, or fewer than two classes are left to fit.
     """
+    # here, because importing it takes a second that other jobs need not wait
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     _check(features, labels)
     order = np.random.default_rng(0).permutation(len(labels))
     held_out, fitted = np.split(order, [max(1, round(HELD_OUT * len(labels)))])

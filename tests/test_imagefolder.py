@@ -1,0 +1,82 @@
+"""Images with captions in a table of metadata beside them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rear_jax.data.sources import open_source
+from rear_jax.errors import RearError
+from tests.toy_pairs import TOLERANT, picture, write_csv, write_images, write_jsonl, write_kind
+
+
+@pytest.mark.parametrize("name", ["../0.png", "/etc/passwd", "a/../../0.png", ".."])
+def test_paths_out_of_the_folder_are_refused(name: str, tmp_path: Path):
+    write_jsonl(tmp_path / "train", [{"file_name": name, "text": "x"}])
+    with pytest.raises(RearError, match="which is outside its folder"):
+        open_source("imagefolder", str(tmp_path), "train", TOLERANT)
+
+
+def test_an_image_may_have_several_captions(tmp_path: Path):
+    (name,) = write_images(tmp_path, 1)
+    write_jsonl(tmp_path, [{"file_name": f"./{name}", "text": text} for text in ("one", "two")])
+    source = open_source("imagefolder", str(tmp_path), "")
+    assert [source.caption(index) for index in range(2)] == ["one", "two"]
+    np.testing.assert_array_equal(source[1][0], picture(0))
+
+
+def test_images_without_rows_are_broken_and_other_files_left_out(tmp_path: Path, caplog):
+    names = write_images(tmp_path, 3)
+    write_jsonl(tmp_path, [{"file_name": name, "text": "x"} for name in names[:2]])
+    for hidden in (".ipynb_checkpoints/0.png", "._0.png", "__MACOSX/0.png"):
+        (tmp_path / hidden).parent.mkdir(exist_ok=True)
+        (tmp_path / hidden).write_bytes(b"")
+    (tmp_path / "notes.txt").write_text("x")
+    source = open_source("imagefolder", str(tmp_path), "", TOLERANT)
+    assert len(source) == 2
+    messages = [record.getMessage() for record in caplog.records]
+    assert any("left out 1 files or folders" in message and "notes.txt" in message for message in messages)
+    assert any("left out 1 broken of 3: 2.png has no row in metadata.jsonl" in message for message in messages)
+
+
+def test_csv_with_a_mark_and_unix_ends(tmp_path: Path):
+    names = write_images(tmp_path, 2)
+    rows = f'file_name,text\n{names[0]},"a\nb"\n\n{names[1]},c\n'
+    (tmp_path / "metadata.csv").write_bytes(b"\xef\xbb\xbf" + rows.encode())
+    source = open_source("imagefolder", str(tmp_path), "")
+    assert [source.caption(index) for index in range(2)] == ["a\nb", "c"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'file_name,text\n0.png,"open\n', "is no CSV from byte 15 on"),
+        (b"", "2 of 2 are broken"),
+    ],
+)
+def test_csv_of_no_form(content: bytes, message: str, tmp_path: Path):
+    write_images(tmp_path, 2)
+    (tmp_path / "metadata.csv").write_bytes(content)
+    with pytest.raises(RearError, match=message):
+        open_source("imagefolder", str(tmp_path), "", TOLERANT)
+
+
+def test_a_folder_needs_one_metadata_file(tmp_path: Path):
+    write_images(tmp_path, 1)
+    with pytest.raises(RearError, match=r"neither of metadata\.jsonl and metadata\.csv"):
+        open_source("imagefolder", str(tmp_path), "")
+    write_jsonl(tmp_path, [])
+    with pytest.raises(RearError, match="1 of 1 are broken"):
+        open_source("imagefolder", str(tmp_path), "", TOLERANT)
+    write_csv(tmp_path, [("file_name", "text")])
+    with pytest.raises(RearError, match="both of"):
+        open_source("imagefolder", str(tmp_path), "")
+
+
+def test_metadata_that_changes_is_noticed(tmp_path: Path):
+    source = open_source(*write_kind("jsonl", tmp_path), "train")
+    (tmp_path / "train" / "metadata.jsonl").write_text("{}\n" * 50)
+    with pytest.raises(RearError, match="its caption can no longer be read"):
+        source.caption(3)
+    with pytest.raises(RearError, match="start the run again"):
+        source[3]

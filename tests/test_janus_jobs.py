@@ -136,10 +136,14 @@ def test_a_trained_generator_goes_back_onto_the_file(workdir, place):
 
 
 @pytest.mark.slow
-def test_prompts_of_ones_own(workdir, place):
-    config = experiment(place, **{"sample.prompt": "a red dog", "sample.images_per_prompt": 3})
-    run(config, workdir, "sample")
-    assert len(images_of(workdir)) == 3
+def test_prompts_of_geneval(workdir, place):
+    lines = [json.dumps({"tag": "colors", "prompt": f"a {colour} dog", "include": []}) for colour in ("red", "blue")]
+    (workdir / "prompts.jsonl").write_text("\n".join(lines))
+    changes = {"sample.prompts": str(workdir / "prompts.jsonl"), "sample.images_per_prompt": 3, "sample.geneval": True}
+    run(experiment(place, **changes), workdir, "sample")
+    assert len(images_of(workdir)) == 6
+    assert json.loads((workdir / "geneval" / "00001" / "metadata.jsonl").read_text()) == json.loads(lines[1])
+    assert (workdir / "geneval" / "00001" / "samples" / "0002.png").is_file()
 
 
 @pytest.mark.slow

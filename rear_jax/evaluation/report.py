@@ -13,7 +13,7 @@ CURVES = {  # job -> metrics that are drawn, one panel each
     "posttrain": ("reward", "reward_spread", "prior", "entropy", "kl", "ratio", "clip_share", "gradient_norm"),
 }
 PICTURES = {
-    "samples.png": "Samples, one class a row",
+    "samples.png": "Samples, by class or by prompt",
     "posttrain.png": "Post-training: held-out images, their reconstructions, and samples for them",
     "reconstructions.png": "Held-out images and, below, what the tokenizer makes of them",
 }

@@ -1,6 +1,7 @@
 """The house: imports only go down, a family's name stands in its own files alone, files and functions stay short."""
 
 import ast
+import functools
 import importlib
 import re
 from collections.abc import Iterator
@@ -56,15 +57,15 @@ def imports(file: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "rear_jax")
 
 
-def strings(file: Path) -> Iterator[str]:
+@functools.cache
+def strings(file: Path) -> tuple[str, ...]:
     """Every string of a file but its docstrings."""
     tree = ast.parse(file.read_text())
     documented = ast.Module | ast.ClassDef | ast.FunctionDef
     bodies = (node.body for node in ast.walk(tree) if isinstance(node, documented) and node.body)
     docstrings = {id(body[0].value) for body in bodies if isinstance(body[0], ast.Expr)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
-            yield node.value
+    texts = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    return tuple(node.value for node in texts if id(node) not in docstrings)
 
 
 def functions(file: Path) -> Iterator[ast.FunctionDef]:

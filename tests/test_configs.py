@@ -130,7 +130,7 @@ def test_one_real_run_at_toy_width(file, trained, tmp_path):
 def untrained_generator(config, folder: pathlib.Path) -> pathlib.Path:
     """A checkpoint of the config's generator with random parameters."""
     model = toy.generator(config)
-    params = model.init(jax.random.key(0), *generators.family_of(model).example_inputs(model))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), *generators.family_of(model).example_inputs(model))["params"]
     store = Checkpoints(folder / "untrained", keep=1)
     store.save(0, new_state(params, optax.sgd(1.0)), config.to_dict())
     store.close()

@@ -14,6 +14,12 @@ from rear_jax.runtime.writer import read_metrics
 from tests import toy
 
 
+@pytest.fixture(scope="module")
+def workdir(trained, tmp_path_factory):
+    """A copy in which jobs may run: other workers read the original."""
+    return shutil.copytree(trained, tmp_path_factory.mktemp("jobs") / "run")
+
+
 def test_every_job_leaves_what_it_promises(trained):
     for name in ("reconstructions.png", "samples.png", "samples.npz", "samples.json", "metrics.jsonl"):
         assert (trained / name).stat().st_size > 0, name
@@ -53,12 +59,12 @@ def test_training_passes_over_corrupt_records_or_stops(trained, tmp_path, share)
             toy.run(tmp_path, "train", **changes)
 
 
-def test_second_run_is_done_already(trained):
-    before = {p: p.stat().st_mtime_ns for p in trained.rglob("*") if p.is_file() and "tensorboard" not in p.parts}
-    toy.run(trained, "tokenizer", "tokenize", "train", "sample")
-    after = {p: p.stat().st_mtime_ns for p in trained.rglob("*") if p.is_file() and "tensorboard" not in p.parts}
+def test_second_run_is_done_already(workdir):
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file() and "tensorboard" not in p.parts}
+    toy.run(workdir, "tokenizer", "tokenize", "train", "sample")
+    after = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file() and "tensorboard" not in p.parts}
     changed = {p for p in before.keys() | after.keys() if before.get(p) != after.get(p)}
-    assert changed <= {trained / "reconstructions.png"}
+    assert changed <= {workdir / "reconstructions.png"}
 
 
 def test_evaluate_scores_and_reports(trained, tmp_path):
@@ -108,11 +114,11 @@ def test_evaluate_scores_and_reports(trained, tmp_path):
         ("sample", {"sample__guidance": "cosine"}, "power_cosine"),
     ],
 )
-def test_refusals_name_the_thing(trained, job, changes, message):
+def test_refusals_name_the_thing(workdir, job, changes, message):
     """The check tells what the job itself would."""
     for refuse in (
-        lambda: jobs.check_all((job,), toy.config(**changes), trained),
-        lambda: toy.run(trained, job, **changes),
+        lambda: jobs.check_all((job,), toy.config(**changes), workdir),
+        lambda: toy.run(workdir, job, **changes),
     ):
         with pytest.raises(RearError) as caught:
             refuse()
@@ -120,13 +126,13 @@ def test_refusals_name_the_thing(trained, job, changes, message):
         assert "\n" not in str(caught.value)
 
 
-def test_checks_pass_beside_what_was_made_and_leave_it_alone(trained):
-    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+def test_checks_pass_beside_what_was_made_and_leave_it_alone(workdir):
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
     names = ("tokenizer", "tokenize", "train", "sample", "evaluate")
-    jobs.check_all(names, toy.config(), trained)
+    jobs.check_all(names, toy.config(), workdir)
     for name in names:
-        jobs.check_all((name,), toy.config(), trained)
-    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
+        jobs.check_all((name,), toy.config(), workdir)
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
 
 
 def test_samples_missing_or_damaged(tmp_path, trained):
@@ -139,12 +145,12 @@ def test_samples_missing_or_damaged(tmp_path, trained):
 
 
 @pytest.mark.slow
-def test_another_tokenizer_fits_neither_the_codes_nor_the_generator(tmp_path, trained):
+def test_another_tokenizer_fits_neither_the_codes_nor_the_generator(tmp_path, workdir):
     toy.run(tmp_path, "tokenizer", seed=1)
     with pytest.raises(RearError, match="fingerprint"):
-        toy.run(tmp_path, "train", seed=1, codes_from=str(trained / "codes"))
+        toy.run(tmp_path, "train", seed=1, codes_from=str(workdir / "codes"))
     with pytest.raises(RearError, match="was made with tokenizer"):
-        toy.run(trained, "sample", tokenizer_from=str(tmp_path / "tokenizer"))
+        toy.run(workdir, "sample", tokenizer_from=str(tmp_path / "tokenizer"))
 
 
 @pytest.mark.parametrize("rows", [1, 4, 10, 100])

@@ -70,6 +70,15 @@ class TestFrechet:
         expected = np.sum((few.mean - 2.0) ** 2) + np.trace(few.covariance)
         assert frechet_distance(few, constant) == pytest.approx(expected, rel=1e-10)
 
+    def test_few_images_lose_no_digits(self):
+        """Their features without the mean are factors too, by which the distance is known exactly."""
+        rng = np.random.default_rng(2)
+        sets = [rng.normal(size=(count, 300)) for count in (12, 20)]
+        one, two = ((x - x.mean(axis=0)) / np.sqrt(len(x) - 1) for x in sets)
+        overlap = np.linalg.svd(one @ two.T, compute_uv=False).sum()
+        expected = np.sum((sets[0].mean(axis=0) - sets[1].mean(axis=0)) ** 2) + np.sum(one**2) + np.sum(two**2)
+        assert frechet_distance(*map(gaussian, sets)) == pytest.approx(expected - 2 * overlap, rel=1e-12)
+
     def test_equals_the_matrix_square_root(self):
         rng = np.random.default_rng(1)
         a, b = (

@@ -47,7 +47,7 @@ def test_reorder_by_hand():
 def model_and_params():
     model = RARTransformer(codebook_size=16, num_classes=3, num_codes=9, width=16, depth=2, heads=2, mlp_width=32)
     codes, labels = jax.random.randint(jax.random.key(0), (2, 9), 0, 16), jnp.array([0, 2])
-    params = model.init(jax.random.key(1), codes, labels)["params"]
+    params = jax.jit(model.init)(jax.random.key(1), codes, labels)["params"]
     params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), params)
     return model, params, codes, labels
 

@@ -46,9 +46,13 @@ def setting():
     tokenizer = tokenizers.build(made.tokenizer, 32)
     generator = bare_generator(made, tokenizer)
     images = jax.random.randint(KEY, (4, 32, 32, 3), 0, 256).astype(jnp.uint8)
-    params = generator.init(KEY, *generators.family_of(generator).example_inputs(generator))["params"]
+    params = jax.jit(generator.init)(KEY, *generators.family_of(generator).example_inputs(generator))["params"]
     params = jax.tree.map(lambda p: p + 0.2 * jax.random.normal(jax.random.key(p.size), p.shape), params)
-    frozen = {"tokenizer": tokenizer.init(KEY, images / 255.0)["params"], "reference": params, "generator": params}
+    frozen = {
+        "tokenizer": jax.jit(tokenizer.init)(KEY, images / 255.0)["params"],
+        "reference": params,
+        "generator": params,
+    }
     batch = {"image": images, "label": jnp.arange(4), "condition": jnp.arange(4), "index": jnp.array([7, 5, 3, 1])}
     return Networks(generator, tokenizer), frozen, batch
 
@@ -301,7 +305,7 @@ def test_captions_condition_post_training(trained, tmp_path):
     made = captioned(tmp_path)
     tokenizer = tokenizers.build(made.tokenizer, 32)
     generator = bare_generator(made, tokenizer)
-    params = generator.init(KEY, *generators.family_of(generator).example_inputs(generator))["params"]
+    params = jax.jit(generator.init)(KEY, *generators.family_of(generator).example_inputs(generator))["params"]
     store = Checkpoints(tmp_path / "start", keep=1)
     store.save(0, new_state(params, optax.sgd(1.0)), made.to_dict())
     store.close()

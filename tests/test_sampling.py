@@ -180,7 +180,7 @@ def test_after_its_interval_guidance_costs_nothing(interval):
     """The unconditional half is asked for the codes that are guided, and for no other; the logits say so too."""
     config = toy.llamagen_config()
     model = generators.build(config, tokenizers.build(config.tokenizer, config.data.image_size))
-    params = model.init(jax.random.key(0), *generators.family_of(model).example_inputs(model))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), *generators.family_of(model).example_inputs(model))["params"]
     params = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(jax.random.key(p.size), p.shape), params)
     cached, keys = generators.cached(model), jax.random.split(jax.random.key(1), 3)
     labels, rows = np.array([0, 4]), np.array([0, 1, 1])

@@ -154,7 +154,7 @@ def test_the_job_learns_from_both(trained, tmp_path, files, method):  # noqa: F8
     made.posttrain.method = method
     made.posttrain.prior_weight = 0.0 if method == "ar_grpo" else 0.1
     generator = bare_generator(made, tokenizers.build(made.tokenizer, 32))
-    params = generator.init(KEY, *generators.family_of(generator).example_inputs(generator))["params"]
+    params = jax.jit(generator.init)(KEY, *generators.family_of(generator).example_inputs(generator))["params"]
     store = Checkpoints(tmp_path / "start", keep=1)
     store.save(0, new_state(params, optax.sgd(1.0)), made.to_dict())
     store.close()

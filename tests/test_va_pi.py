@@ -34,9 +34,9 @@ def parts():
     tokenizer = tokenizers.build(made.tokenizer, 32)
     generator = bare_generator(made, tokenizer)
     images = jax.random.randint(KEY, (4, 32, 32, 3), 0, 256).astype(jnp.uint8)
-    params = generator.init(KEY, *generators.family_of(generator).example_inputs(generator))["params"]
+    params = jax.jit(generator.init)(KEY, *generators.family_of(generator).example_inputs(generator))["params"]
     params = jax.tree.map(lambda p: p + 0.2 * jax.random.normal(jax.random.key(p.size), p.shape), params)
-    frozen = {"tokenizer": tokenizer.init(KEY, images / 255.0)["params"], "reference": params}
+    frozen = {"tokenizer": jax.jit(tokenizer.init)(KEY, images / 255.0)["params"], "reference": params}
     batch = {"image": images, "label": jnp.arange(4), "condition": jnp.arange(4), "index": jnp.array([7, 5, 3, 1])}
     return Networks(generator, tokenizer), params, frozen, batch
 

@@ -4,6 +4,7 @@ import dataclasses
 from typing import NamedTuple
 
 import numpy as np
+from scipy.linalg.lapack import dpstrf
 
 from rear_jax.errors import RearError
 
@@ -91,7 +92,7 @@ def require_features(*sets: np.ndarray) -> None:
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """The squared Fréchet (Wasserstein-2) distance between two Gaussians; FID when the features are Inception's.
 
-    d² = ‖μ_a − μ_b‖² + tr Σ_a + tr Σ_b − 2 tr (Σ_a Σ_b)^½. With factors Σ = F Fᵀ from a symmetric eigendecomposition
+    d² = ‖μ_a − μ_b‖² + tr Σ_a + tr Σ_b − 2 tr (Σ_a Σ_b)^½. With factors Σ = F Fᵀ of as many columns as Σ has ranks
     the last trace is the sum of the singular values of F_aᵀ F_b: always real, exact for singular covariances, and
     without the loss of half the digits that a square root of a near-zero eigenvalue brings.
 
@@ -118,6 +119,8 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
 
 
 def _factor(covariance: np.ndarray) -> np.ndarray:
-    """F [D, D] with F Fᵀ = covariance, negative eigenvalues (rounding) taken as 0."""
-    values, vectors = np.linalg.eigh(np.asarray(covariance, np.float64))
-    return vectors * np.sqrt(np.maximum(values, 0.0))
+    """F [D, r] with F Fᵀ = covariance of rank r: Cholesky with pivots, which ends where only rounding is left."""
+    lower, pivots, rank, _ = dpstrf(np.asarray(covariance, np.float64), lower=1)
+    factor = np.empty((len(lower), rank))
+    factor[pivots - 1] = np.tril(lower)[:, :rank]
+    return factor

@@ -7,10 +7,12 @@ from collections.abc import Collection
 from typing import Any
 
 import flax.linen as nn
+import jax
 from ml_collections import ConfigDict
 
 from rear_jax.generators.cached import CachedGenerator
 from rear_jax.generators.family import CAPTIONS, TAPS, GeneratorFamily, check_settings, tap_attributes
+from rear_jax.generators.stack import HIDDEN
 from rear_jax.weights.family import discover, known, network_attributes
 
 FAMILIES: dict[str, GeneratorFamily] = discover(__name__, __path__)
@@ -55,3 +57,20 @@ def takes_captions(network: nn.Module) -> bool:
 def shapes(network: nn.Module) -> Any:
     """Shapes of the parameters of a generator."""
     return family_of(network).shapes(network)
+
+
+def hidden_states(network: nn.Module, params: Any, codes: jax.Array, conditions: Any) -> jax.Array:
+    """Hidden states of all layers over whole sequences, teacher-forced and without dropout.
+
+    Args:
+      network: the generator.
+      params: its parameters.
+      codes: [B, N], the context.
+      conditions: of each sequence.
+
+    Returns:
+      [depth + 1, B, T, W] float32: the input of the first block, and the output of every block. Code n is read at
+      position `cached(network).prefix_length` + n, and predicted one position before that.
+    """
+    _, kept = network.apply({"params": params}, codes, conditions, mutable=[HIDDEN])
+    return kept[HIDDEN]["states"][0]

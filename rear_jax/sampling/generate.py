@@ -128,15 +128,7 @@ def decode(
     def draw(logits, n):
         """Logits of the conditional half, or of both -> (code n of each sequence, what else is wanted of it)."""
         if logits.shape[0] > batch:
-            weight = guidance.guidance_weight(
-                sampler.guidance,
-                sampler.guidance_scale,
-                n,
-                num_codes,
-                power=sampler.guidance_power,
-                interval=sampler.guidance_interval,
-            )
-            logits = guidance.guide(logits[:batch], logits[batch:], weight)
+            logits = _guide(sampler, logits, n, num_codes)
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, n)
         codes = guidance.draw(
             step_keys, logits, temperature=sampler.temperature, top_k=sampler.top_k, top_p=sampler.top_p
@@ -171,6 +163,19 @@ def decode(
         (codes, cache), output = jax.lax.scan(functools.partial(step, rows), (codes, cache), (numbers, conditioning))
         outputs.append(output)
     return jax.tree.map(lambda *parts: jnp.concatenate(parts).swapaxes(0, 1), *outputs)
+
+
+def _guide(sampler: Sampler, logits: Float[Array, "2B K"], n: jax.Array, num_codes: int) -> Float[Array, "B K"]:
+    """The guided logits of code n, from those of the conditional half and then of the unconditional one."""
+    weight = guidance.guidance_weight(
+        sampler.guidance,
+        sampler.guidance_scale,
+        n,
+        num_codes,
+        power=sampler.guidance_power,
+        interval=sampler.guidance_interval,
+    )
+    return guidance.guide(*jnp.split(logits, 2), weight)
 
 
 def _guided_codes(cached: CachedGenerator, sampler: Sampler) -> int:

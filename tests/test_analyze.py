@@ -20,6 +20,7 @@ from rear_jax.evaluation.diagnostics.subject import Subject
 from rear_jax.evaluation.reconstructions import Reconstructions
 from rear_jax.generators.interface import Captions
 from rear_jax.jobs import analyze
+from rear_jax.metrics import scores, statistics
 from rear_jax.runtime.mesh import make_mesh
 from rear_jax.sampling.generate import Given, Sampler, decode, generate
 from tests import toy
@@ -229,6 +230,16 @@ def test_an_input_layer_that_is_the_codebook_turned_has_a_cka_of_one(subject):
     assert all(row["next code"] < 0.99 for row in rows)
 
 
+@pytest.mark.parametrize("count", [5, 12])
+def test_the_frechet_distance_of_few_features_is_that_of_their_moments(count):
+    a, b = (np.random.default_rng(seed).normal(seed, 1.0 + seed, (count, 8)).astype(np.float32) for seed in (0, 1))
+    wanted = statistics.frechet_distance(*map(scores.moments, (a, b[:-1])))
+    assert statistics.frechet_distance_of(a, b[:-1]) == pytest.approx(wanted)
+    assert statistics.frechet_distance_of(a, a) == pytest.approx(0.0, abs=1e-9)
+    with pytest.raises(RearError, match="do not compare"):
+        statistics.frechet_distance_of(a, b[:, 1:])
+
+
 def test_consistency_counts_the_codes_that_come_back(subject):
     whole, *parts = consistency.measure(subject, None)
     pictures = subject.pictures("held_out")
@@ -342,31 +353,24 @@ def test_nothing_to_analyze_yet(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [1, 4])
-def test_all_diagnostics_on_one_device_and_on_several(trained, tmp_path, devices):
-    """Numbers of four devices, two of which divide the parameters, are those of one."""
+def test_all_diagnostics_on_one_device_and_on_several(trained, tmp_path):
+    """Numbers of four devices, of which two divide the parameters, are those of one."""
     flags = ["--job=analyze", f"--config.tokenizer_from={trained / 'tokenizer'}", "--config.data.train_split=test"]
-    flags += [f"--config.init_from={trained / 'generator'}", f"--config.mesh.fsdp={min(devices, 2)}"]
-    flags += ["--config.analyze.num_images=16", "--config.analyze.batch_size=8", "--config.evaluate.network=lite0"]
-    ran = toy.finish(tmp_path, *flags, devices=devices)
-    assert ran.returncode == 0, ran.stderr
-    assert len(list(tmp_path.glob("analyze_*.png"))) == 5
-    found = {name: one["rows"] for name, one in written(tmp_path)["diagnostics"].items()}
-    assert {name: len(rows) for name, rows in found.items()} == {
-        "exposure": 10, "embeddings": 5, "accuracy": 8, "cka": 3, "consistency": 9
-    }  # fmt: skip
-    _same(found, devices)
-
-
-FOUND = {}  # devices -> what they gave
-
-
-def _same(found, devices):
-    FOUND[devices] = found
-    if len(FOUND) < 2:
-        return
-    for name, rows in FOUND[1].items():
-        for row, other in zip(rows, FOUND[4][name], strict=True):
+    flags += [f"--config.init_from={trained / 'generator'}", "--config.evaluate.network=lite0"]
+    flags += ["--config.analyze.num_images=16", "--config.analyze.batch_size=8"]
+    flags += ["--config.analyze.true_shares=(0.0, 0.5, 1.0)", "--config.analyze.nearest_shares=(0.0, 1.0)"]
+    found = []
+    for devices in (1, 4):
+        workdir = tmp_path / str(devices)
+        ran = toy.finish(workdir, *flags, f"--config.mesh.fsdp={min(devices, 2)}", devices=devices)
+        assert ran.returncode == 0, ran.stderr
+        assert len(list(workdir.glob("analyze_*.png"))) == 5
+        found.append({name: one["rows"] for name, one in written(workdir)["diagnostics"].items()})
+    one, several = found
+    counts = {"exposure": 6, "embeddings": 2, "accuracy": 8, "cka": 3, "consistency": 9}
+    assert {name: len(rows) for name, rows in one.items()} == counts
+    for name, rows in one.items():
+        for row, other in zip(rows, several[name], strict=True):
             for column, value in row.items():
                 wanted = pytest.approx(value, rel=0.02, abs=0.02) if isinstance(value, float) else value
                 assert other[column] == wanted, (name, column)

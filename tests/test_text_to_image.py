@@ -128,3 +128,15 @@ def test_what_cannot_be_encoded_is_refused_first(done, trained, changes, message
     with pytest.raises(RearError, match=message) as refused:
         jobs.JOBS["caption"].check(experiment(trained, **changes), done, ())
     assert "\n" not in str(refused.value)
+
+
+def test_diagnostics_take_the_captions_of_their_images(trained, workdir):
+    config = experiment(trained)
+    config.analyze.update(num_images=16, batch_size=8, noise_shares=(0.0,))
+    config.analyze.diagnostics = ("accuracy", "cka", "consistency")
+    run(config, workdir, "analyze")
+    found = json.loads((workdir / "analyze.json").read_text())["diagnostics"]
+    assert list(found) == ["accuracy", "cka", "consistency"]
+    shutil.rmtree(workdir / "captions")
+    with pytest.raises(RearError, match="run --job=caption first"):
+        jobs.JOBS["analyze"].check(config, workdir, ())

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from rear_jax.metrics import perceptual, scores
 from rear_jax.metrics.features import Network, load_network
 from rear_jax.metrics.similarity import psnr, ssim
-from rear_jax.metrics.statistics import frechet_distance
+from rear_jax.metrics.statistics import frechet_distance_of
 from rear_jax.runtime import local_devices
 from rear_jax.runtime.identity import fingerprint
 from rear_jax.runtime.progress import ProgressBar
@@ -28,7 +28,7 @@ class Quality:
         self._name, self._perceptual = perceptual.for_scores(config.lpips, VARIANT)
         self._params = local_devices.copied(self._perceptual.params)
         self._compare = jax.jit(self._differences)
-        self._originals: dict[int, scores.Described] = {}
+        self._originals: tuple[np.ndarray, np.ndarray] | None = None  # images of the last call, and their features
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -45,19 +45,18 @@ class Quality:
         }
 
     def of(self, name: str, originals: np.ndarray, images: np.ndarray) -> dict[str, float]:
-        """The scores of uint8 images [n, S, S, 3] beside their originals, which are the same array in every call."""
-        if id(originals) not in self._originals:
-            self._originals = {id(originals): self._describe(f"{name}: originals", originals)}
+        """The scores of uint8 images [n, S, S, 3] beside their originals, whose features are kept for the next call."""
+        if self._originals is None or self._originals[0] is not originals:
+            self._originals = originals, self._features(f"{name}: originals", originals)
         pairs = zip(self._cut(originals), self._cut(images), strict=True)
         found = list(local_devices.stream(lambda pair: self._compare(self._params, *pair), pairs))
         means = {key: float(np.concatenate([one[key] for one in found]).mean()) for key in found[0]}
-        described = self._describe(name, images)
-        moments = (scores.moments(one.pooled) for one in (described, self._originals[id(originals)]))
-        return means | {self.columns[-1]: frechet_distance(*moments)}
+        distance = frechet_distance_of(self._features(name, images), self._originals[1])
+        return means | {self.columns[-1]: distance}
 
-    def _describe(self, name: str, images: np.ndarray) -> scores.Described:
+    def _features(self, name: str, images: np.ndarray) -> np.ndarray:
         with ProgressBar(f"analyze {name}, features", total=len(images), unit="image") as bar:
-            return scores.describe(self._network.extractor, bar.over(self._cut(images)))
+            return scores.describe(self._network.extractor, bar.over(self._cut(images))).pooled
 
     def _cut(self, images: np.ndarray) -> Iterator[np.ndarray]:
         """In batches."""

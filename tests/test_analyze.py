@@ -313,6 +313,7 @@ def test_the_job_writes_numbers_a_page_and_plots_and_does_nothing_twice(config, 
     analyze.run(config, tmp_path)
     assert {file: file.stat().st_mtime_ns for file in tmp_path.glob("analyze*")} == stamps
 
+    (tmp_path / "analyze_cka.png").unlink()
     config.analyze.noise_shares = (0.0, 0.2)  # of 'accuracy' alone
     done = diagnostics.DIAGNOSTICS["cka"]
     monkeypatch.setitem(diagnostics.DIAGNOSTICS, "cka", dataclasses.replace(done, measure=None))
@@ -320,6 +321,7 @@ def test_the_job_writes_numbers_a_page_and_plots_and_does_nothing_twice(config, 
     again = written(tmp_path)["diagnostics"]
     assert again["cka"] == first["diagnostics"]["cka"]
     assert [row["random context"] for row in again["accuracy"]["rows"]] == [0.0, 0.2, 0.0, 0.2]
+    assert {file for file in stamps if file.stat().st_mtime_ns > stamps[file]} == stamps.keys()
 
 
 def test_an_interrupted_job_goes_on_and_other_networks_begin_anew(config, tmp_path, monkeypatch):
@@ -343,6 +345,13 @@ def test_an_interrupted_job_goes_on_and_other_networks_begin_anew(config, tmp_pa
     file.write_text("{")
     with pytest.raises(RearError, match=r"analyze.json cannot be read .* delete it"):
         analyze.run(config, tmp_path)
+
+
+def test_one_of_the_files_of_lpips_alone_is_refused(tmp_path):
+    config = small(toy.config())
+    config.lpips.vgg16 = "vgg16.pth"
+    with pytest.raises(RearError, match=r"the LPIPS score needs the weights of LPIPS: give config\.lpips\.heads"):
+        analyze.check(config, tmp_path, ("tokenizer", "train"))
 
 
 def test_nothing_to_analyze_yet(tmp_path):

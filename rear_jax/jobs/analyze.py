@@ -39,17 +39,18 @@ def run(config: ConfigDict, workdir: Path) -> None:
     done = _done(workdir / "analyze.json", of)
     with jax.set_mesh(make_mesh(config.mesh)):
         for one in wanted:
-            recipe = diagnostics.recipe_of(one, subject, quality)
+            recipe = json.loads(json.dumps(diagnostics.recipe_of(one, subject, quality)))
             plot = workdir / plot_name(one.name)
-            if one.name in done and done[one.name]["recipe"] == json.loads(json.dumps(recipe)) and plot.exists():
+            if one.name in done and done[one.name]["recipe"] == recipe:
                 log.info("analyze: %s is done already", one.name)
-                continue
-            log.info("analyze: %s", one.title)
-            rows = one.measure(subject, quality)
-            one.draw(plot, one.title, rows)
-            done[one.name] = {"recipe": json.loads(json.dumps(recipe)), "rows": rows}
-            _write(workdir, of, done)
-            log.info("analyze: %s\n%s", one.title, table(rows))
+            else:
+                log.info("analyze: computing %s", one.name)
+                done[one.name] = {"recipe": recipe, "rows": one.measure(subject, quality)}
+                log.info("analyze: %s\n%s", one.title, table(done[one.name]["rows"]))
+                plot.unlink(missing_ok=True)  # it is of other numbers
+                _write(workdir, of, done)
+            if not plot.exists():
+                one.draw(plot, one.title, done[one.name]["rows"])
     log.info("analyze: see %s", workdir / "analyze.md")
 
 

@@ -37,7 +37,7 @@ def measure(subject: Subject, quality: Quality | None) -> list[Row]:
             name = f"accuracy, {split} images, {share:g} of the context random"
             correct, surprise = subject.over(name, program, pictures, context=context)
             values = {"CTR": float(correct.mean()), "perplexity": float(np.exp(surprise.mean()))}
-            rows.append({"images": split.replace("_", "-"), "random context": share, **values})
+            rows.append({"images": split.replace("_", "-"), "random context": float(share), **values})
     return rows
 
 

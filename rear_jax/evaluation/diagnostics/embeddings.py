@@ -38,7 +38,7 @@ def measure(subject: Subject, quality: Quality) -> list[Row]:
         codes = np.asarray(replace_wrong(keys, predicted, pictures.codes, nearest, share))
         images = subject.decode(name, pictures, codes)
         ratio = float((codes == pictures.codes).mean())
-        rows.append({"replaced": share, "CTR": ratio, **quality.of(name, pictures.images, images)})
+        rows.append({"replaced": float(share), "CTR": ratio, **quality.of(name, pictures.images, images)})
     return rows
 
 

@@ -49,7 +49,7 @@ def measure(subject: Subject, quality: Quality) -> list[Row]:
         for share in sorted(subject.config.analyze.true_shares):
             count = count_of(share, num_codes)
             values = scores(order if 0 < count < num_codes else "", count)
-            rows.append({"true codes": order, "share of true codes": share, **values})
+            rows.append({"true codes": order, "share of true codes": float(share), **values})
     return rows
 
 

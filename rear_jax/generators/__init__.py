@@ -60,7 +60,7 @@ def shapes(network: nn.Module) -> Any:
 
 
 def hidden_states(network: nn.Module, params: Any, codes: jax.Array, conditions: Any) -> jax.Array:
-    """Hidden states of all layers over whole sequences, teacher-forced and without dropout.
+    """Hidden states of all layers where codes are read, teacher-forced and without dropout.
 
     Args:
       network: the generator.
@@ -69,8 +69,10 @@ def hidden_states(network: nn.Module, params: Any, codes: jax.Array, conditions:
       conditions: of each sequence.
 
     Returns:
-      [depth + 1, B, T, W] float32: the input of the first block, and the output of every block. Code n is read at
-      position `cached(network).prefix_length` + n, and predicted one position before that.
+      [depth + 1, B, N - 1, W] float32: the input of the first block, and the output of every block, at the positions
+      that read codes 0 .. N - 2. Each of them predicts the code after the one that it reads.
     """
     _, kept = network.apply({"params": params}, codes, conditions, mutable=[HIDDEN])
-    return kept[HIDDEN]["states"][0]
+    states, others = kept[HIDDEN]["states"][0], codes.shape[1] - 1
+    prefix = min(cached(network).prefix_length, states.shape[2] - others)  # of short prompts it is shorter
+    return states[:, :, prefix : prefix + others]

@@ -42,12 +42,11 @@ def compile_hsic(subject: Subject) -> Any:
     themselves.
     """
     network, tokenizer = subject.network, subject.tokenizer.module
-    reading = slice(subject.cached.prefix_length, subject.cached.prefix_length + subject.num_codes - 1)
 
     @jax.jit
     def program(weights, conditions, batch):
         codes, of_rows = batch["codes"], jax.tree.map(lambda leaf: jnp.asarray(leaf)[batch["rows"]], conditions)
-        states = generators.hidden_states(network, weights.generator, codes, of_rows)[:, :, reading]
+        states = generators.hidden_states(network, weights.generator, codes, of_rows)
         states = states.reshape(len(states), -1, states.shape[-1])  # [depth + 1, B (N - 1), W]
         vectors = tokenizer.apply({"params": weights.tokenizer}, codes, method="embed")
         current, following = (part.reshape(-1, vectors.shape[-1]) for part in (vectors[:, :-1], vectors[:, 1:]))

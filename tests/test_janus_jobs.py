@@ -137,13 +137,22 @@ def test_a_trained_generator_goes_back_onto_the_file(workdir, place):
 
 @pytest.mark.slow
 def test_prompts_of_geneval(workdir, place):
-    lines = [json.dumps({"tag": "colors", "prompt": f"a {colour} dog", "include": []}) for colour in ("red", "blue")]
+    dog = {"tag": "colors", "include": [{"class": "dog", "count": 1}]}
+    lines = [json.dumps(dog | {"prompt": f"a {colour} dog"}) for colour in ("red", "blue")]
     (workdir / "prompts.jsonl").write_text("\n".join(lines))
     changes = {"sample.prompts": str(workdir / "prompts.jsonl"), "sample.images_per_prompt": 3, "sample.geneval": True}
     run(experiment(place, **changes), workdir, "sample")
     assert len(images_of(workdir)) == 6
     assert json.loads((workdir / "geneval" / "00001" / "metadata.jsonl").read_text()) == json.loads(lines[1])
     assert (workdir / "geneval" / "00001" / "samples" / "0002.png").is_file()
+
+
+@pytest.mark.slow
+def test_it_is_diagnosed(workdir, place):
+    config = experiment(place, **{"analyze.num_images": 16, "analyze.batch_size": 8})
+    config.analyze.diagnostics = ("accuracy", "cka")
+    run(config, workdir, "analyze")
+    assert set(json.loads((workdir / "analyze.json").read_text())["diagnostics"]) == {"accuracy", "cka"}
 
 
 @pytest.mark.slow

@@ -201,3 +201,15 @@ def test_steps_that_encode_captions_need_their_encoder(done, trained, tmp_path):
     with pytest.raises(RearError, match=r"config.text.encoder = 'random' and .* is not there: run --job=caption"):
         jobs.JOBS["train"].check(config, tmp_path, ())
     jobs.JOBS["train"].check(config, tmp_path, ("caption",))
+
+
+def test_diagnostics_take_the_captions_of_their_images(trained, workdir):
+    config = experiment(trained)
+    config.analyze.update(num_images=16, batch_size=8, noise_shares=(0.0,))
+    config.analyze.diagnostics = ("accuracy", "cka", "consistency")
+    run(config, workdir, "analyze")
+    found = json.loads((workdir / "analyze.json").read_text())["diagnostics"]
+    assert list(found) == ["accuracy", "cka", "consistency"]
+    shutil.rmtree(workdir / "captions")
+    with pytest.raises(RearError, match="run --job=caption first"):
+        jobs.JOBS["analyze"].check(config, workdir, ())

@@ -61,4 +61,5 @@ def default() -> ConfigDict:
     config.convert = running.convert()
     config.import_codes = running.import_codes()
     config.evaluate = evaluation.evaluate()
+    config.analyze = evaluation.analyze()
     return config.lock()

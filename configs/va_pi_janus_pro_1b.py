@@ -21,7 +21,7 @@ The released launcher has a noise rate of 1.0, and scores with LPIPS of AlexNet.
 --config.sample.geneval=True. A file for the authors' code, in which all that was not trained is as it was:
 --job=convert --config.convert.source=DIR/posttrained --config.convert.export=mine.bin
 --config.convert.onto=Janus-Pro-1B. Not run here: the results are the paper's.
-8 A100 of 80 GB: 53.6 GiB.
+8 A100 of 80 GB: 53.6 GiB. v5e:4x4: remat 'products', 9.9 GiB.
 """
 
 from rear_jax.config.experiments import janus_pro

@@ -14,7 +14,7 @@ two files of LPIPS.
 0.95: 0.329), no caption dropped. CLIP 0.245 -> 0.291, HPSv2 0.153 -> 0.211. Images for GenEval from the result:
 --job=sample --config.sample.stage=posttrain --config.sample.prompts=evaluation_metadata.jsonl
 --config.sample.geneval=True. Not run here: the results are the paper's.
-8 A100 of 80 GB: 46.0 GiB.
+8 A100 of 80 GB: 46.0 GiB. v5e:4x4: remat 'products', 6.4 GiB.
 """
 
 from rear_jax.config.experiments import llamagen_t2i

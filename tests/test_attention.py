@@ -248,7 +248,9 @@ PROBLEMS = {
 }
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "RAR, wide" else []) for name in PROBLEMS]
+)
 def test_fused_attention_is_the_plain_form(name):
     """Value and gradients, with the same mask of dropout."""
     arguments, weights = problem(**PROBLEMS[name])

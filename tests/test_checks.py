@@ -373,15 +373,7 @@ def test_the_help_text_tells_of_the_dry_run():
 
 def test_a_deterministic_run_tells_xla_and_the_log(tmp_path):
     """XLA ends a process that has a flag which it does not know."""
-    command = [sys.executable, "-m", "rear_jax.main", "--config=configs/quickstart.py", f"--workdir={tmp_path}"]
-    done = subprocess.run(
-        [*command, "--dry_run", "--deterministic"],
-        env=toy.environment(),
-        cwd=toy.ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = toy.finish(tmp_path, "--job=tokenizer", "--dry_run", "--deterministic")
     assert done.returncode == 0, done.stderr
     assert "deterministic: XLA runs with --xla_gpu_deterministic_ops=true" in (tmp_path / "log.txt").read_text()
 

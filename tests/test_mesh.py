@@ -27,7 +27,7 @@ VQGAN = (KEPT, *tokenizers.FAMILIES["maskgit_vqgan"].parameters)
 def on_eight_devices(marker: str) -> None:
     """Runs the tests of that file with that marker in a process of their own, where programs compile fast."""
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", marker, "tests/on_eight_devices.py"]
-    environment = toy.environment(devices=8)
+    environment = toy.environment(devices=8) | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     done = subprocess.run(command, env=environment, cwd=toy.ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 

@@ -92,7 +92,7 @@ def networks_of(config) -> dict[str, Callable[[], Any]]:
     generator = objectives.build_generator(config, tokenizer)
     images = np.zeros((1, size, size, 3), np.float32)
     return {
-        f"tokenizer {config.tokenizer.name}": lambda: jax.jit(tokenizer.init)(jax.random.key(0), images)["params"],
+        f"tokenizer {config.tokenizer.name}": lambda: tokenizer.init(jax.random.key(0), images)["params"],
         f"generator {config.model.name}": lambda: generators.family_of(generator).init(generator, 0),
     }
 

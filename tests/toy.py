@@ -96,9 +96,12 @@ def command(workdir, *flags: str) -> list[str]:
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    """For subprocesses: the repository on the path, and so many CPU devices."""
+    """For subprocesses: the repository on the path, and so many CPU devices.
+
+    They keep no small programs, as one that is killed while it writes leaves a part of a file."""
     flags = f"--xla_force_host_platform_device_count={devices} {QUICK}"
-    return os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    kept = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+    return os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags} | kept
 
 
 def start(workdir, *flags: str, devices: int = 1) -> subprocess.Popen:

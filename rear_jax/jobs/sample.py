@@ -108,8 +108,6 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
 def _check_settings(config: ConfigDict) -> None:
     check_batch(config.mesh, config.sample.batch_size, 1, "config.sample.batch_size")
     sampler_of(config.sample)
-    if config.sample.images_per_prompt < 1:
-        raise RearError(f"config.sample.images_per_prompt = {config.sample.images_per_prompt}: set it to 1 or more.")
     if config.sample.geneval and not config.sample.prompts:
         raise RearError("config.sample.geneval needs config.sample.prompts: name GenEval's evaluation_metadata.jsonl.")
     if config.sample.hpsv2 and not config.sample.prompts:

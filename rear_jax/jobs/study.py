@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rear_jax import artifacts
+from rear_jax.config import ranges
 from rear_jax.errors import RearError
 from rear_jax.evaluation import report
 from rear_jax.jobs.evaluate import SAMPLES
@@ -125,7 +126,10 @@ def _changed(base: ConfigDict, changes: ConfigDict, option: str) -> ConfigDict:
         variant.update(changes)
     except TypeError as error:
         raise RearError(f"{option}: {error}.") from None
-    return variant
+    try:
+        return ranges.checked(variant)
+    except RearError as error:
+        raise RearError(f"{option}: {error}") from None
 
 
 def _claim(folder: Path, config: ConfigDict) -> None:

@@ -49,6 +49,7 @@ _INDEX = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0
 flags.mark_flags_as_required(["config", "workdir"])
 
 SWEPT = re.compile(r"--config\.sample\.(guidance_scale|guidance_power)=")  # in what absl says of a wrong value
+RAISED = re.compile(r"[A-Za-z_.]+(Error|Exception): ")  # the line of a traceback that names the exception
 
 
 def main(arguments: list[str]) -> None:
@@ -152,9 +153,10 @@ def _parse(arguments: list[str]) -> list[str]:
 
 
 def _told(error: flags.Error) -> str:
-    """absl's line on a wrong flag; of a config file with a wrong value, the line that says so."""
+    """absl's line on a wrong flag; of a config file with a wrong value, where it gives the traceback, its error too."""
     first, *others = str(error).strip().splitlines()
-    return f"{first} {others[-1].strip()}" if others and first.endswith(":") else first
+    raised = [line for line in others if RAISED.match(line)]
+    return f"{first} {raised[-1]}" if raised else first
 
 
 def _of_config_file(error: Exception, file: str) -> str:

@@ -18,6 +18,11 @@ UNREADABLE = (  # a file that is not what it says; zip files and pictures have e
 )
 
 
+def printable(text: str) -> str:
+    """A text as one line of a terminal: control characters, line ends and half characters are written as escapes."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 class RearError(Exception):
     """Something the user can mend: its message is one line that names the thing and the remedy.
 

@@ -1,6 +1,8 @@
 """The door: `python -m rear_jax.main --config=configs/quickstart.py --workdir=DIR [--job=train,sample] [--dry_run]`."""
 
 import errno
+import itertools
+import os
 import re
 import sys
 import traceback
@@ -10,10 +12,11 @@ from typing import Any
 
 import absl.logging
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from rear_jax import jobs
-from rear_jax.errors import RearError
+from rear_jax.config.ranges import PATH, checked
+from rear_jax.errors import RearError, printable
 from rear_jax.runtime import determinism, distributed
 from rear_jax.runtime.progress import set_up_logging
 from rear_jax.runtime.stopping import Interrupted
@@ -46,6 +49,7 @@ _INDEX = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0
 flags.mark_flags_as_required(["config", "workdir"])
 
 SWEPT = re.compile(r"--config\.sample\.(guidance_scale|guidance_power)=")  # in what absl says of a wrong value
+RAISED = re.compile(r"[A-Za-z_.]+(Error|Exception): ")  # the line of a traceback that names the exception
 
 
 def main(arguments: list[str]) -> None:
@@ -54,13 +58,12 @@ def main(arguments: list[str]) -> None:
         raise app.UsageError(f"unexpected argument {arguments[1]!r}: settings are given as --config.key=value")
     _silence_unfinished_writing()
     try:
-        config, workdir = _CONFIG.value, _local(_WORKDIR.value)
-        names = _JOB.value or config.jobs
+        config, workdir = _config(), _local(_WORKDIR.value)
+        names = config.jobs if _JOB.value is None else _JOB.value
         if _DETERMINISTIC.value:
             determinism.ask_for()
         distributed.start(_ADDRESS.value, _COUNT.value, _INDEX.value)
-        workdir.mkdir(parents=True, exist_ok=True)
-        set_up_logging(workdir / "log.txt", quiet=not distributed.is_first())
+        _open(workdir)
         determinism.note(asked=_DETERMINISTIC.value)
         if _DRY_RUN.value:
             jobs.check_all(names, config, workdir)
@@ -71,11 +74,11 @@ def main(arguments: list[str]) -> None:
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
     except RearError as error:
-        distributed.fail(f"error: {error}")
+        distributed.fail(printable(f"error: {error}"))
     except Exception as error:
         if isinstance(error, OSError) and error.errno in OF_THE_DISK:
             where = error.filename or _WORKDIR.value
-            distributed.fail(f"error: {error.strerror}: {where}. Mend that and run the command again.")
+            distributed.fail(printable(f"error: {error.strerror}: {where}. Mend that and run the command again."))
         if distributed.are_several():  # at its end, python would wait for the others, which wait for this one
             distributed.fail(traceback.format_exc())
         raise
@@ -98,31 +101,87 @@ def _unraisable(unraisable: Any) -> None:
         sys.__unraisablehook__(unraisable)
 
 
+def _config() -> ConfigDict:
+    """The settings; raises RearError where one is out of its range, or the config file returns something else."""
+    if not isinstance(_CONFIG.value, ConfigDict):
+        kind = type(_CONFIG.value).__name__
+        raise RearError(f"--config: get_config() returns a {kind}: it must return rear_jax.config.default(), changed.")
+    return checked(_CONFIG.value)
+
+
 def _local(workdir: str) -> Path:
     if "://" in workdir:
         raise RearError(f"--workdir={workdir} is not a folder: mount the bucket (gcsfuse) and give the mount point.")
-    return Path(workdir).resolve()
+    if not workdir or not PATH.fits(workdir):
+        raise RearError(f"--workdir={workdir} is none: give {PATH.words}.")
+    try:
+        return Path(workdir).expanduser().resolve()
+    except (OSError, RuntimeError) as error:  # a link that leads to itself
+        raise RearError(f"--workdir={workdir} cannot be followed ({error}): name another folder.") from error
+
+
+def _open(workdir: Path) -> None:
+    """Makes the workdir and begins its log; raises RearError where it cannot be a folder."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        set_up_logging(workdir / "log.txt", quiet=not distributed.is_first())
+    except OSError as error:
+        if error.errno in OF_THE_DISK:
+            raise
+        raise RearError(
+            f"--workdir={workdir}: no folder can be there ({error.strerror}: {error.filename}): name another one."
+        ) from error
 
 
 def _parse(arguments: list[str]) -> list[str]:
-    """absl's parser, with a missing config file, an unknown key or a value that does not fit in one line."""
+    """absl's parser; what is wrong with a flag, the config file or a value is one line."""
     absl.logging.set_verbosity(absl.logging.FATAL)  # what libraries log on the way to an error that we report
     try:
         rest = flags.FLAGS(arguments)
-    except (AttributeError, KeyError) as error:
-        lines = str(error).replace("\\n", "\n").replace("\\'", "").strip("\"'").splitlines()
-        hint = next((line.strip("\"' ") for line in lines if line.startswith("Did you mean")), "")
-        sys.exit(f"error: config has no key {lines[0][:80]!r}. {hint}".rstrip())
     except flags.Error as error:
         several = SWEPT.search(str(error))
         hint = f"; several are for --job=sweep: --config.sweep.{several[1]}='(1.5, 2.0)'" if several else ""
-        sys.exit(f"error: {str(error).splitlines()[0]}{hint}")
+        sys.exit(printable(f"error: {_told(error)}{hint}"))
     except RearError as error:  # of the config file itself
-        sys.exit(f"error: {error}")
-    file = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
+        sys.exit(printable(f"error: {error}"))
+    except Exception as error:
+        sys.exit(printable(f"error: {_of_config_file(error, _config_file(arguments))}"))
+    file = _config_file(arguments)
     if not Path(file).is_file():
-        sys.exit(f"error: --config={file} does not exist: give a file such as configs/quickstart.py.")
+        sys.exit(printable(f"error: --config={file} does not exist: give a file such as configs/quickstart.py."))
     return rest
+
+
+def _told(error: flags.Error) -> str:
+    """absl's line on a wrong flag; of a config file with a wrong value, where it gives the traceback, its error too."""
+    first, *others = str(error).strip().splitlines()
+    raised = [line for line in others if RAISED.match(line)]
+    return f"{first} {raised[-1]}" if raised else first
+
+
+def _of_config_file(error: Exception, file: str) -> str:
+    """What to say of an exception that left the config file, or the settings after it on the command line."""
+    text = str(error).replace("\\n", "\n").replace("\\'", "").strip("\"'")
+    first, *others = text.splitlines() or [""]
+    frames = [one for one in traceback.extract_tb(error.__traceback__) if one.filename == os.path.abspath(file)]
+    if isinstance(error, AttributeError) and first.endswith("has no attribute 'get_config"):
+        return f"--config={file} has no function get_config(), which returns the settings: see configs/quickstart.py."
+    if isinstance(error, AttributeError | KeyError) and (not frames or "does not exist" in first):
+        hint = next((line.strip("\"' ") for line in others if line.startswith("Did you mean")), "")
+        return f"config has no key {first[:80]!r}. {hint}".rstrip()
+    line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else None
+    return f"--config={file} fails{f' in line {line}' if line else ''} ({type(error).__name__}: {first}): mend it."
+
+
+def _config_file(arguments: list[str]) -> str:
+    """The file of the flag --config, which absl does not tell where reading it failed."""
+    given = ""
+    for one, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
+        if one in ("--config", "-config"):
+            given = following
+        elif one.startswith(("--config=", "-config=")):
+            given = one.partition("=")[2]
+    return given.partition(":")[0]
 
 
 if __name__ == "__main__":

@@ -220,7 +220,6 @@ def test_a_reward_that_is_not_finite_names_its_image(setting, trained, tmp_path,
     ("changes", "message"),
     [
         ({"posttrain__method": "ste", "posttrain__reward__codebook": 1.0}, "looks at codes.*class_probability"),
-        ({"posttrain__method": "ste", "posttrain__ste_temperature": 0.0}, "ste_temperature"),
         ({"posttrain__method": "tokenizer", "posttrain__reward__codebook": 1.0}, "looks at codes"),
         ({"posttrain__method": "ste", "posttrain__kl_weight": 0.1}, "kl_weight = 0.1 has no effect .*'ste': leave it"),
         ({"posttrain__method": "tokenizer", "posttrain__inner_updates": 2}, "inner_updates = 2 has no effect"),

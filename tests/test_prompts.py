@@ -354,7 +354,6 @@ def test_one_prompt_is_drawn_as_often_as_is_asked(encoder, tmp_path):
     [
         ({"prompt": "a dog"}, "config.text.encoder = '': name the file or folder of T5"),
         ({"prompt": "a dog", "captions": "c.npz"}, "config.sample.captions and config.sample.prompt are both set"),
-        ({"prompt": "a dog", "images_per_prompt": 0}, "config.sample.images_per_prompt = 0: set it to 1 or more"),
         ({"prompt": "a dog", "geneval": True}, "config.sample.geneval needs config.sample.prompts"),
         ({"prompt": "a dog", "hpsv2": True}, "config.sample.hpsv2 needs config.sample.prompts"),
         ({"prompts": "FILE", "prompt": "a dog"}, "are both set"),

@@ -208,10 +208,12 @@ def test_a_value_that_an_image_gave_is_told_from_a_rate_too_high(tmp_path):
     assert "learning rate" not in str(e.value)
 
 
-@pytest.mark.parametrize("name", ["log_every", "checkpoint_every"])
-def test_intervals_of_no_steps_are_refused(tmp_path, name):
-    with pytest.raises(RearError, match=f"job: loop.{name} = 0: .*at least 1"):
-        run_loop(tmp_path, add, **{name: 0})
+def test_no_setting_deletes_every_checkpoint(tmp_path):
+    (tmp_path / "7").mkdir()
+    for keep, keep_every in ((0, 0), (-1, 0), (1, -1)):
+        with pytest.raises(RearError, match="Keep 1 or more"):
+            Checkpoints(tmp_path, keep=keep, keep_every=keep_every)
+    assert (tmp_path / "7").is_dir()
 
 
 def test_a_state_is_on_disk_whatever_becomes_of_its_pictures(tmp_path, monkeypatch):

@@ -199,8 +199,6 @@ def test_post_training_raises_the_reward(parts):
         ({"posttrain__group": 1}, "at least 2 samples"),
         ({"posttrain__noise_reading": "mine"}, "released"),
         ({"posttrain__reward__mse": 0.0}, "is all 0"),
-        ({"posttrain__noise_rate": 1.5}, "lies in 0..1"),
-        ({"posttrain__inner_updates": 0}, "at least 1"),
         ({"posttrain__method": "mine"}, "va_pi, ste, tokenizer, ar_grpo"),
         ({"posttrain__reward__discriminator": 1.0}, "has no discriminator"),
         ({"posttrain__reward__perceptual": 1.0}, "config.lpips.vgg16"),

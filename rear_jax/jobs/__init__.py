@@ -1,5 +1,6 @@
 """Jobs: one file each, with a `check` and a `run(config, workdir)` that reads top to bottom."""
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ import jax
 from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict
 
+from rear_jax.config.ranges import checked
 from rear_jax.data.sources import forget_splits
 from rear_jax.errors import RearError
 from rear_jax.jobs import (
@@ -27,7 +29,7 @@ from rear_jax.jobs import (
     train,
 )
 from rear_jax.jobs.job import Job
-from rear_jax.runtime import distributed
+from rear_jax.runtime import distributed, lock
 
 JOBS: dict[str, Job] = {
     "tokenizer": Job(tokenizer.run, tokenizer.check, shared=True),
@@ -42,7 +44,7 @@ JOBS: dict[str, Job] = {
     "analyze": Job(analyze.run, analyze.check),
     "sweep": Job(sweep.run, sweep.check),
     "convert": Job(convert.run, convert.check),
-    "plan": Job(plan.run, plan.check),
+    "plan": Job(plan.run, plan.check, locks=False),
 }
 _OTHERS = dict(JOBS)  # which 'study' runs
 JOBS["study"] = Job(functools.partial(study.run, jobs=_OTHERS), functools.partial(study.check, jobs=_OTHERS))
@@ -51,14 +53,18 @@ JOBS["study"] = Job(functools.partial(study.run, jobs=_OTHERS), functools.partia
 def check_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> None:
     """Checks jobs that are to run in turn, each for what can be known before the first of them.
 
-    Raises RearError: a name is unknown, a job is not for several processes, or a check refuses.
+    Raises RearError: there is no job, a name is unknown, a job is not for several processes, a setting is out of its
+      range, or a check refuses.
     """
+    if not names:
+        raise RearError(f"no job to run: name some of {', '.join(JOBS)}.")
     for name in names:
         if name not in JOBS:
             raise RearError(f"unknown job {name!r}: use {', '.join(JOBS)}.")
         if jax.process_count() > 1 and not JOBS[name].shared:
             shared = ",".join(other for other, job in JOBS.items() if job.shared)
             raise RearError(f"--job={name} runs in one process: run it on one host, after --job={shared}.")
+    config = checked(config)
     distributed.agree("jobs, config or workdir", f"{names} {config.to_json_best_effort()} {workdir}")
     forget_splits()
     for place, name in enumerate(names):
@@ -68,13 +74,16 @@ def check_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> None:
 def run_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> None:
     """Checks all jobs, then runs them in turn; no process begins with one before all have ended the one before it.
 
-    Raises RearError: as `check_all`; besides, whatever the jobs raise.
+    Raises RearError: as `check_all`; another process works in `workdir`; besides, whatever the jobs raise.
     """
-    check_all(names, config, workdir)
+    config = checked(config)
+    locks = jax.process_count() > 1 or any(name in JOBS and JOBS[name].locks for name in names)
     try:
-        for name in names:
-            JOBS[name].run(config, workdir)
-            distributed.wait(name)
+        with lock.held(workdir) if locks else contextlib.nullcontext():
+            check_all(names, config, workdir)
+            for name in names:
+                JOBS[name].run(config, workdir)
+                distributed.wait(name)
     except JaxRuntimeError as error:
         if jax.process_count() == 1 or str(error).startswith("RESOURCE_EXHAUSTED"):
             raise

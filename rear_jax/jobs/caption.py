@@ -74,8 +74,6 @@ def run(config: ConfigDict, workdir: Path) -> None:
 def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     """See `Job.check`."""
     generator = _generator(config)
-    if config.text.batch_size < 1:
-        raise RearError(f"config.text.batch_size = {config.text.batch_size}: encode at least 1 caption at once.")
     artifacts.check_text_encoder(config, workdir, generator, (*before, "caption"))
     for split in _splits(config):
         facts = split_facts(config.data, split)

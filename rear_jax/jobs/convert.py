@@ -115,9 +115,12 @@ def _refuse_targets(config: ConfigDict, workdir: Path, source: Path) -> None:
 def _exporter(family: Family, module: Any, config: ConfigDict) -> Callable[[Any], None]:
     """What writes parameters as `config.convert.export` asks.
 
-    Raises RearError: that name has another ending, the network has no such form, or it is not that of `onto`.
+    Raises RearError: that name has another ending or is in no folder, the network has no such form, or it is not that
+      of `onto`.
     """
     target, settings, layout = Path(config.convert.export), config[family.SECTION], family.layout
+    if not target.parent.is_dir():
+        raise RearError(f"config.convert.export = {config.convert.export!r}: make the folder {target.parent} first.")
     if onto := config.convert.onto:
         published.check_params(Path(onto), config, family, family.shapes(module))
         spliced.check(target, Path(onto))
@@ -141,7 +144,7 @@ def _exporter(family: Family, module: Any, config: ConfigDict) -> Callable[[Any]
 
 def _save_hub_folder(folder: Path, family: Family, hub_config: dict, params: Any) -> None:
     """Writes a network as model hubs hand it out; the file that makes it a hub's folder comes last."""
-    folder.mkdir(parents=True)
+    folder.mkdir()
     safetensors_file.save(folder / published.HUB_WEIGHTS[0], params, family.layout.torch_name)
     write_json(folder / published.HUB_CONFIG, hub_config)
 

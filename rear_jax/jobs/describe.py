@@ -86,13 +86,6 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
 
 def _check_settings(config: ConfigDict) -> None:
     settings = config.describe
-    for name in ("batch_size", "max_tokens"):
-        if settings[name] < 1:
-            raise RearError(f"config.describe.{name} = {settings[name]}: give at least 1.")
-    if settings.temperature < 0:
-        raise RearError(f"config.describe.temperature = {settings.temperature}: give 0 or more.")
-    if not 0 < settings.top_p <= 1:
-        raise RearError(f"config.describe.top_p = {settings.top_p}: give a share above 0, 1 at most.")
     if not settings.question.strip():
         raise RearError("config.describe.question is empty: ask something about an image.")
     Broken("", config.data.max_broken_share)

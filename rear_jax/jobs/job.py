@@ -17,8 +17,10 @@ class Job:
         settings, labels, and headers of files. It writes nothing, places no array on a device, and waits for no other
         process. What the jobs before will make is not looked for.
       shared: whether several processes run it together.
+      locks: whether it makes what other jobs go on from, so that one job at a time may work in a workdir.
     """
 
     run: Callable[[ConfigDict, Path], None]
     check: Callable[[ConfigDict, Path, Collection[str]], None]
     shared: bool = False
+    locks: bool = True

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import json
 import logging
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -20,7 +19,7 @@ from rear_jax.data.prompts import Prompt, write_prompts
 from rear_jax.errors import RearError
 from rear_jax.evaluation import geneval, hpsv2
 from rear_jax.runtime import distributed, pictures, sharding
-from rear_jax.runtime.atomic import write_json
+from rear_jax.runtime.atomic import read_json, write_json
 from rear_jax.runtime.identity import environment, is_done
 from rear_jax.runtime.mesh import check_batch, make_mesh, replicated
 from rear_jax.runtime.progress import ProgressBar
@@ -84,7 +83,7 @@ def run(config: ConfigDict, workdir: Path, place: Path | None = None) -> None:
     if settings.png_folder:
         pictures.save_folder(place / "samples", partial.images, _names(settings, prompts))
     _write_for_scorers(place, settings, prompts, lambda: partial.images)
-    drawn = json.loads((place / "samples.partial" / "drawn_with.json").read_text())
+    drawn = read_json(place / "samples.partial" / "drawn_with.json")
     write_json(place / "samples.json", recipe | {"stage": settings.stage} | drawn)
     partial.remove()
     log.info("sample: wrote %d images to %s, a sheet to %s", len(labels), place / "samples.npz", "samples.png")
@@ -108,8 +107,6 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
 def _check_settings(config: ConfigDict) -> None:
     check_batch(config.mesh, config.sample.batch_size, 1, "config.sample.batch_size")
     sampler_of(config.sample)
-    if config.sample.images_per_prompt < 1:
-        raise RearError(f"config.sample.images_per_prompt = {config.sample.images_per_prompt}: set it to 1 or more.")
     if config.sample.geneval and not config.sample.prompts:
         raise RearError("config.sample.geneval needs config.sample.prompts: name GenEval's evaluation_metadata.jsonl.")
     if config.sample.hpsv2 and not config.sample.prompts:
@@ -163,8 +160,9 @@ def make_recipe(
 def _note_environment(folder: Path) -> None:
     """Adds the libraries and the platform of this process to those that the set in `folder` was drawn with so far."""
     file, now = folder / "drawn_with.json", environment()
-    earlier = json.loads(file.read_text())["drawn_with"] if file.exists() else []
-    write_json(file, {"drawn_with": [*(one for one in earlier if one != now), now]})
+    earlier = read_json(file).get("drawn_with")
+    others = [one for one in earlier if one != now] if isinstance(earlier, list) else []
+    write_json(file, {"drawn_with": [*others, now]})
 
 
 def _tidy(place: Path, recipe: dict, settings: ConfigDict, prompts: Sequence[Prompt]) -> None:

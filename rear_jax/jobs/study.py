@@ -11,12 +11,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rear_jax import artifacts
+from rear_jax.config import ranges
 from rear_jax.errors import RearError
 from rear_jax.evaluation import report
 from rear_jax.jobs.evaluate import SAMPLES
 from rear_jax.jobs.job import Job
 from rear_jax.runtime import figures, identity
-from rear_jax.runtime.atomic import atomic_file, write_json
+from rear_jax.runtime.atomic import atomic_file, read_json, write_json
 from rear_jax.runtime.figures import finish_panel, new_figure, save_figure
 from rear_jax.runtime.writer import read_metrics
 
@@ -125,7 +126,10 @@ def _changed(base: ConfigDict, changes: ConfigDict, option: str) -> ConfigDict:
         variant.update(changes)
     except TypeError as error:
         raise RearError(f"{option}: {error}.") from None
-    return variant
+    try:
+        return ranges.checked(variant)
+    except RearError as error:
+        raise RearError(f"{option}: {error}") from None
 
 
 def _claim(folder: Path, config: ConfigDict) -> None:
@@ -138,9 +142,12 @@ def _claim(folder: Path, config: ConfigDict) -> None:
 def _refuse_others(folder: Path, config: ConfigDict) -> bool:
     """Whether settings are kept in `folder`; raises RearError where they are others."""
     kept = folder / "settings.json"
-    if kept.exists():
-        identity.refuse_changes(json.loads(kept.read_text()), config, identity.STUDY, str(folder))
-    return kept.exists()
+    if not kept.exists():
+        return False
+    if not (settings := read_json(kept)):
+        raise RearError(f"{kept} holds no settings: delete it if what is in that folder is made by this experiment.")
+    identity.refuse_changes(settings, config, identity.STUDY, str(folder))
+    return True
 
 
 def _result(folder: Path, study: ConfigDict) -> dict:

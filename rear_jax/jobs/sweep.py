@@ -50,10 +50,10 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
 
 
 def _points(config: ConfigDict) -> list[ConfigDict]:
-    """The config of every pair of a scale and a power; raises RearError where there are fewer than two."""
+    """The config of every pair of a scale and a power; raises RearError where the sweep gives neither."""
     scales = tuple(config.sweep.guidance_scale) or (config.sample.guidance_scale,)
     powers = tuple(config.sweep.guidance_power) or (config.sample.guidance_power,)
-    if len(scales) * len(powers) < 2:
+    if not config.sweep.guidance_scale and not config.sweep.guidance_power:
         raise RearError("a sweep needs points: give --config.sweep.guidance_scale='(1.5, 2.0, 3.0)' or guidance_power.")
     points = []
     for scale, power in itertools.product(scales, powers):

@@ -53,8 +53,6 @@ def _check_settings(config: ConfigDict) -> None:
     settings = config.codes
     if settings.augmentation not in AUGMENTATIONS:
         raise RearError(f"config.codes.augmentation = {settings.augmentation!r}: use {', '.join(AUGMENTATIONS)}.")
-    if settings.batch_size < 1:
-        raise RearError(f"config.codes.batch_size = {settings.batch_size}: encode at least 1 view at once.")
 
 
 def _header(config: ConfigDict, tokenizer: artifacts.Tokenizer, facts: SplitFacts) -> CodesHeader:

@@ -128,8 +128,15 @@ class Checkpoints(Saved):
     """
 
     def __init__(self, folder: Path, *, keep: int, keep_every: int = 0):
-        """Opens or makes the folder; it keeps the newest `keep`, and for ever those of every `keep_every`-th step."""
+        """Opens or makes the folder; it keeps the newest `keep`, and for ever those of every `keep_every`-th step.
+
+        Raises RearError: `keep` is less than 1, which would delete them all, or `keep_every` is negative.
+        """
         super().__init__(folder)
+        if keep < 1 or keep_every < 0:
+            raise RearError(
+                f"{folder}: keep {keep} checkpoints and every {keep_every}th step? Keep 1 or more; 0 = none."
+            )
         kept = [policies.LatestN(keep), *([policies.EveryNSteps(keep_every)] if keep_every else [])]
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(kept), create=True, enable_async_checkpointing=True

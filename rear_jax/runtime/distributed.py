@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import sys
 from typing import NoReturn
 
@@ -11,6 +12,9 @@ from jax.experimental import multihost_utils
 
 from rear_jax.errors import RearError
 
+ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/]+):[0-9]{1,5}")  # of a process: a name, or IPv4, or IPv6 in []
+PORTS = 2**16
+MOST = 1_000_000  # processes
 LOST_AFTER = 30  # seconds of silence after which a process counts as lost, and the others end
 
 
@@ -25,11 +29,15 @@ def start(address: str | None, count: int | None, index: int | None) -> None:
       count: of processes.
       index: of this one.
 
-    Raises RearError: only some of the three are given, or the others cannot be reached.
+    Raises RearError: only some of the three are given or make no sense, or the others cannot be reached.
     """
     given = [value is not None for value in (address, count, index)]
     if any(given) and not all(given):
         raise RearError("--coordinator_address, --num_processes and --process_id belong together: give all or none.")
+    if all(given) and not (ADDRESS.fullmatch(address) and int(address.rpartition(":")[2]) < PORTS):
+        raise RearError(f"--coordinator_address={address}: give host:port, such as 10.0.0.2:1234.")
+    if all(given) and not 0 <= index < count <= MOST:
+        raise RearError(f"--process_id={index} and --num_processes={count}: ids go from 0 to num_processes - 1.")
     jax.config.update("jax_enable_preemption_service", False)  # the training loop hears SIGTERM itself
     try:
         jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=LOST_AFTER)

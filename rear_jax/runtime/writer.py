@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Self
@@ -12,6 +13,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from rear_jax.errors import RearError
 from rear_jax.runtime import distributed
 from rear_jax.runtime.atomic import atomic_file
 from rear_jax.runtime.pictures import save_png
@@ -88,8 +90,7 @@ class _Board:
 
 def read_metrics(workdir: Path, job: str) -> list[dict]:
     """All records that a job has written so far, in order of steps; a half-written last line is left out."""
-    file = workdir / "metrics.jsonl"
-    return [r for r in _records(file) if r["job"] == job] if file.exists() else []
+    return [record for record in _records(workdir / "metrics.jsonl") if record["job"] == job]
 
 
 def _forget_after(file: Path, job: str, step: int) -> None:
@@ -102,10 +103,26 @@ def _forget_after(file: Path, job: str, step: int) -> None:
 
 
 def _records(file: Path) -> list[dict]:
+    """What can be read of a file of metrics; raises RearError where there is something else at that place."""
+    if not file.is_file():
+        if os.path.lexists(file):
+            raise RearError(f"{file} is not a file: remove it.")
+        return []
     records = []
-    for line in file.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            log.warning("%s: skipping a line that was cut off while being written", file)
+    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+        record = _record(line)
+        if record is not None:
+            records.append(record)
+        elif line.strip():
+            log.warning("%s: skipping line %d, which was cut off while being written or is no record", file, number)
     return records
+
+
+def _record(line: bytes) -> dict | None:
+    """What a line says, None where it is not of this writer."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):  # torn, maybe inside a character
+        return None
+    of_a_job = isinstance(record, dict) and isinstance(record.get("job"), str) and type(record.get("step")) is int
+    return record if of_a_job else None

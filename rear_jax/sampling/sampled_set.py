@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from rear_jax.data.archive import IMAGES
-from rear_jax.runtime.atomic import atomic_file
+from rear_jax.runtime.atomic import atomic_file, read_json
 
 CHUNK = 256  # images that are copied at once
 
@@ -75,11 +75,7 @@ class SampledSet:
 
     def _is_of(self, recipe: dict) -> bool:
         """Whether the folder holds a set that was begun by this recipe; the recipe is the last that is written."""
-        file = self._folder / "recipe.json"
-        try:
-            return json.loads(file.read_text()) == json.loads(json.dumps(recipe))
-        except (FileNotFoundError, json.JSONDecodeError):
-            return False
+        return read_json(self._folder / "recipe.json") == json.loads(json.dumps(recipe))
 
 
 def _create(path: Path, dtype: type, shape: tuple[int, ...]) -> None:

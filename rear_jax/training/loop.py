@@ -223,9 +223,6 @@ def agree(job: str, run: Run) -> None:
 
 def check(job: str, settings: ConfigDict) -> None:
     """Raises RearError for settings of the loop that do not go together."""
-    for name in ("log_every", "checkpoint_every"):
-        if settings[name] < 1:
-            raise RearError(f"{job}: loop.{name} = {settings[name]}: it counts steps, choose at least 1.")
     if settings.keep_every % settings.checkpoint_every:
         raise RearError(
             f"{job}: loop.keep_every = {settings.keep_every} is no multiple of loop.checkpoint_every = "

@@ -53,9 +53,6 @@ def checked_method(config: ConfigDict, generator: Any) -> Method:
             )
     if settings.noise_reading not in READINGS:
         raise RearError(f"config.posttrain.noise_reading = {settings.noise_reading!r}: use {', '.join(READINGS)}.")
-    for name in ("noise_rate", "label_drop"):
-        if not 0.0 <= settings[name] <= 1.0:
-            raise RearError(f"config.posttrain.{name} = {settings[name]}: a probability lies in 0..1.")
     if generators.takes_text(generator):
         lacking = {rewards.CLASSES: "asks for a class, and this generator takes captions"}
     else:

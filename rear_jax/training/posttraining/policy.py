@@ -45,8 +45,6 @@ def check(config: ConfigDict) -> None:
     settings = config.posttrain
     if settings.group < 2:
         raise RearError(f"config.posttrain.group = {settings.group}: a standard deviation needs at least 2 samples.")
-    if settings.inner_updates < 1:
-        raise RearError(f"config.posttrain.inner_updates = {settings.inner_updates}: give at least 1.")
 
 
 def judge(

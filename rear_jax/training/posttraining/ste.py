@@ -13,7 +13,6 @@ import optax
 from ml_collections import ConfigDict
 
 from rear_jax import grpo
-from rear_jax.errors import RearError
 from rear_jax.runtime.mesh import map_rows
 from rear_jax.training.posttraining import rewards
 from rear_jax.training.posttraining.method import Method, descent_step
@@ -25,12 +24,6 @@ from rear_jax.training.posttraining.teacher_forcing import (
     read_context,
     unit_images,
 )
-
-
-def check(config: ConfigDict) -> None:
-    """Raises RearError where the temperature cannot work."""
-    if config.posttrain.ste_temperature <= 0.0:
-        raise RearError(f"config.posttrain.ste_temperature = {config.posttrain.ste_temperature}: give more than 0.")
 
 
 def make_step(networks: Networks, config: ConfigDict, optimizer: optax.GradientTransformation):
@@ -84,5 +77,4 @@ METHOD = Method(
     draw_samples=draw_samples,
     reads=("noise_rate", "label_drop", "ste_temperature"),
     lacks={rewards.CODES: "looks at codes, and 'ste' decodes mixtures of them"},
-    check=check,
 )

@@ -262,12 +262,6 @@ def test_images_and_their_codes_are_those_of_the_split(subject):
     ("changes", "message"),
     [
         ({"diagnostics": ("exposure", "ckaa")}, "unknown 'ckaa': use some of exposure, embeddings, accuracy, cka"),
-        ({"diagnostics": ()}, "config.analyze.diagnostics is empty"),
-        ({"split": "test"}, "config.analyze.split = 'test': use one of held_out, train"),
-        ({"true_shares": (0.5, 1.5)}, "config.analyze.true_shares has 1.5: a share lies in 0 to 1"),
-        ({"nearest_shares": (-0.1,)}, "config.analyze.nearest_shares has -0.1"),
-        ({"noise_shares": ()}, "config.analyze.noise_shares is empty"),
-        ({"noise_shares": (float("nan"),)}, "config.analyze.noise_shares has nan"),
         ({"num_images": 20}, "config.analyze.num_images = 20: choose a multiple of config.analyze.batch_size = 8"),
         ({"num_images": 0}, "config.analyze.num_images = 0: choose a multiple"),
         ({"batch_size": 0}, "config.analyze.batch_size = 0"),

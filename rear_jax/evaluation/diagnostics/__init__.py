@@ -13,7 +13,7 @@ from rear_jax.errors import RearError
 from rear_jax.evaluation.diagnostics import accuracy, alignment, consistency, embeddings, exposure
 from rear_jax.evaluation.diagnostics.diagnostic import Diagnostic
 from rear_jax.evaluation.diagnostics.quality import Quality
-from rear_jax.evaluation.diagnostics.subject import SPLITS, Subject
+from rear_jax.evaluation.diagnostics.subject import Subject
 from rear_jax.runtime.mesh import check_batch
 from rear_jax.sampling.generate import sampler_of
 
@@ -28,14 +28,8 @@ def chosen(config: ConfigDict) -> list[Diagnostic]:
     Raises RearError: there are none, a name is unknown, a share is no share, or the numbers of images do not fit.
     """
     settings, names = config.analyze, config.analyze.diagnostics
-    if not names:
-        raise RearError(f"config.analyze.diagnostics is empty: name some of {', '.join(DIAGNOSTICS)}.")
     if unknown := [name for name in names if name not in DIAGNOSTICS]:
         raise RearError(f"config.analyze.diagnostics: unknown {unknown[0]!r}: use some of {', '.join(DIAGNOSTICS)}.")
-    if settings.split not in SPLITS:
-        raise RearError(f"config.analyze.split = {settings.split!r}: use one of {', '.join(SPLITS)}.")
-    for name in ("true_shares", "nearest_shares", "noise_shares"):
-        _check_shares(f"config.analyze.{name}", settings[name])
     check_batch(config.mesh, settings.batch_size, 1, "config.analyze.batch_size")
     if settings.num_images < settings.batch_size or settings.num_images % settings.batch_size:
         raise RearError(
@@ -63,11 +57,3 @@ def recipe_of(one: Diagnostic, subject: Subject, quality: Quality | None) -> dic
     if one.scores:
         recipe["scores"] = quality.recipe
     return recipe
-
-
-def _check_shares(option: str, shares: tuple[float, ...]) -> None:
-    if not shares:
-        raise RearError(f"{option} is empty: give shares from 0 to 1, such as (0.0, 0.5).")
-    for share in shares:
-        if not isinstance(share, int | float) or not 0.0 <= share <= 1.0:
-            raise RearError(f"{option} has {share!r}: a share lies in 0 to 1.")

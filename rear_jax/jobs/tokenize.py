@@ -1,5 +1,6 @@
 """`--job=tokenize`: every image of the training split, in every view, becomes codes on disk."""
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Collection, Iterable, Iterator
@@ -32,7 +33,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     tokenizer = artifacts.load_tokenizer(config, workdir)
     source = open_split(config.data, config.data.train_split)
     distributed.agree(f"the images of {source.name}", fingerprint(source))
-    header = _header(config, tokenizer, facts_of(source))
+    header = dataclasses.replace(_header(config, tokenizer, facts_of(source)), images=_of_first(source.contents))
     if (folder / HEADER).exists():
         log.info("tokenize: done already, checking %s", folder)
     with ProgressBar("tokenize", total=len(source), unit="image") as bar:
@@ -46,7 +47,13 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     artifacts.check_tokenizer(config, workdir, before)
     facts = split_facts(config.data, config.data.train_split)
     header = _header(config, artifacts.outline_tokenizer(config), facts)
-    refuse_other_plan(artifacts.codes_folder(config, workdir), header, but=("fingerprint",))
+    others = () if distributed.is_first() else ("images",)
+    refuse_other_plan(artifacts.codes_folder(config, workdir), header, but=("fingerprint", *others))
+
+
+def _of_first(contents: str) -> str:
+    """The `contents` as process 0 has them: copies of the same images on other hosts may have other times."""
+    return f"{distributed.every(int(contents, 16))[0]:0{len(contents)}x}"
 
 
 def _check_settings(config: ConfigDict) -> None:
@@ -74,6 +81,7 @@ def _header(config: ConfigDict, tokenizer: artifacts.Tokenizer, facts: SplitFact
         num_shards=min(settings.num_shards, facts.num_images),
         dtype=config.tokenizer.dtype,
         precision=tokenizer.module.precision,
+        images=facts.contents,
     )
 
 

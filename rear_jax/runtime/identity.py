@@ -80,9 +80,18 @@ def environment() -> dict[str, str]:
     return versions | {"platform": f"{jax.default_backend()} ({jax.devices()[0].device_kind})"}
 
 
+def read_record(path: Path) -> dict:
+    """The JSON object in a file; {} where that is empty, damaged or something else."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def is_done(path: Path, recipe: dict) -> bool:
     """Whether the JSON file at `path` exists and says that its job ran by this very recipe."""
     if not path.exists():
         return False
-    done = json.loads(path.read_text())
+    done = read_record(path)
     return all(done.get(key) == value for key, value in json.loads(json.dumps(recipe)).items())

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from rear_jax.data.sources.decoding import one_line
 from rear_jax.errors import RearError
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ class Tally:
         """Counts one more; `what` names it on one line."""
         self.count += 1
         if len(self.examples) < EXAMPLES:
-            line = " ".join(what.split())
+            line = one_line(what)
             self.examples.append(line if len(line) <= LONGEST_EXAMPLE else f"{line[:LONGEST_EXAMPLE]}...")
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from rear_jax.data.sources import contents
 from rear_jax.data.sources.broken import Broken
 from rear_jax.data.sources.encoded import EncodedImages
 from rear_jax.data.sources.interface import ImageSource, SourceSettings
@@ -13,10 +14,15 @@ from rear_jax.errors import RearError
 class TfdsSource(EncodedImages):
     """A TFDS data set with the features `image` (left encoded on disk) and `label`."""
 
-    def __init__(self, records: Any, name: str, class_names: tuple[str, ...], num_classes: int, broken: Broken):
-        """`records`: a tfds.data_source, that is random access to {'image': encoded bytes, 'label': integer}."""
+    def __init__(
+        self, records: Any, name: str, class_names: tuple[str, ...], num_classes: int, digits: str, broken: Broken
+    ):
+        """`records`: a tfds.data_source, random access to {'image': encoded bytes, 'label': integer}.
+
+        `digits` are the `contents` of its files.
+        """
         super().__init__(name, num_classes, class_names, broken)
-        self._records = records
+        self._records, self.contents = records, digits
 
     def __len__(self) -> int:
         return len(self._records)
@@ -50,7 +56,9 @@ def open_tfds(path: str, split: str, settings: SourceSettings) -> ImageSource:
         known = ", ".join(builder.info.splits)
         raise RearError(f"TFDS data set {path} cannot give split {split!r}; it has: {known}") from error
     labels, broken = features["label"], Broken(builder.name, settings.max_broken_share)
-    return TfdsSource(records, builder.name, tuple(labels.names), labels.num_classes, broken)
+    files = sorted(file for file in Path(builder.data_dir).iterdir() if file.is_file())
+    digits = contents.of_files(files, split)
+    return TfdsSource(records, builder.name, tuple(labels.names), labels.num_classes, digits, broken)
 
 
 def _tfds_builder(tfds: ModuleType, path: str) -> Any:

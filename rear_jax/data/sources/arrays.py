@@ -11,11 +11,11 @@ import numpy as np
 from rear_jax.data import fashion_mnist
 from rear_jax.data.fashion_captions import Claim, caption_of, claims
 from rear_jax.data.sources import contents
-from rear_jax.data.sources.decoding import eight_bits, one_line, require_sides
+from rear_jax.data.sources.decoding import eight_bits, require_sides
 from rear_jax.data.sources.encoded import label_outside
 from rear_jax.data.sources.files import located
 from rear_jax.data.sources.interface import CaptionedSource, ImageSource, SourceSettings
-from rear_jax.errors import UNREADABLE, RearError
+from rear_jax.errors import UNREADABLE, RearError, one_line
 
 FASHION_MNIST_MARGIN = 2  # pixels of background on each side: 28 -> 32
 
@@ -127,7 +127,7 @@ def open_arrays(path: str, split: str, settings: SourceSettings) -> ImageSource:
     try:
         with np.load(file, allow_pickle=False) as arrays:
             images, labels = arrays[f"{prefix}images"], arrays[f"{prefix}labels"]
-            num_classes = int(arrays["num_classes"]) if "num_classes" in arrays else int(labels.max(initial=-1)) + 1
+            num_classes = int(arrays["num_classes"]) if "num_classes" in arrays else _count(labels)
     except KeyError as error:
         raise RearError(f"{file}: {error.args[0]}; it needs {prefix}images and {prefix}labels") from None
     except (*UNREADABLE, zipfile.BadZipFile, RuntimeError) as error:  # the latter where a member is encrypted
@@ -149,6 +149,11 @@ def _as_bytes(images: np.ndarray, file: Path) -> np.ndarray:
         return np.stack([eight_bits(image, white) for image in images])
     except ValueError as error:
         raise RearError(f"{file}: {error}; store the images as uint8") from None
+
+
+def _count(labels: np.ndarray) -> int:
+    """How many classes labels speak of."""
+    return int(labels.max()) + 1 if labels.size else 0
 
 
 def _one_a_row(labels: np.ndarray) -> np.ndarray:

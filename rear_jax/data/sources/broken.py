@@ -5,8 +5,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from rear_jax.data.sources.decoding import one_line
-from rear_jax.errors import RearError
+from rear_jax.errors import RearError, one_line
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rear_jax.data.sources.decoding import one_line
-from rear_jax.errors import RearError
+from rear_jax.errors import RearError, one_line
 
 NAMED = 5  # classes that a message names
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import ExifTags, Image, features
 from PIL.TiffImagePlugin import TiffImageFile
 
-from rear_jax.errors import UNREADABLE, RearError
+from rear_jax.errors import UNREADABLE, RearError, one_line
 
 # What Pillow reads; the codec of the last two is not in every build of it.
 IMAGE_SUFFIXES = (
@@ -58,7 +58,7 @@ def decode(file: Path | bytes, where: str) -> np.ndarray:
             return np.asarray(_upright(_as_rgb(picture), _orientation(picture)))
     except _BROKEN as error:
         reason = one_line(str(error)) or type(error).__name__
-        raise RearError(f"{one_line(where)} is not a readable image ({reason}); replace or remove it") from None
+        raise RearError(f"{where} is not a readable image ({reason}); replace or remove it") from None
 
 
 def require_sides(width: int, height: int) -> None:
@@ -67,11 +67,6 @@ def require_sides(width: int, height: int) -> None:
         raise ValueError(f"{width} x {height} are more than {MOST_PIXELS} pixels")
     if max(width, height) > LONGEST * min(width, height):
         raise ValueError(f"of its sides {width} x {height} one is more than {LONGEST} times the other")
-
-
-def one_line(text: str) -> str:
-    """A text for a message: its white space becomes single blanks, other control characters are escaped."""
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in " ".join(text.split()))
 
 
 def _opened(file: Path | bytes) -> BinaryIO:

@@ -16,14 +16,13 @@ import numpy as np
 from rear_jax.data.sources import contents
 from rear_jax.data.sources.broken import Broken, Tally
 from rear_jax.data.sources.classes import renumbered
-from rear_jax.data.sources.decoding import one_line
 from rear_jax.data.sources.encoded import EncodedImages, EncodedPairs
 from rear_jax.data.sources.files import split_files
 from rear_jax.data.sources.interface import ImageSource, SourceSettings
 from rear_jax.data.sources.kept_index import Arrays, kept_index
 from rear_jax.data.sources.row_groups import RowGroups, read_column
 from rear_jax.data.sources.texts import plain_caption
-from rear_jax.errors import RearError
+from rear_jax.errors import RearError, one_line
 
 log = logging.getLogger(__name__)
 

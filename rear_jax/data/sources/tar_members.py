@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rear_jax.data.sources.broken import Tally
-from rear_jax.data.sources.decoding import is_hidden, one_line
-from rear_jax.errors import UNREADABLE, RearError
+from rear_jax.data.sources.decoding import is_hidden
+from rear_jax.errors import UNREADABLE, RearError, one_line
 
 log = logging.getLogger(__name__)
 

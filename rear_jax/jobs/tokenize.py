@@ -16,7 +16,7 @@ from rear_jax.data.batches import ordered_batches
 from rear_jax.data.codes import write_codes
 from rear_jax.data.codes_header import HEADER, CodesHeader, refuse_other_plan
 from rear_jax.data.crops import AUGMENTATIONS
-from rear_jax.data.sources import SplitFacts, facts_of, fingerprint, open_split, split_facts
+from rear_jax.data.sources import SplitFacts, agreed_contents, facts_of, fingerprint, open_split, split_facts
 from rear_jax.data.sources.interface import ImageSource
 from rear_jax.errors import RearError
 from rear_jax.runtime import distributed, local_devices
@@ -33,7 +33,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     tokenizer = artifacts.load_tokenizer(config, workdir)
     source = open_split(config.data, config.data.train_split)
     distributed.agree(f"the images of {source.name}", fingerprint(source))
-    header = dataclasses.replace(_header(config, tokenizer, facts_of(source)), images=_of_first(source.contents))
+    header = dataclasses.replace(_header(config, tokenizer, facts_of(source)), images=agreed_contents(source))
     if (folder / HEADER).exists():
         log.info("tokenize: done already, checking %s", folder)
     with ProgressBar("tokenize", total=len(source), unit="image") as bar:
@@ -49,11 +49,6 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     header = _header(config, artifacts.outline_tokenizer(config), facts)
     others = () if distributed.is_first() else ("images",)
     refuse_other_plan(artifacts.codes_folder(config, workdir), header, but=("fingerprint", *others))
-
-
-def _of_first(contents: str) -> str:
-    """The `contents` as process 0 has them: copies of the same images on other hosts may have other times."""
-    return f"{distributed.every(int(contents, 16))[0]:0{len(contents)}x}"
 
 
 def _check_settings(config: ConfigDict) -> None:

@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from rear_jax.data.sources import parquet
+from rear_jax.data.sources import contents, parquet
 from rear_jax.data.sources.arrays import open_arrays, open_fashion_captions, open_fashion_mnist
 from rear_jax.data.sources.folders import class_folders, open_folder
 from rear_jax.data.sources.imagefolder import open_imagefolder
@@ -37,6 +37,7 @@ from rear_jax.data.sources.interface import STRICT, ImageSource, SourceSettings,
 from rear_jax.data.sources.tfds_sets import open_tfds
 from rear_jax.data.sources.webdataset import open_webdataset
 from rear_jax.errors import RearError
+from rear_jax.runtime import distributed
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,11 @@ def fingerprint(source: ImageSource) -> str:
         if captioned(source):
             digest.update(source.caption(label).encode())
     return digest.hexdigest()
+
+
+def agreed_contents(source: ImageSource) -> str:
+    """The `contents` as process 0 has them, whose copies of the files may have other times; all processes must ask."""
+    return f"{distributed.every(int(source.contents, 16))[0]:0{contents.DIGITS}x}"
 
 
 def open_source(name: str, path: str, split: str, settings: SourceSettings = STRICT) -> ImageSource:

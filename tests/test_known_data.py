@@ -247,6 +247,19 @@ def test_pictures_too_large_are_refused_before_they_are_decoded(size: tuple[int,
         decode(stream.getvalue(), "x")
 
 
+def test_links_in_circles_are_left_out(tmp_path: Path, caplog):
+    folder(tmp_path, ("ant/0.bmp",))
+    for place in (tmp_path / "bee", tmp_path / "ant" / "1.png", tmp_path / "ant" / "more"):
+        os.symlink(place.name, place)
+    assert open_source("folder", str(tmp_path), "").class_names == ("ant",)
+    assert "left out 2 files" in caplog.text
+
+
+def test_no_other_format_is_read():
+    with pytest.raises(RearError, match="x is not a readable image"):
+        decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n", "x")
+
+
 def test_pipes_and_devices_are_no_pictures(tmp_path: Path, caplog):
     folder(tmp_path, ("ant/0.bmp",))
     os.mkfifo(tmp_path / "ant" / "1.png")

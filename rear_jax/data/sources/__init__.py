@@ -22,7 +22,6 @@ caption, that is its index.
 import functools
 import hashlib
 import json
-import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -31,6 +30,7 @@ from ml_collections import ConfigDict
 
 from rear_jax.data.sources import contents, parquet
 from rear_jax.data.sources.arrays import open_arrays, open_fashion_captions, open_fashion_mnist
+from rear_jax.data.sources.broken import warn_once
 from rear_jax.data.sources.folders import class_folders, open_folder
 from rear_jax.data.sources.imagefolder import open_imagefolder
 from rear_jax.data.sources.interface import STRICT, ImageSource, SourceSettings, captioned
@@ -38,8 +38,6 @@ from rear_jax.data.sources.tfds_sets import open_tfds
 from rear_jax.data.sources.webdataset import open_webdataset
 from rear_jax.errors import RearError
 from rear_jax.runtime import distributed
-
-log = logging.getLogger(__name__)
 
 FINGERPRINT_IMAGES = 32  # that `fingerprint` reads
 
@@ -145,7 +143,6 @@ def _facts(name: str, path: str, split: str, settings: SourceSettings) -> SplitF
     return facts_of(open_source(name, path, split, settings))
 
 
-@functools.cache
 def _training_names(name: str, path: str, split: str) -> tuple[str, ...]:
     """Names of the classes of the training split by number; () where its numbers are those of every split."""
     if name not in CLASS_NAMES:
@@ -153,7 +150,7 @@ def _training_names(name: str, path: str, split: str) -> tuple[str, ...]:
     try:
         return CLASS_NAMES[name](path, split)
     except RearError as error:
-        log.warning("%s; the held-out images get class numbers of their own", error)
+        warn_once(f"{error}; the held-out images get class numbers of their own")
         return ()
 
 
@@ -161,20 +158,14 @@ def _check_classes(facts: SplitFacts, data: ConfigDict, split: str) -> None:
     """As `require_classes`; warns of classes that nothing is trained on."""
     require_classes(facts, data.num_classes)
     if split == data.train_split and facts.num_classes < data.num_classes:
-        _warn_of_unseen(facts.name, facts.num_classes, data.num_classes)
-
-
-@functools.cache
-def _warn_of_unseen(name: str, seen: int, num_classes: int) -> None:
-    """Once."""
-    log.warning(
-        "%s has %d classes where config.data.num_classes is %d: images of the other %d are drawn, which no training "
-        "image shows; set it to %d unless the weights that you go on from have more",
-        *(name, seen, num_classes, num_classes - seen, seen),
-    )
+        warn_once(
+            f"{facts.name} has {facts.num_classes} classes where config.data.num_classes is {data.num_classes}: images "
+            f"of the other {data.num_classes - facts.num_classes} are drawn, which no training image shows; set it to "
+            f"{facts.num_classes} unless the weights that you go on from have more"
+        )
 
 
 def forget_splits() -> None:
     """What `split_facts` has found, and which warnings were given."""
-    for cached in (_facts, _training_names, _warn_of_unseen):
-        cached.cache_clear()
+    _facts.cache_clear()
+    warn_once.cache_clear()

@@ -17,6 +17,11 @@ IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".tif", ".tiff"),
     *(f".{codec}" for codec in ("webp", "avif") if features.check(codec)),
 )
+# Formats that are looked for, whatever a file is called: Pillow knows others, one of which starts a program.
+FORMATS = (
+    *("PNG", "JPEG", "BMP", "GIF", "TIFF", "PPM"),
+    *(codec.upper() for codec in ("webp", "avif") if features.check(codec)),
+)
 # EXIF orientation -> what makes the picture upright; 1 is upright. Source: EXIF 2.32, tag 274.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -52,7 +57,7 @@ def decode(file: Path | bytes, where: str) -> np.ndarray:
     Raises RearError: it is no image, no regular file, damaged, too large, or has pixels that no rule makes 8 bits of.
     """
     try:
-        with _opened(file) as stream, Image.open(stream) as picture:
+        with _opened(file) as stream, Image.open(stream, formats=FORMATS) as picture:
             require_sides(*picture.size)
             picture.load()
             return np.asarray(_upright(_as_rgb(picture), _orientation(picture)))

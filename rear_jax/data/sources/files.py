@@ -36,6 +36,14 @@ def listed(folder: Path) -> "list[os.DirEntry[str]]":
         raise RearError(f"{folder} cannot be read ({error.strerror}); change its permissions or remove it") from None
 
 
+def is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Whether it is a folder or leads to one; a link that leads in circles does not."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def split_files(path: str, split: str, suffixes: tuple[str, ...]) -> tuple[Path, ...]:
     """The files of a split, sorted.
 

@@ -11,7 +11,7 @@ from rear_jax.data.sources.classes import renumbered
 from rear_jax.data.sources.contents import State
 from rear_jax.data.sources.decoding import IMAGE_SUFFIXES, is_hidden, is_image
 from rear_jax.data.sources.encoded import EncodedImages
-from rear_jax.data.sources.files import listed, split_folder
+from rear_jax.data.sources.files import is_folder, listed, split_folder
 from rear_jax.data.sources.interface import ImageSource, SourceSettings
 from rear_jax.errors import RearError
 
@@ -73,7 +73,7 @@ def class_folders(path: str, split: str) -> tuple[str, ...]:
 
 
 def _is_class(entry: "os.DirEntry[str]") -> bool:
-    return entry.is_dir() and not is_hidden(entry.name)
+    return is_folder(entry) and not is_hidden(entry.name)
 
 
 def _images(folder: Path, left_out: Tally) -> list[State]:

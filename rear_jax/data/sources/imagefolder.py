@@ -18,7 +18,7 @@ from rear_jax.data.sources import contents
 from rear_jax.data.sources.broken import Broken, Tally, warn_of_left_out
 from rear_jax.data.sources.decoding import is_hidden, is_image
 from rear_jax.data.sources.encoded import EncodedPairs
-from rear_jax.data.sources.files import listed, split_folder
+from rear_jax.data.sources.files import is_folder, listed, split_folder
 from rear_jax.data.sources.interface import ImageSource, SourceSettings
 from rear_jax.data.sources.metadata import Csv, JsonLines, Metadata
 from rear_jax.data.sources.texts import caption_at, text_at
@@ -114,7 +114,7 @@ def image_states(root: Path) -> dict[str, os.stat_result | None]:
             name = inside + entry.name
             if is_hidden(entry.name) or name in METADATA:
                 continue
-            if entry.is_dir():
+            if is_folder(entry):
                 folders += [] if entry.is_symlink() else [f"{name}/"]
                 continue
             state = contents.state_of(entry) if is_image(name) else None

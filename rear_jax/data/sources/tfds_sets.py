@@ -8,7 +8,7 @@ from rear_jax.data.sources import contents
 from rear_jax.data.sources.broken import Broken
 from rear_jax.data.sources.encoded import EncodedImages
 from rear_jax.data.sources.interface import ImageSource, SourceSettings
-from rear_jax.errors import RearError
+from rear_jax.errors import UNREADABLE, RearError, one_line
 
 
 class TfdsSource(EncodedImages):
@@ -28,8 +28,13 @@ class TfdsSource(EncodedImages):
         return len(self._records)
 
     def _read(self, index: int) -> tuple[bytes, int]:
-        record = self._records[index]
-        return record["image"], int(record["label"])
+        try:
+            record = self._records[index]
+            return record["image"], int(record["label"])
+        except (*UNREADABLE, RuntimeError) as error:  # the latter from array_record
+            raise RearError(
+                f"{self._where(index)} cannot be read ({one_line(str(error))[:200]}); prepare the set again"
+            ) from None
 
     def _where(self, index: int) -> str:
         return f"{self.name}, record {index}"
@@ -52,6 +57,9 @@ def open_tfds(path: str, split: str, settings: SourceSettings) -> ImageSource:
             f"TFDS data set {path} is not stored for random access: "
             f"prepare it anew by `launch/prepare_imagenet.sh --dataset={builder.name} --data_dir=DIR` with a new DIR"
         ) from None
+    except OSError as error:
+        reason = one_line(str(error))[:200]
+        raise RearError(f"TFDS data set {path} cannot be read ({reason}); prepare it again") from None
     except ValueError as error:
         known = ", ".join(builder.info.splits)
         raise RearError(f"TFDS data set {path} cannot give split {split!r}; it has: {known}") from error
@@ -61,11 +69,22 @@ def open_tfds(path: str, split: str, settings: SourceSettings) -> ImageSource:
     return TfdsSource(records, builder.name, tuple(labels.names), labels.num_classes, digits, broken)
 
 
+def _builder_of_folder(tfds: ModuleType, directory: Path) -> Any:
+    """The builder of a version folder; raises RearError where its records of itself are damaged."""
+    from google.protobuf import json_format
+
+    try:
+        return tfds.builder_from_directory(str(directory))
+    except (*UNREADABLE, json_format.Error, AssertionError) as error:
+        reason = one_line(str(error))[:200]
+        raise RearError(f"{directory} is no whole TFDS data set ({reason}); prepare it again") from None
+
+
 def _tfds_builder(tfds: ModuleType, path: str) -> Any:
     """The builder of a prepared data set, by the folder of its files or by its name."""
     directory = Path(path).expanduser()
     if (directory / "dataset_info.json").is_file():
-        return tfds.builder_from_directory(str(directory))
+        return _builder_of_folder(tfds, directory)
     try:
         builder = tfds.builder(path)
     except (ValueError, ImportError) as error:

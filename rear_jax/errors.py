@@ -19,7 +19,7 @@ UNREADABLE = (  # a file that is not what it says; zip files and pictures have e
 
 
 def one_line(text: str) -> str:
-    """A text of a library for a message: white space becomes single blanks, other control characters are escaped."""
+    """A library's text for a message: white space becomes single blanks, other control characters are escaped."""
     return _printable(" ".join(text.split()))
 
 

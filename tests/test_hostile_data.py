@@ -6,6 +6,7 @@ import json
 import resource
 import shutil
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -298,6 +299,22 @@ def test_claims_of_a_header_take_no_memory(change: dict, tmp_path: Path):
     with pytest.raises(RearError, match=r"header\.json (is damaged|is not of format)") as raised:
         open_codes(tmp_path)
     assert "\n" not in str(raised.value)
+
+
+def test_claims_of_arrays_take_no_memory(tmp_path: Path):
+    """1e13 values in a file of 1 kB, and a member that is text."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**13,)})
+    for content in (header.getvalue(), b"no array"):
+        with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
+            for name in ("images", "codes", "labels"):
+                file.writestr(f"{name}.npy", content)
+        for read in (
+            lambda: open_source("arrays", str(tmp_path / "a.npz"), ""),
+            lambda: open_import(tmp_path / "a.npz", LIMITS),
+        ):
+            with pytest.raises(RearError, match=r"a\.npz"):
+                read()
 
 
 def test_a_tar_whose_headers_go_in_circles(tmp_path: Path):

@@ -325,6 +325,8 @@ class NpzFile:
         try:
             with np.load(path, allow_pickle=False) as file:
                 codes, labels = (read(file, _pick(path, file, names)) for names in (CODES_NAMES, LABELS_NAMES))
+            if not isinstance(codes, np.ndarray) or not isinstance(labels, np.ndarray):
+                raise ValueError("a member of it is no array")
         except _UNREADABLE as error:
             raise RearError(f"{path} cannot be read ({error}); fetch it again.") from None
         labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels

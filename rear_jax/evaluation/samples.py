@@ -11,7 +11,7 @@ from rear_jax.errors import RearError
 from rear_jax.evaluation.reference import ReferencePlan
 from rear_jax.metrics.features import INCEPTION_FILE, Network
 from rear_jax.metrics.inception import POOLED, SPATIAL
-from rear_jax.runtime.identity import read_record
+from rear_jax.runtime.atomic import read_json
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def _recipe(file: Path) -> dict | str:
     """What `samples.json` says, or why it says nothing."""
     if not file.exists():
         return "unknown: no samples.json beside them"
-    recipe = read_record(file)
+    recipe = read_json(file)
     if type(recipe.get("num_images")) is int:
         return recipe
     log.warning("%s is not of --job=sample: how the samples were drawn is unknown", file)

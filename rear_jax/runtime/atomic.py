@@ -1,10 +1,12 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and JSON that may be damaged all the same."""
 
 import contextlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+from rear_jax.errors import RearError
 
 
 @contextlib.contextmanager
@@ -29,6 +31,22 @@ def write_json(path: Path, content: dict) -> None:
     """Writes JSON under a temporary name and renames it."""
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict:
+    """The JSON object in a file; {} where there is no file, or it holds something else: cut off, or of another program.
+
+    Raises RearError: there is a folder, a device or a pipe at that place.
+    """
+    if not path.is_file():
+        if os.path.lexists(path):
+            raise RearError(f"{path} is not a file: remove it.")
+        return {}
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _flush(path: Path) -> None:

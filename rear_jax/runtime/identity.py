@@ -15,6 +15,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from rear_jax.errors import RearError
+from rear_jax.runtime.atomic import read_json
 from rear_jax.runtime.mesh import fetch
 
 # Settings by dotted name; a name that ends in a dot stands for a whole section.
@@ -80,18 +81,7 @@ def environment() -> dict[str, str]:
     return versions | {"platform": f"{jax.default_backend()} ({jax.devices()[0].device_kind})"}
 
 
-def read_record(path: Path) -> dict:
-    """The JSON object in a file; {} where that is empty, damaged or something else."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def is_done(path: Path, recipe: dict) -> bool:
     """Whether the JSON file at `path` exists and says that its job ran by this very recipe."""
-    if not path.exists():
-        return False
-    done = read_record(path)
-    return all(done.get(key) == value for key, value in json.loads(json.dumps(recipe)).items())
+    done = read_json(path)
+    return bool(done) and all(done.get(key) == value for key, value in json.loads(json.dumps(recipe)).items())

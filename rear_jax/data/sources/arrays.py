@@ -127,6 +127,8 @@ def open_arrays(path: str, split: str, settings: SourceSettings) -> ImageSource:
     try:
         with np.load(file, allow_pickle=False) as arrays:
             images, labels = arrays[f"{prefix}images"], arrays[f"{prefix}labels"]
+            if not isinstance(images, np.ndarray) or not isinstance(labels, np.ndarray):
+                raise ValueError("a member of it is no array")
             num_classes = int(arrays["num_classes"]) if "num_classes" in arrays else _count(labels)
     except KeyError as error:
         raise RearError(f"{file}: {error.args[0]}; it needs {prefix}images and {prefix}labels") from None

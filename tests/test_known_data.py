@@ -352,6 +352,9 @@ def test_samples_of_others(tmp_path: Path, caplog):
         with pytest.raises(RearError, match="needs one integer from 0 on for each; correct it") as raised:
             open_samples(samples(tmp_path, labels=bad))
         assert "delete" not in str(raised.value)
+    np.savez(tmp_path / "samples.npz", arr_0=np.zeros((0, 8, 8, 3), np.uint8), labels=np.zeros(0, int))
+    with pytest.raises(RearError, match="no images arr_0"):
+        open_samples(tmp_path)
 
 
 def test_scores_of_others_are_not_done(tmp_path: Path):

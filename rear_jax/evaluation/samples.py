@@ -43,7 +43,7 @@ def open_samples(workdir: Path) -> Samples:
     """
     path, drawn_by = workdir / "samples.npz", workdir / "samples.json"
     images = ImageArchive(path, remedy="delete it and run --job=sample again" if path.exists() else "run --job=sample")
-    if not images.shape:
+    if not len(images):
         raise RearError(f"{path} cannot be read (no images arr_0): delete it and run --job=sample again.")
     labels, recipe = _labels(images), _recipe(drawn_by)
     asked = recipe["num_images"] if isinstance(recipe, dict) else len(images)
@@ -64,10 +64,14 @@ def _labels(images: ImageArchive) -> np.ndarray | None:
     labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu" or not 0 <= labels.min() <= labels.max() < 2**31:
         raise RearError(
-            f"{images.path}: {name} is {labels.dtype} {labels.shape} for {len(images)} images: it needs one integer "
-            "from 0 on for each; correct it, or take it out of the file."
+            f"{images.path}: {name} is {labels.dtype} {labels.shape} for {len(images)} images{_range(labels)}: it "
+            "needs one integer from 0 on for each; correct it, or take it out of the file."
         )
     return labels.astype(np.int64)
+
+
+def _range(labels: np.ndarray) -> str:
+    return f", from {labels.min()} to {labels.max()}" if labels.size and labels.dtype.kind in "iuf" else ""
 
 
 def _recipe(file: Path) -> dict | str:

@@ -23,8 +23,17 @@ def printable(text: str) -> str:
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
+def one_line(text: str) -> str:
+    """A library's text for a message: white space becomes single blanks, other control characters are escaped."""
+    return printable(" ".join(text.split()))
+
+
 class RearError(Exception):
     """Something the user can mend: its message is one line that names the thing and the remedy.
 
-    `main` prints it without a traceback and exits with status 1; every other exception is a bug of ours.
+    `main` prints it without a traceback and exits with status 1; every other exception is a bug of ours. What cannot be
+    printed, of names and contents of files, is escaped.
     """
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))

@@ -16,6 +16,7 @@ from PIL import Image
 
 from rear_jax import generators, jobs, main, tokenizers
 from rear_jax.data.codes_header import CodesHeader, as_json
+from rear_jax.data.sources import split_facts
 from rear_jax.errors import RearError
 from rear_jax.evaluation import reference
 from rear_jax.runtime import determinism
@@ -328,6 +329,11 @@ def test_codes_of_another_plan(tmp_path):
     (tmp_path / "codes").mkdir()
     write_json(tmp_path / "codes" / "header.json", as_json(header))
     assert "begun with num_augmentations 1, not 2" in refused(ALL[:2], toy.config(), tmp_path)
+    assert "before codes noted" in refused(ALL[:2], toy.config(codes__augmentation="center"), tmp_path)
+    write_json(tmp_path / "codes" / "header.json", as_json(dataclasses.replace(header, images="0" * 15)))
+    assert "codes of other images" in refused(ALL[:2], toy.config(codes__augmentation="center"), tmp_path)
+    images = split_facts(toy.config().data, toy.config().data.train_split).contents
+    write_json(tmp_path / "codes" / "header.json", as_json(dataclasses.replace(header, images=images)))
     jobs.check_all(ALL[:2], toy.config(codes__augmentation="center"), tmp_path)  # whatever the fingerprint
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import io
 import itertools
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -237,6 +238,22 @@ def test_tfds_labels_must_be_classes(tmp_path: Path):
     builder.download_and_prepare()
     with pytest.raises(RearError, match="label is no ClassLabel but Scalar"):
         open_source("tfds", builder.data_dir, "train")
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json", "*.array_record*"])
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff\xfe" * 5000, None])
+def test_damaged_tfds_sets_are_told_in_one_line(prepared: Path, tmp_path: Path, name: str, content: bytes | None):
+    place = shutil.copytree(prepared, tmp_path / "set")
+    for file in place.glob(name):
+        file.unlink() if content is None else file.write_bytes(content)
+
+    def read():
+        source = open_source("tfds", str(place), "train")
+        return [source[index] for index in range(len(source))]
+
+    with pytest.raises(RearError) as raised:
+        read()
+    assert str(raised.value).isprintable()
 
 
 def test_tfds_errors(prepared: Path):

@@ -117,7 +117,6 @@ class TestLines:
             ('{"class_id": 1, "codes": [<15>, 1]}', "cannot be read .*tokens"),
             ('{"class_id": 1, "tokens": [1, 2', "cannot be read .*JSON"),
             ('{"class_id": 1, "tokens": [, <15>]}', "cannot be read .*JSON"),
-            ("", "cannot be read .*JSON"),
             ("[1, 2]", "cannot be read"),
             ("\0\0\0", "cannot be read .*JSON"),
         ],

@@ -12,7 +12,11 @@ FORMAT_VERSION = 1
 HEADER = "header.json"
 UNFINISHED_HEADER = "header.json.partial"
 LIMIT = 2**16  # what a uint16 counts
-LIMITS = {"codebook_size": LIMIT, "num_augmentations": LIMIT, "num_classes": LIMIT**2}
+LIMITS = {
+    **dict.fromkeys(("codebook_size", "num_augmentations", "codes_per_image", "num_shards"), LIMIT),
+    "num_classes": LIMIT**2,
+    "num_images": LIMIT**3,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +36,9 @@ class CodesHeader:
       split: which split of it.
       num_shards: S.
       dtype, precision: in which the tokenizer multiplied, see `runtime.precision`; '' where nobody said.
+      images: the `contents` of the image source; '' where the codes came without images, or before these were noted.
 
-    Raises RearError: a number is out of its range.
+    Raises RearError: a value is of another type, or a number is out of its range.
     """
 
     num_images: int
@@ -49,9 +54,13 @@ class CodesHeader:
     num_shards: int
     dtype: str = ""
     precision: str = ""
+    images: str = ""
 
     def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
+        for field in dataclasses.fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if type(value) is not field.type:
+                raise RearError(f"codes header: {name} is {value!r}; it must be of the type {field.type.__name__}")
             if isinstance(value, int) and value < 1:
                 raise RearError(f"codes header: {name} is {value}; it must be at least 1")
             if name in LIMITS and value > LIMITS[name]:
@@ -112,21 +121,35 @@ def check_share(max_corrupt_share: float) -> None:
 def refuse_other_plan(directory: Path, header: CodesHeader, *, but: tuple[str, ...] = ()) -> bool:
     """Whether the folder of codes was begun, by this plan; entries named in `but` may differ.
 
-    Raises RearError: it was begun by another plan, or holds shards without one.
+    Raises RearError: it was begun by another plan or of other images, or holds shards without a plan.
     """
     for path in (directory / HEADER, directory / UNFINISHED_HEADER):
         if path.is_file():
             stored = dataclasses.asdict(read_header(path))
             for name, value in dataclasses.asdict(header).items():
-                if stored[name] not in (value, "") and name not in but:  # what is not said is taken on trust
+                if stored[name] not in (value, "") and name not in (*but, "images"):  # what is not said is trusted
                     raise RearError(
                         f"{directory} was begun with {name} {stored[name]!r}, not {value!r}; "
                         "name another folder or delete this one"
                     )
+            if "images" not in but:
+                _refuse_other_images(directory, stored["images"], header.images)
             return True
     if any(directory.glob("codes-*.array_record")):
         raise RearError(f"{directory} holds shards without a header; name another folder or delete them")
     return False
+
+
+def _refuse_other_images(directory: Path, stored: str, wanted: str) -> None:
+    """Raises RearError unless codes are of the images that are there now."""
+    if stored == wanted:
+        return
+    remedy = "delete it to tokenize again, or leave the job `tokenize` out to train on it as it is"
+    if wanted and not stored:
+        raise RearError(f"{directory} was written before codes noted of which images they are; {remedy}")
+    raise RearError(
+        f"{directory} holds codes of other images: a file or label has been added, removed or changed since; {remedy}"
+    )
 
 
 def as_json(header: CodesHeader) -> dict[str, Any]:
@@ -142,8 +165,9 @@ def read_header(path: Path) -> CodesHeader:
         content = json.loads(path.read_text())
         fields = [field.name for field in dataclasses.fields(CodesHeader)]
         header = CodesHeader(**{name: content[name] for name in fields if name in content})
-    except (ValueError, KeyError, TypeError) as error:
-        raise RearError(f"{path} is damaged ({error!r}); tokenize again into a new folder") from None
-    if as_json(header) != content:
+        sizes_listed = len(content["shard_sizes"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, RearError) as error:
+        raise RearError(f"{path} is damaged ({error}); tokenize again into a new folder") from None
+    if sizes_listed != header.num_shards or as_json(header) != content:  # the former bounds what the latter makes
         raise RearError(f"{path} is not of format version {FORMAT_VERSION} or was altered; tokenize again")
     return header

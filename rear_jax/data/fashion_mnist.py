@@ -10,6 +10,7 @@ arXiv 1708.07747; MIT licence, see embedded/LICENSE.
 
 import argparse
 import gzip
+import math
 import zipfile
 import zlib
 from pathlib import Path
@@ -32,6 +33,7 @@ CLASS_NAMES = (
     "Ankle boot",
 )
 EMBEDDED = Path(__file__).parent / "embedded" / "fashion_mnist.npz"
+LARGEST_IDX = 2**26  # bytes; the largest of the published files has 47 million
 SUBSET_PER_CLASS = {"train": 1200, "test": 200}
 FILE_PREFIX = {"train": "train", "test": "t10k"}  # how the published files call the two splits
 
@@ -77,17 +79,16 @@ def build_embedded(source: Path, target: Path = EMBEDDED) -> None:
 
 def _read_idx(path: Path) -> np.ndarray:
     """Reads a gzipped idx file of uint8: two zero bytes, 0x08, the rank, big-endian uint32 sizes, the data."""
+    if not path.is_file():
+        raise RearError(f"{path} is missing: name the folder that holds Fashion-MNIST's four *-ubyte.gz files")
     try:
-        data = gzip.decompress(path.read_bytes())
-    except FileNotFoundError:
-        raise RearError(
-            f"{path} is missing: name the folder that holds Fashion-MNIST's four *-ubyte.gz files"
-        ) from None
+        with gzip.open(path) as file:
+            data = file.read(LARGEST_IDX)
     except (OSError, EOFError, zlib.error) as error:
         raise RearError(f"{path} is not a readable gzip file ({error}); fetch it again") from None
     rank = data[3] if data[:3] == b"\x00\x00\x08" else 0
-    shape = tuple(np.frombuffer(data, ">u4", rank, offset=4).tolist())
-    if rank == 0 or len(data) != 4 + 4 * rank + np.prod(shape, dtype=int):
+    shape = tuple(int.from_bytes(data[4 + 4 * axis : 8 + 4 * axis]) for axis in range(rank))
+    if rank == 0 or len(data) != 4 + 4 * rank + math.prod(shape):
         raise RearError(f"{path} is not an idx file of bytes; fetch it again")
     return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
 

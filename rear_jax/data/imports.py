@@ -3,8 +3,8 @@
 Three formats, told apart by what the path is:
 
 - a `.jsonl` file, as RAR's: a line {"class_id": 7, "tokens": [N codes]} for each view of each image. Which views belong
-  to one image is not said, so every line counts as an image with one view. It is read piece by piece, and what stays
-  in memory are the places where lines begin, 8 bytes each.
+  to one image is not said, so every line counts as an image with one view; blank lines hold none. It is read piece by
+  piece, and what stays in memory are the places where lines begin, 8 bytes each.
 - a folder, as LlamaGen's: `imagenet256_codes/<i>.npy` [1, A, N] with the A views of image i, and
   `imagenet256_labels/<i>.npy` [1].
 - an `.npz` file, as AliTok's: codes [n, N] or [n, A, N] and labels [n]. The arrays are loaded whole.
@@ -16,21 +16,23 @@ import dataclasses
 import json
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
 from rear_jax.data.archive import read_header
-from rear_jax.errors import RearError
+from rear_jax.errors import UNREADABLE, RearError
 
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]  # codes [m, N], labels [m] and view indices [m], int32
 CODES_NAMES = ("codes", "tokens", "token_ids")
 LABELS_NAMES = ("labels", "label", "class_id")
+SHORTEST_LINE = '{"class_id":0,"tokens":[]}'  # what is shorter may be blank
 SCAN_BYTES = 2**24  # read at once when looking for line ends
 LINES_AT_ONCE = 1000  # parsed at once
 DIGITS = b"0123456789"
+_UNREADABLE = (*UNREADABLE, zipfile.BadZipFile, RuntimeError)  # the latter where a member is encrypted
 _ONLY_DIGITS = bytes(byte if byte in DIGITS else ord(" ") for byte in range(256))  # for bytes.translate
 
 
@@ -103,7 +105,7 @@ def _format_of(path: Path) -> "type[JsonLines | NpyFolder | NpzFile]":
     if path.is_dir():
         return NpyFolder
     formats = {".jsonl": JsonLines, ".npz": NpzFile}
-    if path.suffix not in formats:
+    if path.suffix not in formats or not path.is_file():
         raise RearError(f"{path} is neither a .jsonl file (RAR), nor a folder (LlamaGen), nor an .npz file (AliTok).")
     return formats[path.suffix]
 
@@ -117,8 +119,9 @@ class JsonLines:
         self._path, self._limits = path, limits
         line, codes, label = self._first(path, limits)
         self._bounds = line_bounds(path)
+        self._numbers = filled_lines(path, self._bounds)
         self.description = f"RAR's lines, {self._bounds[-1]} bytes"
-        self.num_images = len(self._bounds) - 1
+        self.num_images = len(self._numbers)
         plain = np.array_equal(_numbers_in(line), [label, *codes])  # no other numbers, and in this order
         self._frame = line.translate(None, DIGITS) + b"\n" if plain else b""
 
@@ -132,39 +135,50 @@ class JsonLines:
     def _first(path: Path, limits: Limits) -> tuple[bytes, np.ndarray, np.ndarray]:
         """The first line, its codes [N] and its label []."""
         with path.open("rb") as file:
-            line = file.readline()
+            number, line = next(((i, line) for i, line in enumerate(file, 1) if line.strip()), (0, b""))
         if not line:
             raise RearError(f"{path} is empty; fetch it again.")
         line = line.removesuffix(b"\n")
-        return line, *_row(path, line, 1, limits.codes_per_image)
+        return line, *_row(path, line, number, limits.codes_per_image)
 
     def read(self, start: int, stop: int) -> Rows:
         codes = np.empty((stop - start, self._limits.codes_per_image), np.int32)
         labels = np.empty(stop - start, np.int32)
         with self._path.open("rb") as file:
-            file.seek(self._bounds[start])
             for first in range(start, stop, LINES_AT_ONCE):
                 last = min(first + LINES_AT_ONCE, stop)
-                text = file.read(self._bounds[last] - self._bounds[first]).removesuffix(b"\n")
-                found = self._parse(text, first, last - first)
-                self._limits.check(*found, where=lambda row, first=first: f"{self._path}, line {first + row + 1}")
+                numbers = self._numbers[first:last]
+                found = self._parse(self._text(file, numbers), numbers)
+                self._limits.check(*found, where=lambda row, n=numbers: f"{self._path}, line {n[row]}")
                 there = slice(first - start, last - start)
                 codes[there], labels[there] = found
         return codes, labels, np.zeros(stop - start, np.int32)
 
-    def _parse(self, text: bytes, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Codes [m, N] and labels [m] of the m lines from `first` on, which `text` holds.
+    def _text(self, file: BinaryIO, numbers: Sequence[int]) -> bytes:
+        """The lines with these numbers, without the blank ones between them."""
+        start, stop = self._bounds[numbers[0] - 1], self._bounds[numbers[-1]]
+        file.seek(start)
+        text = file.read(stop - start).removesuffix(b"\n")
+        if numbers[-1] - numbers[0] + 1 == len(numbers):
+            return text
+        return b"\n".join(line for line in text.split(b"\n") if line.strip())
+
+    def _parse(self, text: bytes, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Codes [m, N] and labels [m] of the m lines with these numbers, which `text` holds.
 
         Lines that differ from the file's first one in their digits alone do not need the JSON parser, which takes four
         times as long.
         """
+        count, wanted = len(numbers), self._limits.codes_per_image
         if self._frame and text.translate(None, DIGITS) + b"\n" == self._frame * count:
-            numbers = _numbers_in(text)
-            if numbers.size == count * (1 + self._limits.codes_per_image):
-                table = numbers.reshape(count, -1)
+            values = _numbers_in(text)
+            if values.size == count * (1 + wanted):
+                table = values.reshape(count, -1)
                 return table[:, 1:], table[:, 0]
-        lines, wanted = enumerate(text.split(b"\n"), start=first + 1), self._limits.codes_per_image
-        rows = [_row(self._path, line, number, wanted) for number, line in lines]
+        lines = text.split(b"\n")
+        if len(lines) != count:
+            raise RearError(f"{self._path} has changed since it was opened; run the job again.")
+        rows = [_row(self._path, line, number, wanted) for number, line in zip(numbers, lines, strict=True)]
         codes, labels = zip(*rows, strict=True)
         return np.stack(codes), np.array(labels)
 
@@ -201,6 +215,20 @@ def line_bounds(path: Path) -> np.ndarray:
     return found if found[-1] == done else np.append(found, done)
 
 
+def filled_lines(path: Path, bounds: np.ndarray) -> Sequence[int]:
+    """Numbers, from 1 on, of the lines that are not blank; `bounds` are those of `line_bounds`."""
+    short = np.flatnonzero(np.diff(bounds) < len(SHORTEST_LINE))
+    with path.open("rb") as file:
+        blank = [index for index in short.tolist() if not _line(file, bounds[index : index + 2]).strip()]
+    lines = range(1, len(bounds))
+    return np.delete(np.array(lines), blank) if blank else lines
+
+
+def _line(file: BinaryIO, bounds: np.ndarray) -> bytes:
+    file.seek(bounds[0])
+    return file.read(bounds[1] - bounds[0])
+
+
 class NpyFolder:
     """LlamaGen's folder: two files an image."""
 
@@ -208,12 +236,13 @@ class NpyFolder:
 
     def __init__(self, path: Path, limits: Limits):
         self._codes, self._labels, self._limits = _folder(path, "_codes"), _folder(path, "_labels"), limits
-        self._names = _numbers(self._codes)
-        lonely = np.setxor1d(self._names, _numbers(self._labels))
+        (codes, self._code_files), (labels, self._label_files) = _numbered(self._codes), _numbered(self._labels)
+        lonely = np.setxor1d(codes, labels)
         if len(lonely):
             raise RearError(f"{path}: {lonely[0]}.npy is in only one of its two folders; fetch the other or delete it.")
-        self.num_images = len(self._names)
-        self.num_views = self._load(self._codes, self._names[0], (1, None, limits.codes_per_image)).shape[1]
+        self.num_images = len(codes)
+        first = self._load(self._codes / self._code_files[0], (1, None, limits.codes_per_image))
+        self.num_views = first.shape[1]
 
     @classmethod
     def check(cls, path: Path, limits: Limits) -> None:
@@ -223,19 +252,22 @@ class NpyFolder:
     def read(self, start: int, stop: int) -> Rows:
         codes = np.empty((stop - start, self.num_views, self._limits.codes_per_image), np.int32)
         labels = np.empty(stop - start, np.int32)
-        for row, name in enumerate(self._names[start:stop]):
-            image = self._load(self._codes, name, (1, self.num_views, self._limits.codes_per_image))
-            label = self._load(self._labels, name, (1,))
-            self._limits.check(image, label, lambda _, name=name: f"{self._codes / f'{name}.npy'} (or its label)")
+        pairs = zip(self._code_files[start:stop], self._label_files[start:stop], strict=True)
+        for row, (code_file, label_file) in enumerate(pairs):
+            path = self._codes / code_file
+            image = self._load(path, (1, self.num_views, self._limits.codes_per_image))
+            label = self._load(self._labels / label_file, (1,))
+            self._limits.check(image, label, lambda _, path=path: f"{path} (or its label)")
             codes[row], labels[row] = image[0], label[0]
         return _by_view(codes, labels)
 
-    def _load(self, folder: Path, name: int, shape: tuple[int | None, ...]) -> np.ndarray:
+    def _load(self, path: Path, shape: tuple[int | None, ...]) -> np.ndarray:
         """One small array; None in `shape` is any size."""
-        path = folder / f"{name}.npy"
         try:
-            array = np.load(path)
-        except (ValueError, EOFError) as error:
+            array = np.load(path, allow_pickle=False)
+            if not isinstance(array, np.ndarray):
+                raise ValueError("it is no .npy")
+        except _UNREADABLE as error:
             raise RearError(f"{path} cannot be read ({error}); fetch it again.") from None
         wanted = tuple(have if want is None else want for have, want in zip(array.shape, shape, strict=False))
         if array.shape != wanted or len(wanted) != len(shape) or not array.size:
@@ -251,17 +283,24 @@ def _folder(path: Path, ending: str) -> Path:
     return path / found[0]
 
 
-def _numbers(folder: Path) -> np.ndarray:
-    """i of all files `<i>.npy` in rising order, int64."""
+def _numbered(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """i of all files `<i>.npy` in rising order, int64, and their names; zeros may precede a number."""
     with os.scandir(folder) as entries:
-        names = (entry.name.removesuffix(".npy") for entry in entries if entry.name.endswith(".npy"))
-        try:
-            numbers = np.fromiter(map(int, names), np.int64)
-        except ValueError as error:
-            raise RearError(f"{folder}: a file is not called by a number ({error}); move it elsewhere.") from None
-    if not len(numbers):
+        files = [entry for entry in entries if entry.name.endswith(".npy") and not entry.name.startswith(".")]
+        names = np.array([entry.name for entry in files if entry.is_file()])
+    if len(names) < len(files):
+        raise RearError(f"{folder}: a .npy in it is no file; move it elsewhere.")
+    if not len(names):
         raise RearError(f"{folder} holds no .npy files; fetch them again.")
-    return np.sort(numbers)
+    try:
+        numbers = np.array([int(name.removesuffix(".npy")) for name in names.tolist()], np.int64)
+    except (ValueError, OverflowError) as error:
+        raise RearError(f"{folder}: a file is not called by a number ({error}); move it elsewhere.") from None
+    order = np.argsort(numbers)
+    numbers, names = numbers[order], names[order]
+    if len(twice := np.flatnonzero(np.diff(numbers) == 0)):
+        raise RearError(f"{folder}: {names[twice[0]]} and {names[twice[0] + 1]} are the same number; remove one.")
+    return numbers, names
 
 
 class NpzFile:
@@ -284,10 +323,13 @@ class NpzFile:
     def _arrays(path: Path, read: Callable[[Any, str], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Codes and labels as `read` makes them of the open file and a name."""
         try:
-            with np.load(path) as file:
+            with np.load(path, allow_pickle=False) as file:
                 codes, labels = (read(file, _pick(path, file, names)) for names in (CODES_NAMES, LABELS_NAMES))
-        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+            if not isinstance(codes, np.ndarray) or not isinstance(labels, np.ndarray):
+                raise ValueError("a member of it is no array")
+        except _UNREADABLE as error:
             raise RearError(f"{path} cannot be read ({error}); fetch it again.") from None
+        labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
         if codes.ndim not in (2, 3) or labels.shape != codes.shape[:1] or not codes.size:
             shapes = f"codes {codes.shape} and labels {labels.shape}"
             raise RearError(f"{path} has {shapes}, wanted [n, N] or [n, A, N] and [n].")

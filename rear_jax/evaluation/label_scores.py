@@ -5,6 +5,7 @@ Prompts can be checked where pixels tell whether they are true. So far that hold
 prompt, and where it is as bright and as wide, for that garment, as the prompt says.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from rear_jax.data.sources.interface import ImageSource, captioned
 from rear_jax.metrics.probe import fit_probe
 from rear_jax.metrics.scores import Reference
 
+log = logging.getLogger(__name__)
+
 
 class LabelScores(Protocol):
     """Scores of sets of images by their labels."""
@@ -29,8 +32,8 @@ class LabelScores(Protocol):
         """The same batches uint8 [b, H, W, 3] of the set `name`, of which it may keep something."""
         ...
 
-    def scores(self, name: str, features: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Of the set `name`, with features [n, D] and labels [n]."""
+    def scores(self, name: str, features: np.ndarray, labels: np.ndarray | None) -> dict[str, float]:
+        """Of the set `name`, with features [n, D] and labels [n], or None where nobody knows them."""
         ...
 
 
@@ -47,12 +50,20 @@ def label_scores(config: ConfigDict, place: Path, real: Reference, *, drawn: str
         return Nothing()
     source = open_split(config.data, config.data.train_split)
     if not captioned(source):
-        return ClassAccuracy(real)
+        return _class_accuracy(real)
     prompts = place / "prompts.jsonl"
     if not _tell(source) or not prompts.exists():
         return Nothing()
     said = {drawn: [claim_of(prompt.text) for prompt in read_prompts(prompts)]}
     return PromptMatch(real, source.claims, said, open_split(config.data, config.data.eval_split).claims)
+
+
+def _class_accuracy(real: Reference) -> LabelScores:
+    """Nothing where there is but one class to tell."""
+    if np.unique(real.labels).size < 2:
+        log.info("evaluate: the reference is all of one class: class_accuracy is left out")
+        return Nothing()
+    return ClassAccuracy(real)
 
 
 def recipe_of(data: ConfigDict) -> dict[str, str]:
@@ -76,7 +87,7 @@ class Nothing:
         """See `LabelScores`."""
         return batches
 
-    def scores(self, name: str, features: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    def scores(self, name: str, features: np.ndarray, labels: np.ndarray | None) -> dict[str, float]:
         """See `LabelScores`."""
         return {}
 
@@ -87,8 +98,18 @@ class ClassAccuracy(Nothing):
     def __init__(self, real: Reference):
         self._probe = fit_probe(real.features, real.labels)
 
-    def scores(self, name: str, features: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """See `LabelScores`."""
+    def scores(self, name: str, features: np.ndarray, labels: np.ndarray | None) -> dict[str, float]:
+        """See `LabelScores`; {} where a class was never seen, whose images could not be right."""
+        if labels is None:
+            return {}
+        unseen = np.setdiff1d(labels, self._probe.classifier.classes_)
+        if unseen.size:
+            log.warning(
+                "evaluate: %s: %d of its classes, such as %d, are in no image of the reference: class_accuracy is left "
+                "out",
+                *(name, unseen.size, unseen[0]),
+            )
+            return {}
         return {"class_accuracy": self._probe.accuracy(features, labels)}
 
 
@@ -118,8 +139,10 @@ class PromptMatch(Nothing):
             seen.append(fashion_captions.measures(grey))
             yield batch
 
-    def scores(self, name: str, features: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    def scores(self, name: str, features: np.ndarray, labels: np.ndarray | None) -> dict[str, float]:
         """See `LabelScores`. By chance is the share among all pairs of an image and a prompt of the set."""
+        if labels is None:
+            return {}
         claims = [self._said.get(name, self._others)[label] for label in labels.tolist()]
         garments = self._probe.classifier.predict(np.asarray(features, np.float64))
         more = np.concatenate(self._seen[name]) > fashion_captions.medians()[garments]

@@ -19,7 +19,7 @@ from rear_jax.data.archive import STATISTICS, ImageArchive
 from rear_jax.data.batches import ordered_batches
 from rear_jax.data.sources import open_split
 from rear_jax.data.sources.interface import Spread, spread
-from rear_jax.errors import RearError
+from rear_jax.errors import UNREADABLE, RearError
 from rear_jax.metrics import scores
 from rear_jax.metrics.features import FeatureExtractor, Network, load_network
 from rear_jax.metrics.statistics import Gaussian
@@ -27,8 +27,6 @@ from rear_jax.runtime.atomic import atomic_file
 from rear_jax.runtime.progress import ProgressBar
 
 log = logging.getLogger(__name__)
-
-PROBES = 8  # images of a data set that its fingerprint is taken of
 
 
 def score_settings(settings: ConfigDict) -> scores.Settings:
@@ -44,7 +42,7 @@ class RealImages(Spread):
     def __init__(self, data: ConfigDict, split: str, wanted: int):
         source = open_split(data, split)
         super().__init__(source, wanted)
-        self.size, self._total = data.image_size, len(source)
+        self.size, self._total, self._contents = data.image_size, len(source), source.contents
         self.name = f"{len(self)} images of {data.source} {data.path}/{split}, evenly spread, centre crop"
 
     @property
@@ -59,12 +57,8 @@ class RealImages(Spread):
             yield batch["image"]
 
     def fingerprint(self) -> str:
-        """Names the set by its description and a few of its images."""
-        digest = hashlib.sha256(f"{self.name} at {self.size}, {self._total} in all".encode())
-        for index in spread(len(self), PROBES):
-            image, label = self[index]
-            digest.update(np.ascontiguousarray(image).tobytes() + str(label).encode())
-        return digest.hexdigest()[:16]
+        """Names the set by its size and all images that it is taken of."""
+        return hashlib.sha256(f"{len(self)} at {self.size} of {self._total} {self._contents}".encode()).hexdigest()[:16]
 
 
 class ReferencePlan(NamedTuple):
@@ -100,7 +94,13 @@ def plan_reference(config: ConfigDict, network: Network) -> ReferencePlan:
     """
     settings, statistics = config.evaluate, None
     if settings.reference:
-        images = ImageArchive(Path(settings.reference), remedy="give config.evaluate.reference another .npz")
+        place = Path(settings.reference).expanduser()
+        if place.is_dir():
+            raise RearError(
+                f"config.evaluate.reference = {settings.reference} is a folder: give an .npz of images, or leave it "
+                "'' and set config.data.path to the folder of your data."
+            )
+        images = ImageArchive(place, remedy="give config.evaluate.reference another .npz")
         if network.extractor.fid and set(STATISTICS) <= set(images.names):
             statistics = _read_statistics(images, network.extractor)
         elif not images.shape:
@@ -135,7 +135,7 @@ def prepare_reference(
     if path.exists():
         try:
             return scores.Reference.load(path)
-        except (zipfile.BadZipFile, KeyError, ValueError, EOFError, OSError) as error:
+        except (*UNREADABLE, zipfile.BadZipFile, NotImplementedError) as error:
             raise RearError(f"{path} cannot be read ({error}): delete it, it will be made again.") from error
     reference = _compute_reference(plan, extractor, settings)
     folder.mkdir(parents=True, exist_ok=True)

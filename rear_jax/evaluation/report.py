@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from rear_jax.runtime.atomic import atomic_file
 from rear_jax.runtime.figures import finish_panel, new_figure, save_figure, table
 from rear_jax.runtime.writer import read_metrics
@@ -80,7 +82,8 @@ def _last(records: list[dict], names: tuple[str, ...]) -> list[str]:
     """The final values in words."""
     last = records[-1]
     values = ", ".join(f"{name} {last[name]:.4g}" for name in names if name in last)
-    return [f"Step {last['step']}: {values}; {last['images_per_second']:.0f} images/s."]
+    speed = f"; {last['images_per_second']:.0f} images/s" if "images_per_second" in last else ""
+    return [f"Step {last['step']}: {values}{speed}."]
 
 
 def _draw_curves(path: Path, job: str, records: list[dict], names: tuple[str, ...]) -> None:
@@ -88,7 +91,7 @@ def _draw_curves(path: Path, job: str, records: list[dict], names: tuple[str, ..
     names = tuple(name for name in names if name in records[-1])
     figure, panels = new_figure(1, len(names), 3.2, 2.6)
     for panel, name in zip(panels, names, strict=True):
-        panel.plot([r["step"] for r in records], [r[name] for r in records])
+        panel.plot([r["step"] for r in records], [r.get(name, np.nan) for r in records])
         finish_panel(panel, name, f"{job} step")
     save_figure(path, figure)
 

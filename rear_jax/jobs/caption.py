@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from rear_jax import artifacts, generators
 from rear_jax.data.caption_shards import HEADER, CaptionsHeader, Rows, refuse_other_plan, write_captions
-from rear_jax.data.sources import open_split, split_facts
+from rear_jax.data.sources import agreed_contents, open_split, split_facts
 from rear_jax.data.sources.interface import CaptionedSource, spread
 from rear_jax.errors import RearError
 from rear_jax.runtime import distributed, local_devices
@@ -119,9 +119,9 @@ def _make_encoder(config: ConfigDict, workdir: Path, generator: nn.Module, sourc
 
 
 def _fingerprint(source: CaptionedSource) -> str:
-    """Tells captions apart by their number and by some of them, evenly spread."""
+    """Tells captions apart by the files that they are in, by their number and by some of them, evenly spread."""
     some = [source.caption(number) for number in spread(len(source), PROBES).tolist()]
-    return fingerprint({}, {"count": len(source), "captions": some})
+    return fingerprint({}, {"count": len(source), "captions": some, "contents": agreed_contents(source)})
 
 
 def _encoder(config: ConfigDict, encoder: TextEncoder):

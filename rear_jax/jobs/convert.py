@@ -168,7 +168,7 @@ def _report(family: Family, module: Any, params: Any, config: ConfigDict, workdi
 def _images(config: ConfigDict) -> Iterator[np.ndarray]:
     """Batches of the first images of the held-out split."""
     data = config.data
-    source = open_source(data.source, data.path, data.eval_split, source_settings(data))
+    source = open_source(data.source, data.path, data.eval_split, source_settings(data, data.eval_split))
     stop = min(config.convert.images, len(source))
     stream = ordered_batches(source, image_size=data.image_size, batch_size=BATCH, stop=stop)
     return (batch["image"] for batch in stream)

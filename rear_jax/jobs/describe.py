@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from rear_jax.data.descriptions import Descriptions, refuse_other
 from rear_jax.data.sources.broken import Broken
 from rear_jax.data.sources.decoding import decode
-from rear_jax.data.sources.imagefolder import METADATA, image_names, is_plain
+from rear_jax.data.sources.imagefolder import METADATA, image_states, is_plain
 from rear_jax.errors import RearError
 from rear_jax.generators.janus import understanding_files
 from rear_jax.generators.janus.preprocess import normalised, on_a_square
@@ -103,7 +103,7 @@ def _images(config: ConfigDict) -> Path:
 
 def _names(images: Path) -> list[str]:
     """The images of a folder and of the folders in it, sorted; raises RearError where there are none."""
-    names = sorted(image_names(images))
+    names = sorted(image_states(images))
     if not names:
         raise RearError(f"{images} holds no images: name the folder of your images in config.describe.images.")
     return names

@@ -76,6 +76,7 @@ def run(config: ConfigDict, workdir: Path, place: Path | None = None) -> None:
 
 def gather(config: ConfigDict, workdir: Path, place: Path) -> Compared:
     """Opens what the evaluation needs, and says in one line what it is going to be of."""
+    _check_settings(config)
     settings, samples = config.evaluate, _samples(config, place)
     what = {SAMPLES: samples is not None, "the tokenizer on held-out images": settings.tokenizer}
     log.info("evaluate: scoring %s", " and ".join(name for name, wanted in what.items() if wanted))
@@ -92,6 +93,7 @@ def gather(config: ConfigDict, workdir: Path, place: Path) -> Compared:
 
 def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     """See `Job.check`."""
+    _check_settings(config)
     if "sample" in before:
         network = objectives.build_generator(config, artifacts.outline_tokenizer(config).module)
         shape = num_images(config, network), *draw.image_shape(config)
@@ -107,13 +109,29 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
         _lpips(config)
 
 
+def _check_settings(config: ConfigDict) -> None:
+    if config.evaluate.batch_size < 1:
+        raise RearError(f"config.evaluate.batch_size = {config.evaluate.batch_size}: choose at least 1.")
+
+
 def _samples(config: ConfigDict, place: Path) -> Samples | None:
     """The samples in a folder, None where there are none; raises RearError where there is nothing else to score."""
     if (place / "samples.npz").exists():
-        return open_samples(place)
+        samples = open_samples(place)
+        _require_prompts(samples, len(text_fit.prompts_in(place)), place)
+        return samples
     if not config.evaluate.tokenizer:
         raise RearError(f"{place / 'samples.npz'} does not exist: run --job=sample first.")
     return None
+
+
+def _require_prompts(samples: Samples, count: int, place: Path) -> None:
+    """Raises RearError where samples lie beside prompts that they were not drawn for."""
+    if count and samples.labels is not None and samples.labels.max() >= count:
+        raise RearError(
+            f"{place / 'prompts.jsonl'} holds {count} prompts, a label in samples.npz is {samples.labels.max()}: it is "
+            "of another set of samples, remove it."
+        )
 
 
 def _held_out(
@@ -161,7 +179,9 @@ def make_recipe(config: ConfigDict, given: Compared) -> dict:
         recipe["samples_file"] = f"{count} images of {height}x{width}, content {given.samples.images.fingerprint}"
         recipe["samples"] = given.samples.recipe
     if given.held_out:
-        recipe["held_out"] = f"{given.held_out.name}, {given.held_out.size} pixels"
+        recipe["held_out"] = (
+            f"{given.held_out.name}, {given.held_out.size} pixels, content {given.held_out.fingerprint()}"
+        )
         recipe["tokenizer"] = f"{given.tokenizer.origin}, {given.tokenizer.fingerprint}"
         recipe["decoder"] = given.tokenizer.decoder_fingerprint
         module = given.tokenizer.module
@@ -184,7 +204,7 @@ def score_all(config: ConfigDict, workdir: Path, place: Path, given: Compared) -
     real = reference.prepare_reference(given.plan, extractor, settings, folder)
     by_label = Nothing() if extractor.fid else label_scores(config, place, real, drawn=SAMPLES)
 
-    def compare(described: Described, labels: np.ndarray, name: str) -> dict[str, float]:
+    def compare(described: Described, labels: np.ndarray | None, name: str) -> dict[str, float]:
         found = scores.compare(real, described, extractor, reference.score_settings(settings))
         return found | by_label.scores(name, described.pooled, labels)
 
@@ -194,7 +214,7 @@ def score_all(config: ConfigDict, workdir: Path, place: Path, given: Compared) -
         batches = by_label.watched(images.batches(settings.batch_size), SAMPLES)
         described = reference.describe(batches, len(images), extractor, SAMPLES)
         found[SAMPLES] = compare(described, labels, SAMPLES)
-        if prompts := text_fit.prompts_in(place):
+        if labels is not None and (prompts := text_fit.prompts_in(place)):
             found[SAMPLES] |= text_fit.scores(given.text_scorers, images, labels, prompts, settings.batch_size)
     if given.held_out:
         compared = compare if _fits(given.plan, given.held_out) else lambda *_: {}

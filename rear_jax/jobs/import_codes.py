@@ -65,7 +65,7 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
 def _source(config: ConfigDict) -> Path:
     if not config.import_codes.source:
         raise RearError("config.import_codes.source is not given: name a .jsonl file, a folder or an .npz file.")
-    return Path(config.import_codes.source)
+    return Path(config.import_codes.source).expanduser()
 
 
 def _limits(config: ConfigDict, tokenizer: artifacts.Tokenizer) -> Limits:

@@ -1,5 +1,6 @@
 """`--job=tokenize`: every image of the training split, in every view, becomes codes on disk."""
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Collection, Iterable, Iterator
@@ -15,7 +16,7 @@ from rear_jax.data.batches import ordered_batches
 from rear_jax.data.codes import write_codes
 from rear_jax.data.codes_header import HEADER, CodesHeader, refuse_other_plan
 from rear_jax.data.crops import AUGMENTATIONS
-from rear_jax.data.sources import SplitFacts, facts_of, fingerprint, open_split, split_facts
+from rear_jax.data.sources import SplitFacts, agreed_contents, facts_of, fingerprint, open_split, split_facts
 from rear_jax.data.sources.interface import ImageSource
 from rear_jax.errors import RearError
 from rear_jax.runtime import distributed, local_devices
@@ -32,7 +33,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     tokenizer = artifacts.load_tokenizer(config, workdir)
     source = open_split(config.data, config.data.train_split)
     distributed.agree(f"the images of {source.name}", fingerprint(source))
-    header = _header(config, tokenizer, facts_of(source))
+    header = dataclasses.replace(_header(config, tokenizer, facts_of(source)), images=agreed_contents(source))
     if (folder / HEADER).exists():
         log.info("tokenize: done already, checking %s", folder)
     with ProgressBar("tokenize", total=len(source), unit="image") as bar:
@@ -46,7 +47,8 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     artifacts.check_tokenizer(config, workdir, before)
     facts = split_facts(config.data, config.data.train_split)
     header = _header(config, artifacts.outline_tokenizer(config), facts)
-    refuse_other_plan(artifacts.codes_folder(config, workdir), header, but=("fingerprint",))
+    others = () if distributed.is_first() else ("images",)
+    refuse_other_plan(artifacts.codes_folder(config, workdir), header, but=("fingerprint", *others))
 
 
 def _check_settings(config: ConfigDict) -> None:
@@ -72,6 +74,7 @@ def _header(config: ConfigDict, tokenizer: artifacts.Tokenizer, facts: SplitFact
         num_shards=min(settings.num_shards, facts.num_images),
         dtype=config.tokenizer.dtype,
         precision=tokenizer.module.precision,
+        images=facts.contents,
     )
 
 

@@ -107,7 +107,7 @@ def _check_header(
 
 def _facts(header: CodesHeader, model: nn.Module) -> SplitFacts:
     """Of the split that the codes are of, which has captions if the generator takes them."""
-    return SplitFacts(header.source, header.num_classes, header.num_images, generators.takes_text(model))
+    return SplitFacts(header.source, header.num_classes, header.num_images, generators.takes_text(model), header.images)
 
 
 def _batches(

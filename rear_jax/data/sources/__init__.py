@@ -28,14 +28,16 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from rear_jax.data.sources import contents, parquet
 from rear_jax.data.sources.arrays import open_arrays, open_fashion_captions, open_fashion_mnist
-from rear_jax.data.sources.folders import open_folder
+from rear_jax.data.sources.broken import warn_once
+from rear_jax.data.sources.folders import class_folders, open_folder
 from rear_jax.data.sources.imagefolder import open_imagefolder
 from rear_jax.data.sources.interface import STRICT, ImageSource, SourceSettings, captioned
-from rear_jax.data.sources.parquet import open_parquet
 from rear_jax.data.sources.tfds_sets import open_tfds
 from rear_jax.data.sources.webdataset import open_webdataset
 from rear_jax.errors import RearError
+from rear_jax.runtime import distributed
 
 FINGERPRINT_IMAGES = 32  # that `fingerprint` reads
 
@@ -47,7 +49,12 @@ SOURCES: dict[str, Callable[[str, str, SourceSettings], ImageSource]] = {
     "arrays": open_arrays,
     "imagefolder": open_imagefolder,
     "webdataset": open_webdataset,
-    "parquet": open_parquet,
+    "parquet": parquet.open_parquet,
+}
+# Kinds whose splits could each number classes of their own -> names of the classes of a split, by number.
+CLASS_NAMES: dict[str, Callable[[str, str], tuple[str, ...]]] = {
+    "folder": class_folders,
+    "parquet": parquet.class_names,
 }
 
 
@@ -62,6 +69,8 @@ def require_classes(source: "ImageSource | SplitFacts", num_classes: int) -> Non
 def fingerprint(source: ImageSource) -> str:
     """Tells sources apart by their size, their classes, and label, caption and pixels of a few evenly spread images.
 
+    Unlike `contents` it is the same for two copies of a set, whatever kind they are of: for hosts to compare.
+
     Raises RearError: one of those images cannot be read.
     """
     digest = hashlib.sha256(json.dumps([len(source), source.num_classes, source.class_names]).encode())
@@ -71,6 +80,11 @@ def fingerprint(source: ImageSource) -> str:
         if captioned(source):
             digest.update(source.caption(label).encode())
     return digest.hexdigest()
+
+
+def agreed_contents(source: ImageSource) -> str:
+    """The `contents` as process 0 has them, whose copies of the files may have other times; all processes must ask."""
+    return f"{distributed.every(int(source.contents, 16))[0]:0{contents.DIGITS}x}"
 
 
 def open_source(name: str, path: str, split: str, settings: SourceSettings = STRICT) -> ImageSource:
@@ -83,19 +97,21 @@ def open_source(name: str, path: str, split: str, settings: SourceSettings = STR
     return SOURCES[name](path, split, settings)
 
 
-def source_settings(data: ConfigDict) -> SourceSettings:
-    """What `open_source` needs of `config.data`."""
-    return SourceSettings(data.caption_key, data.max_broken_share)
+def source_settings(data: ConfigDict, split: str) -> SourceSettings:
+    """What `open_source` needs of `config.data` for a split: the training split numbers the classes of every other."""
+    names = () if split == data.train_split else _training_names(data.source, data.path, data.train_split)
+    return SourceSettings(data.caption_key, data.max_broken_share, names)
 
 
 def open_split(data: ConfigDict, split: str) -> ImageSource:
     """The images of one split of `config.data`.
 
-    Raises RearError: as `open_source`; or as `require_classes`, unless it has captions in the place of classes.
+    Raises RearError: as `open_source`; it has a class that the training split lacks; or as `require_classes`, unless it
+      has captions in the place of classes.
     """
-    source = open_source(data.source, data.path, split, source_settings(data))
+    source = open_source(data.source, data.path, split, source_settings(data, split))
     if not captioned(source):
-        require_classes(source, data.num_classes)
+        _check_classes(facts_of(source), data, split)
     return source
 
 
@@ -106,18 +122,19 @@ class SplitFacts(NamedTuple):
     num_classes: int
     num_images: int
     captioned: bool
+    contents: str
 
 
 def facts_of(source: ImageSource) -> SplitFacts:
     """Of a source that is open."""
-    return SplitFacts(source.name, source.num_classes, len(source), captioned(source))
+    return SplitFacts(source.name, source.num_classes, len(source), captioned(source), source.contents)
 
 
 def split_facts(data: ConfigDict, split: str) -> SplitFacts:
     """What `open_split` finds, and its errors; a split that several jobs read is opened once, until `forget_splits`."""
-    facts = _facts(data.source, data.path, split, source_settings(data))
+    facts = _facts(data.source, data.path, split, source_settings(data, split))
     if not facts.captioned:
-        require_classes(facts, data.num_classes)
+        _check_classes(facts, data, split)
     return facts
 
 
@@ -126,4 +143,29 @@ def _facts(name: str, path: str, split: str, settings: SourceSettings) -> SplitF
     return facts_of(open_source(name, path, split, settings))
 
 
-forget_splits = _facts.cache_clear
+def _training_names(name: str, path: str, split: str) -> tuple[str, ...]:
+    """Names of the classes of the training split by number; () where its numbers are those of every split."""
+    if name not in CLASS_NAMES:
+        return ()
+    try:
+        return CLASS_NAMES[name](path, split)
+    except RearError as error:
+        warn_once(f"{error}; the held-out images get class numbers of their own")
+        return ()
+
+
+def _check_classes(facts: SplitFacts, data: ConfigDict, split: str) -> None:
+    """As `require_classes`; warns of classes that nothing is trained on."""
+    require_classes(facts, data.num_classes)
+    if split == data.train_split and facts.num_classes < data.num_classes:
+        warn_once(
+            f"{facts.name} has {facts.num_classes} classes where config.data.num_classes is {data.num_classes}: images "
+            f"of the other {data.num_classes - facts.num_classes} are drawn, which no training image shows; set it to "
+            f"{facts.num_classes} unless the weights that you go on from have more"
+        )
+
+
+def forget_splits() -> None:
+    """What `split_facts` has found, and which warnings were given."""
+    _facts.cache_clear()
+    warn_once.cache_clear()

@@ -1,16 +1,21 @@
 """Images in memory: an .npz file of arrays, or Fashion-MNIST."""
 
+import functools
+import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import SupportsIndex
 
 import numpy as np
 
 from rear_jax.data import fashion_mnist
 from rear_jax.data.fashion_captions import Claim, caption_of, claims
+from rear_jax.data.sources import contents
+from rear_jax.data.sources.decoding import eight_bits, require_sides
 from rear_jax.data.sources.encoded import label_outside
 from rear_jax.data.sources.files import located
 from rear_jax.data.sources.interface import CaptionedSource, ImageSource, SourceSettings
-from rear_jax.errors import RearError
+from rear_jax.errors import UNREADABLE, RearError, one_line
 
 FASHION_MNIST_MARGIN = 2  # pixels of background on each side: 28 -> 32
 
@@ -35,11 +40,20 @@ class ArraySource:
             raise RearError(
                 f"{self.name}: labels are {self.labels.dtype} {self.labels.shape}, wanted one integer per image"
             )
-        if len(self.images) == 0:
+        if self.images.size == 0:
             raise RearError(f"{self.name}: holds no images")
+        try:
+            require_sides(*self.images.shape[1:3])
+        except ValueError as error:
+            raise RearError(f"{self.name}: {error}; cut the images smaller") from None
         for label in (int(self.labels.min()), int(self.labels.max())):
             if not 0 <= label < self.num_classes:
                 raise label_outside(label, self.num_classes, self.name)
+
+    @functools.cached_property
+    def contents(self) -> str:
+        """See `ImageSource`."""
+        return contents.of_arrays((self.images, self.labels), self.num_classes, self.class_names)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -81,6 +95,11 @@ class FashionCaptions:
     def num_classes(self) -> int:
         return len(self.claims)
 
+    @property
+    def contents(self) -> str:
+        """See `ImageSource`; captions follow from images and classes."""
+        return self.source.contents
+
     def __len__(self) -> int:
         return len(self.claims)
 
@@ -102,13 +121,43 @@ def open_arrays(path: str, split: str, settings: SourceSettings) -> ImageSource:
     """See `open_source`."""
     del settings
     file = located(path)
+    if not file.is_file():
+        raise RearError(f"{file} is no file; give the .npz itself as config.data.path")
     prefix = f"{split}_" if split else ""
     try:
         with np.load(file, allow_pickle=False) as arrays:
             images, labels = arrays[f"{prefix}images"], arrays[f"{prefix}labels"]
-            num_classes = int(arrays["num_classes"]) if "num_classes" in arrays else int(labels.max(initial=-1)) + 1
+            if not isinstance(images, np.ndarray) or not isinstance(labels, np.ndarray):
+                raise ValueError("a member of it is no array")
+            num_classes = int(arrays["num_classes"]) if "num_classes" in arrays else _count(labels)
     except KeyError as error:
         raise RearError(f"{file}: {error.args[0]}; it needs {prefix}images and {prefix}labels") from None
-    except (OSError, ValueError, EOFError, TypeError) as error:
-        raise RearError(f"{file} is not an .npz of image and label arrays ({error})") from None
-    return ArraySource(images, labels, file.stem, num_classes)
+    except (*UNREADABLE, zipfile.BadZipFile, RuntimeError) as error:  # the latter where a member is encrypted
+        raise RearError(f"{file} is not an .npz of image and label arrays ({one_line(str(error))})") from None
+    return ArraySource(_as_bytes(images, file), _one_a_row(labels), file.stem, num_classes)
+
+
+def _as_bytes(images: np.ndarray, file: Path) -> np.ndarray:
+    """Images as uint8; others are taken as 8 bits where all of them fit, and as 16 where they are uint16.
+
+    [n, H, W, 1] is grey; what is no image is left as it is.
+    """
+    if images.ndim == 4 and images.shape[3] == 1:
+        images = images[..., 0]
+    if images.dtype == np.uint8 or not np.issubdtype(images.dtype, np.integer) or not images.size:
+        return images
+    white = 65535 if images.dtype == np.uint16 and images.max() > 255 else 255
+    try:
+        return np.stack([eight_bits(image, white) for image in images])
+    except ValueError as error:
+        raise RearError(f"{file}: {error}; store the images as uint8") from None
+
+
+def _count(labels: np.ndarray) -> int:
+    """How many classes labels speak of."""
+    return int(labels.max()) + 1 if labels.size else 0
+
+
+def _one_a_row(labels: np.ndarray) -> np.ndarray:
+    """Labels [n, 1] as [n]; others are left as they are."""
+    return labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels

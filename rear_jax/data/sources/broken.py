@@ -1,11 +1,12 @@
 """Images and pairs that are of no use: counted, the first few named, and no more of them than a share."""
 
+import functools
 import logging
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from rear_jax.errors import RearError
+from rear_jax.errors import RearError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ class Tally:
         """Counts one more; `what` names it on one line."""
         self.count += 1
         if len(self.examples) < EXAMPLES:
-            line = " ".join(what.split())
+            line = one_line(what)
             self.examples.append(line if len(line) <= LONGEST_EXAMPLE else f"{line[:LONGEST_EXAMPLE]}...")
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
@@ -90,4 +91,10 @@ class Broken:
 def warn_of_left_out(name: str, tally: Tally) -> None:
     """One line in the log about files and folders that are no part of a source."""
     if tally.count:
-        log.warning("%s: left out %d files or folders that are no images of it: %s", name, tally.count, tally)
+        warn_once(f"{name}: left out {tally.count} files or folders that are no images of it: {tally}")
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Logs a warning that a command needs once, though its jobs open the same source again and again."""
+    log.warning("%s", message)

@@ -1,17 +1,26 @@
 """One function that decodes the image files of all sources, and the names that image files have."""
 
+import os
+import stat
 from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, features
+from PIL.TiffImagePlugin import TiffImageFile
 
-from rear_jax.errors import UNREADABLE, RearError
+from rear_jax.errors import UNREADABLE, RearError, one_line
 
 # What Pillow reads; the codec of the last two is not in every build of it.
 IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".tif", ".tiff"),
     *(f".{codec}" for codec in ("webp", "avif") if features.check(codec)),
+)
+# Formats that are looked for, whatever a file is called: Pillow knows others, one of which starts a program.
+FORMATS = (
+    *("PNG", "JPEG", "BMP", "GIF", "TIFF", "PPM"),
+    *(codec.upper() for codec in ("webp", "avif") if features.check(codec)),
 )
 # EXIF orientation -> what makes the picture upright; 1 is upright. Source: EXIF 2.32, tag 274.
 _UPRIGHT = {
@@ -23,6 +32,9 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+MOST_PIXELS = Image.MAX_IMAGE_PIXELS  # of a picture, 89 million: above it Pillow warns of a decompression bomb
+LONGEST = 100  # times the short side: resized to a short side of 256 pixels, a strip of 25,600 is left
+BITS_PER_SAMPLE = 258  # of TIFF's tags
 _BROKEN = (*UNREADABLE, Image.DecompressionBombError, NotImplementedError)  # Pillow's
 
 
@@ -39,31 +51,61 @@ def is_hidden(name: str) -> bool:
 def decode(file: Path | bytes, where: str) -> np.ndarray:
     """Any image file as uint8 [H, W, 3]; `where` names it in the error.
 
-    The first frame is taken of an animation, alpha is dropped, 16 bits of grey become 8, and the picture is turned as
-    its EXIF orientation says.
+    The first frame is taken of an animation, alpha is dropped, 12 and 16 bits of grey become 8, and the picture is
+    turned as its EXIF orientation says.
 
-    Raises RearError: it is no image, damaged, or has pixels that no rule makes 8 bits of.
+    Raises RearError: it is no image, no regular file, damaged, too large, or has pixels that no rule makes 8 bits of.
     """
     try:
-        with Image.open(BytesIO(file) if isinstance(file, bytes) else file) as picture:
+        with _opened(file) as stream, Image.open(stream, formats=FORMATS) as picture:
+            require_sides(*picture.size)
             picture.load()
             return np.asarray(_upright(_as_rgb(picture), _orientation(picture)))
     except _BROKEN as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(str(error)) or type(error).__name__
         raise RearError(f"{where} is not a readable image ({reason}); replace or remove it") from None
+
+
+def require_sides(width: int, height: int) -> None:
+    """Raises ValueError where a picture of these sides takes too much memory: whole, or resized to be cropped."""
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"{width} x {height} are more than {MOST_PIXELS} pixels")
+    if max(width, height) > LONGEST * min(width, height):
+        raise ValueError(f"of its sides {width} x {height} one is more than {LONGEST} times the other")
+
+
+def _opened(file: Path | bytes) -> BinaryIO:
+    """A stream of a picture's bytes; raises ValueError where the file is none of a disk, which might never end."""
+    if isinstance(file, bytes):
+        return BytesIO(file)
+    stream = os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb")  # a pipe without a writer would wait
+    if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        return stream
+    stream.close()
+    raise ValueError("it is no regular file")
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode == "F":
         raise ValueError("its pixels are floating-point numbers")
-    if picture.mode.startswith("I"):  # 16 bits of grey, in some formats held in 32
-        grey = np.asarray(picture).astype(np.int64)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise ValueError("its pixels have more than 16 bits")
-        picture = Image.fromarray(((grey + 128) // 257).astype(np.uint8))  # 65535 = 257 * 255
+    if picture.mode.startswith("I"):  # up to 16 bits of grey, in some formats held in 32
+        picture = Image.fromarray(eight_bits(np.asarray(picture), _white(picture)))
     if "transparency" in picture.info or picture.mode in ("PA", "La", "RGBa"):
         picture = picture.convert("RGBA")
     return picture.convert("RGB")
+
+
+def eight_bits(grey: np.ndarray, white: int) -> np.ndarray:
+    """Integers in [0, white] to the nearest of 256 levels, uint8; raises ValueError where one is outside."""
+    if grey.min() < 0 or grey.max() > white:
+        raise ValueError(f"its pixels are not in [0, {white}]")
+    return ((grey.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8)
+
+
+def _white(picture: Image.Image) -> int:
+    """The level of white: TIFF may have 12 bits in the place of 16."""
+    bits = picture.tag_v2.get(BITS_PER_SAMPLE, (16,))[0] if isinstance(picture, TiffImageFile) else 16
+    return 2**12 - 1 if bits == 12 else 2**16 - 1
 
 
 def _orientation(picture: Image.Image) -> int | None:

@@ -1,6 +1,7 @@
 """Where the files of a source are."""
 
 import glob
+import os
 from pathlib import Path
 
 from rear_jax.data.sources.decoding import is_hidden
@@ -24,6 +25,23 @@ def split_folder(path: str, split: str) -> Path:
     if not root.is_dir():
         raise RearError(f"{path} has no folder {split!r}; set the split to a folder in it, or to '' if it has none")
     return root
+
+
+def listed(folder: Path) -> "list[os.DirEntry[str]]":
+    """What is in a folder, by name; raises RearError where it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise RearError(f"{folder} cannot be read ({error.strerror}); change its permissions or remove it") from None
+
+
+def is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Whether it is a folder or leads to one; a link that leads in circles does not."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def split_files(path: str, split: str, suffixes: tuple[str, ...]) -> tuple[Path, ...]:

@@ -1,12 +1,17 @@
 """Image files in class folders."""
 
+import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
+from rear_jax.data.sources import contents
 from rear_jax.data.sources.broken import Broken, Tally, warn_of_left_out
+from rear_jax.data.sources.classes import renumbered
+from rear_jax.data.sources.contents import State
 from rear_jax.data.sources.decoding import IMAGE_SUFFIXES, is_hidden, is_image
 from rear_jax.data.sources.encoded import EncodedImages
-from rear_jax.data.sources.files import split_folder
+from rear_jax.data.sources.files import is_folder, listed, split_folder
 from rear_jax.data.sources.interface import ImageSource, SourceSettings
 from rear_jax.errors import RearError
 
@@ -15,10 +20,17 @@ class FolderSource(EncodedImages):
     """Image files, sorted by class name and then by file name."""
 
     def __init__(
-        self, files: Sequence[Path], labels: Sequence[int], name: str, class_names: tuple[str, ...], broken: Broken
+        self,
+        files: Sequence[Path],
+        labels: Sequence[int],
+        name: str,
+        class_names: tuple[str, ...],
+        digits: str,
+        broken: Broken,
     ):
+        """`digits` are the `contents` of the files."""
         super().__init__(name, len(class_names), class_names, broken)
-        self.files, self.labels = tuple(files), tuple(labels)
+        self.files, self.labels, self.contents = tuple(files), tuple(labels), digits
 
     def __len__(self) -> int:
         return len(self.files)
@@ -33,31 +45,46 @@ class FolderSource(EncodedImages):
 def open_folder(path: str, split: str, settings: SourceSettings) -> ImageSource:
     """See `open_source`."""
     root, left_out = split_folder(path, split), Tally()
-    entries = sorted(entry for entry in root.iterdir() if not is_hidden(entry.name))
-    classes = [entry.name for entry in entries if entry.is_dir()]
-    for entry in entries:
-        if not entry.is_dir():
-            left_out.add(str(entry))
+    classes = class_folders(path, split)
+    for entry in listed(root):
+        if not is_hidden(entry.name) and entry.name not in classes:
+            left_out.add(entry.path)
+    if not classes:
+        raise RearError(f"{root} holds no class folders; put the images in {root}/<class>/")
+    numbers = renumbered(classes, settings.class_names, str(root))
     files: list[Path] = []
+    states: list[State] = []
     labels: list[int] = []
-    for label, class_name in enumerate(classes):
+    for label, class_name in zip(numbers.tolist(), classes, strict=True):
         found = _images(root / class_name, left_out)
         if not found:
             raise RearError(f"{root / class_name} holds no {' '.join(IMAGE_SUFFIXES)} files; fill or remove the folder")
-        files += found
+        files += [root / class_name / name for name, _ in found]
+        states += [(f"{class_name}/{name}", state) for name, state in found]
         labels += [label] * len(found)
-    if not files:
-        raise RearError(f"{root} holds no class folders; put the images in {root}/<class>/")
     warn_of_left_out(root.name, left_out)
-    return FolderSource(files, labels, root.name, tuple(classes), Broken(root.name, settings.max_broken_share))
+    names, broken = settings.class_names or classes, Broken(root.name, settings.max_broken_share)
+    return FolderSource(files, labels, root.name, names, contents.of_states(states, names), broken)
 
 
-def _images(folder: Path, left_out: Tally) -> list[Path]:
-    """The images in a class folder, by name."""
+def class_folders(path: str, split: str) -> tuple[str, ...]:
+    """Names of the class folders of a split, sorted; raises RearError where the split has no folder."""
+    return tuple(entry.name for entry in listed(split_folder(path, split)) if _is_class(entry))
+
+
+def _is_class(entry: "os.DirEntry[str]") -> bool:
+    return is_folder(entry) and not is_hidden(entry.name)
+
+
+def _images(folder: Path, left_out: Tally) -> list[State]:
+    """The images in a class folder, by name; a broken link is one, which cannot be read."""
     found = []
-    for entry in sorted(entry for entry in folder.iterdir() if not is_hidden(entry.name)):
-        if is_image(entry.name) and not entry.is_dir():
-            found.append(entry)
+    for entry in listed(folder):
+        if is_hidden(entry.name):
+            continue
+        state = contents.state_of(entry) if is_image(entry.name) else None
+        if is_image(entry.name) and (state is None or stat.S_ISREG(state.st_mode)):
+            found.append((entry.name, state))
         else:
-            left_out.add(str(entry))
+            left_out.add(entry.path)
     return found

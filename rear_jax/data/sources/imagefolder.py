@@ -6,6 +6,7 @@ the metadata file, and the caption under a key of its own. Only the place of eac
 
 import os
 import posixpath
+import stat
 from array import array
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from rear_jax.data.sources import contents
 from rear_jax.data.sources.broken import Broken, Tally, warn_of_left_out
 from rear_jax.data.sources.decoding import is_hidden, is_image
 from rear_jax.data.sources.encoded import EncodedPairs
-from rear_jax.data.sources.files import split_folder
+from rear_jax.data.sources.files import is_folder, listed, split_folder
 from rear_jax.data.sources.interface import ImageSource, SourceSettings
 from rear_jax.data.sources.metadata import Csv, JsonLines, Metadata
 from rear_jax.data.sources.texts import caption_at, text_at
@@ -29,10 +31,12 @@ METADATA = ("metadata.jsonl", "metadata.csv")  # names of the metadata file
 class ImageFolder(EncodedPairs):
     """The pairs of a metadata file, in its order."""
 
-    def __init__(self, name: str, metadata: Metadata, places: np.ndarray, caption_key: str, broken: Broken):
-        """`places`: int64 [n, 2], start and size in bytes of the row of each pair."""
+    def __init__(
+        self, name: str, metadata: Metadata, places: np.ndarray, caption_key: str, digits: str, broken: Broken
+    ):
+        """`places`: int64 [n, 2], start and size in bytes of the row of each pair; `digits`: the `contents`."""
         super().__init__(name, len(places), broken)
-        self._metadata, self._places, self._caption_key = metadata, places, caption_key
+        self._metadata, self._places, self._caption_key, self.contents = metadata, places, caption_key, digits
 
     def _where(self, index: int) -> str:
         return f"{self._metadata.path}, byte {self._places[index, 0]}"
@@ -57,14 +61,17 @@ def open_imagefolder(path: str, split: str, settings: SourceSettings) -> ImageSo
     """See `open_source`."""
     root = split_folder(path, split)
     metadata = _metadata(root)
-    images = image_names(root)
+    images = image_states(root)
+    rowless, linked = set(images), {}
     broken, places = Tally(), array("q")  # start and size of each row in turn
     for start, raw in metadata.rows():
         try:
             record = metadata.record(raw)
             name = _file_name(record, metadata.path)
-            found = name in images or os.path.isfile(root / name)  # links to folders are not in `images`
-            images.discard(name)
+            found = name in images
+            if not found and os.path.isfile(root / name):  # by way of a link to a folder
+                found, linked[name] = True, contents.state_of(root / name)
+            rowless.discard(name)
             caption_at(record, settings.caption_key)
             if not found:
                 raise ValueError(f"there is no image {name}")
@@ -72,13 +79,15 @@ def open_imagefolder(path: str, split: str, settings: SourceSettings) -> ImageSo
             broken.add(f"{metadata.path.name}, byte {start}: {error}")
         else:
             places.extend((start, len(raw)))
-    for name in sorted(images):
+    for name in sorted(rowless):
         broken.add(f"{name} has no row in {metadata.path.name}")
     share = Broken(root.name, settings.max_broken_share)
     share.skip(broken, good=len(places) // 2)
     if not places:
         raise RearError(f"{metadata.path} has no rows; give each image one with {FILE_NAME} and {settings.caption_key}")
-    return ImageFolder(root.name, metadata, np.array(places).reshape(-1, 2), settings.caption_key, share)
+    states = [*images.items(), *sorted(linked.items()), (metadata.path.name, contents.state_of(metadata.path))]
+    digits = contents.of_states(states, settings.caption_key)
+    return ImageFolder(root.name, metadata, np.array(places).reshape(-1, 2), settings.caption_key, digits, share)
 
 
 def _metadata(root: Path) -> Metadata:
@@ -92,16 +101,26 @@ def _metadata(root: Path) -> Metadata:
     return kinds[found[0]](root / found[0])
 
 
-def image_names(root: Path) -> set[str]:
-    """Image files in a folder and the folders in it, as paths from there; other files are counted in the log."""
-    images, left_out = set(), Tally()
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
-        for file in sorted(name for name in files if not is_hidden(name)):
-            name = os.path.relpath(os.path.join(folder, file), root)
-            if is_image(file):
-                images.add(name)
-            elif name not in METADATA:
+def image_states(root: Path) -> dict[str, os.stat_result | None]:
+    """Image files in a folder and the folders in it by their paths from there; other files are counted in the log.
+
+    Links to folders are not followed; what a link to nothing is of is None.
+    """
+    images: dict[str, os.stat_result | None] = {}
+    left_out, folders = Tally(), [""]
+    while folders:
+        inside = folders.pop()
+        for entry in listed(root / inside):
+            name = inside + entry.name
+            if is_hidden(entry.name) or name in METADATA:
+                continue
+            if is_folder(entry):
+                folders += [] if entry.is_symlink() else [f"{name}/"]
+                continue
+            state = contents.state_of(entry) if is_image(name) else None
+            if is_image(name) and (state is None or stat.S_ISREG(state.st_mode)):
+                images[name] = state
+            else:
                 left_out.add(name)
     warn_of_left_out(root.name, left_out)
     return images

@@ -10,6 +10,7 @@ class SourceSettings(NamedTuple):
 
     caption_key: str = "text"
     max_broken_share: float = 0.0
+    class_names: tuple[str, ...] = ()  # by number, from the training split; () where a split numbers its own
 
 
 STRICT = SourceSettings()  # nothing may be broken
@@ -22,11 +23,16 @@ class ImageSource(Protocol):
       name: what the source is called in headers and logs.
       num_classes: labels are in [0, num_classes).
       class_names: one name per class, or empty where they have none.
+      contents: hexadecimal digits of all that is in it. They change with any image, label or caption, and where its
+        files are others: by name, size or time of change.
     """
 
     name: str
     num_classes: int
     class_names: tuple[str, ...]
+
+    @property
+    def contents(self) -> str: ...
 
     def __len__(self) -> int: ...
 

@@ -13,14 +13,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rear_jax.data.sources import contents
 from rear_jax.data.sources.broken import Broken, Tally
+from rear_jax.data.sources.classes import renumbered
 from rear_jax.data.sources.encoded import EncodedImages, EncodedPairs
 from rear_jax.data.sources.files import split_files
 from rear_jax.data.sources.interface import ImageSource, SourceSettings
 from rear_jax.data.sources.kept_index import Arrays, kept_index
 from rear_jax.data.sources.row_groups import RowGroups, read_column
 from rear_jax.data.sources.texts import plain_caption
-from rear_jax.errors import RearError
+from rear_jax.errors import RearError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,7 @@ class ParquetPairs(EncodedPairs):
     def __init__(self, name: str, rows: Rows, caption_key: str, broken: Broken):
         super().__init__(name, rows.length, broken)
         self._rows, self._caption_key = rows, caption_key
+        self.contents = contents.of_files(rows.groups.files, caption_key)
 
     def _where(self, index: int) -> str:
         return self._rows.where(index)
@@ -84,6 +87,7 @@ class ParquetClasses(EncodedImages):
     def __init__(self, name: str, rows: Rows, labels: np.ndarray, class_names: tuple[str, ...], broken: Broken):
         super().__init__(name, len(class_names) or int(labels.max()) + 1, class_names, broken)
         self._rows, self._labels = rows, labels
+        self.contents = contents.of_files(rows.groups.files, class_names)
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -115,7 +119,24 @@ def open_parquet(path: str, split: str, settings: SourceSettings) -> ImageSource
     rows = Rows(groups, str(index["image"]), index["bad"], length)
     if bool(index["captioned"]):
         return ParquetPairs(name, rows, key, broken)
-    return ParquetClasses(name, rows, index["labels"], tuple(index["class_names"].tolist()), broken)
+    labels, names = _by_training_names(index, settings.class_names, path)
+    return ParquetClasses(name, rows, labels, names, broken)
+
+
+def class_names(path: str, split: str) -> tuple[str, ...]:
+    """Names of the classes of a split by number, () where its files have none; raises RearError as `open_parquet`."""
+    return _class_names(_schema(split_files(path, split, (".parquet",))[0])[1].metadata or {})
+
+
+def _by_training_names(index: Arrays, training: tuple[str, ...], path: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels [n] by the numbers and names of the training split; those of the files where one of them has no names."""
+    own, labels = tuple(index["class_names"].tolist()), index["labels"]
+    if not training or training == own or not own or labels.max(initial=0) >= len(own):
+        return labels, own
+    present = np.unique(labels)
+    numbers = np.zeros(len(own), np.int64)
+    numbers[present] = renumbered([own[label] for label in present.tolist()], training, path)
+    return numbers[labels], training
 
 
 class _Form(NamedTuple):
@@ -137,12 +158,15 @@ def _index(files: Sequence[Path], caption_key: str) -> Arrays:
             raise RearError(f"{path} has other columns or classes than {files[0]}; leave it out")
         before, in_file = sum(group_rows), 0  # rows
         for group in range(metadata.num_row_groups):
-            values, reasons = _captions(path, caption_key, group) if form.captioned else _labels(path, group)
+            facts = metadata.row_group(group)
+            cells = read_column(path, caption_key if form.captioned else LABEL, group).to_pylist()
+            if len(cells) != facts.num_rows:
+                raise RearError(f"{path}: row group {group} has {len(cells)} of {facts.num_rows} rows; copy it again")
+            values, reasons = ([], _captionless(cells)) if form.captioned else _labels(cells)
             labels += values
             for row, reason in reasons.items():
                 bad.append(before + in_file + row)
                 broken.add(f"{path}, row {in_file + row}: {reason}")
-            facts = metadata.row_group(group)
             group_file.append(number)
             group_rows.append(facts.num_rows)
             group_bytes.append(_bytes_of(facts, form.image))
@@ -159,14 +183,8 @@ def _index(files: Sequence[Path], caption_key: str) -> Arrays:
 def _opened(path: Path, caption_key: str) -> tuple[Any, _Form]:
     """The footer of a file, and what its columns are; raises RearError where it has none that are fit."""
     import pyarrow as pa  # here, because other sources need none of it
-    import pyarrow.parquet as pq
 
-    try:
-        with pq.ParquetFile(path) as file:
-            metadata, schema = file.metadata, file.schema_arrow
-    except (pa.ArrowException, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise RearError(f"{path} is no whole .parquet file ({reason}); copy it again or remove it") from None
+    metadata, schema = _schema(path)
     captioned = caption_key in schema.names
     if IMAGE not in schema.names or not (captioned or LABEL in schema.names):
         raise RearError(
@@ -187,30 +205,44 @@ def _opened(path: Path, caption_key: str) -> tuple[Any, _Form]:
     return metadata, _Form(f"{IMAGE}.bytes" if fields else IMAGE, captioned, names)
 
 
+def _schema(path: Path) -> tuple[Any, Any]:
+    """The footer of a file and the types of its columns; raises RearError where there are none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.metadata, file.schema_arrow
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = one_line(str(error))
+        raise RearError(f"{path} is no whole .parquet file ({reason}); copy it again or remove it") from None
+
+
 def _class_names(metadata: Mapping[bytes, bytes]) -> tuple[str, ...]:
     """Names of the classes, where Hugging Face datasets wrote them into the schema."""
     try:
-        return tuple(json.loads(metadata[b"huggingface"])["info"]["features"][LABEL]["names"])
-    except (KeyError, ValueError, TypeError):
+        names = json.loads(metadata[b"huggingface"])["info"]["features"][LABEL]["names"]
+    except (KeyError, ValueError, TypeError, RecursionError):
         return ()
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
 
 
-def _captions(path: Path, column: str, group: int) -> tuple[list[int], dict[int, str]]:
-    """No labels, and why some of the captions of a group are of no use, by row in it."""
+def _captionless(cells: Sequence[bytes | None]) -> dict[int, str]:
+    """Why some of the captions of a group are of no use, by row in it."""
     reasons = {}
-    for row, value in enumerate(read_column(path, column, group).to_pylist()):
+    for row, value in enumerate(cells):
         try:
             plain_caption(value or b"")
         except ValueError as error:
             reasons[row] = str(error)
-    return [], reasons
+    return reasons
 
 
-def _labels(path: Path, group: int) -> tuple[list[int], dict[int, str]]:
+def _labels(cells: Sequence[int | None]) -> tuple[list[int], dict[int, str]]:
     """The labels of a group, and why some of them are of no use, by row in it."""
-    values = read_column(path, LABEL, group).to_pylist()
-    reasons = {row: f"its label is {value}" for row, value in enumerate(values) if value is None or value < 0}
-    return [value for row, value in enumerate(values) if row not in reasons], reasons
+    reasons = {row: f"its label is {value}" for row, value in enumerate(cells) if not 0 <= (value or 0) < 2**31}
+    reasons |= {row: "it has no label" for row, value in enumerate(cells) if value is None}
+    return [value for row, value in enumerate(cells) if row not in reasons], reasons
 
 
 def _bytes_of(group: Any, column: str) -> int:

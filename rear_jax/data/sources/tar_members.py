@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from rear_jax.data.sources.broken import Tally
 from rear_jax.data.sources.decoding import is_hidden
-from rear_jax.errors import RearError
+from rear_jax.errors import UNREADABLE, RearError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -61,14 +61,19 @@ def _headers(shard: Path) -> Iterator[tarfile.TarInfo]:
         _refuse_compressed(shard)
         size = shard.stat().st_size
         with tarfile.open(shard, "r:") as tar:
+            end = 0
             while (info := tar.next()) is not None:
+                if info.size < 0 or tar.offset <= end:  # else the same headers would come again, without end
+                    raise tarfile.ReadError(f"{info.name} has a size of {info.size}")
                 if info.offset_data + info.size > size:
                     raise tarfile.ReadError(f"{info.name} is cut off")
+                end = tar.offset
                 yield info
                 tar.members.clear()  # it would hold them all
             _require_end(tar, shard)
-    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
-        raise RearError(f"{shard} is damaged or cut off ({error}); copy it again or remove it") from None
+    except (*UNREADABLE, tarfile.TarError, RecursionError) as error:
+        reason = one_line(str(error))
+        raise RearError(f"{shard} is damaged or cut off ({reason}); copy it again or remove it") from None
 
 
 def _require_end(tar: tarfile.TarFile, shard: Path) -> None:

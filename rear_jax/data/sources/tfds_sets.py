@@ -4,26 +4,37 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from rear_jax.data.sources import contents
 from rear_jax.data.sources.broken import Broken
 from rear_jax.data.sources.encoded import EncodedImages
 from rear_jax.data.sources.interface import ImageSource, SourceSettings
-from rear_jax.errors import RearError
+from rear_jax.errors import UNREADABLE, RearError, one_line
 
 
 class TfdsSource(EncodedImages):
     """A TFDS data set with the features `image` (left encoded on disk) and `label`."""
 
-    def __init__(self, records: Any, name: str, class_names: tuple[str, ...], num_classes: int, broken: Broken):
-        """`records`: a tfds.data_source, that is random access to {'image': encoded bytes, 'label': integer}."""
+    def __init__(
+        self, records: Any, name: str, class_names: tuple[str, ...], num_classes: int, digits: str, broken: Broken
+    ):
+        """`records`: a tfds.data_source, random access to {'image': encoded bytes, 'label': integer}.
+
+        `digits` are the `contents` of its files.
+        """
         super().__init__(name, num_classes, class_names, broken)
-        self._records = records
+        self._records, self.contents = records, digits
 
     def __len__(self) -> int:
         return len(self._records)
 
     def _read(self, index: int) -> tuple[bytes, int]:
-        record = self._records[index]
-        return record["image"], int(record["label"])
+        try:
+            record = self._records[index]
+            return record["image"], int(record["label"])
+        except (*UNREADABLE, RuntimeError) as error:  # the latter from array_record
+            raise RearError(
+                f"{self._where(index)} cannot be read ({one_line(str(error))[:200]}); prepare the set again"
+            ) from None
 
     def _where(self, index: int) -> str:
         return f"{self.name}, record {index}"
@@ -46,18 +57,34 @@ def open_tfds(path: str, split: str, settings: SourceSettings) -> ImageSource:
             f"TFDS data set {path} is not stored for random access: "
             f"prepare it anew by `launch/prepare_imagenet.sh --dataset={builder.name} --data_dir=DIR` with a new DIR"
         ) from None
+    except OSError as error:
+        reason = one_line(str(error))[:200]
+        raise RearError(f"TFDS data set {path} cannot be read ({reason}); prepare it again") from None
     except ValueError as error:
         known = ", ".join(builder.info.splits)
         raise RearError(f"TFDS data set {path} cannot give split {split!r}; it has: {known}") from error
     labels, broken = features["label"], Broken(builder.name, settings.max_broken_share)
-    return TfdsSource(records, builder.name, tuple(labels.names), labels.num_classes, broken)
+    files = sorted(file for file in Path(builder.data_dir).iterdir() if file.is_file())
+    digits = contents.of_files(files, split)
+    return TfdsSource(records, builder.name, tuple(labels.names), labels.num_classes, digits, broken)
+
+
+def _builder_of_folder(tfds: ModuleType, directory: Path) -> Any:
+    """The builder of a version folder; raises RearError where its records of itself are damaged."""
+    from google.protobuf import json_format
+
+    try:
+        return tfds.builder_from_directory(str(directory))
+    except (*UNREADABLE, json_format.Error, AssertionError) as error:
+        reason = one_line(str(error))[:200]
+        raise RearError(f"{directory} is no whole TFDS data set ({reason}); prepare it again") from None
 
 
 def _tfds_builder(tfds: ModuleType, path: str) -> Any:
     """The builder of a prepared data set, by the folder of its files or by its name."""
     directory = Path(path).expanduser()
     if (directory / "dataset_info.json").is_file():
-        return tfds.builder_from_directory(str(directory))
+        return _builder_of_folder(tfds, directory)
     try:
         builder = tfds.builder(path)
     except (ValueError, ImportError) as error:

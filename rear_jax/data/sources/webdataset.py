@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rear_jax.data.sources import contents
 from rear_jax.data.sources.broken import Broken, Tally, warn_of_left_out
 from rear_jax.data.sources.decoding import IMAGE_SUFFIXES
 from rear_jax.data.sources.encoded import EncodedImages, EncodedPairs
@@ -60,6 +61,7 @@ class TarPairs(EncodedPairs):
     def __init__(self, name: str, shards: Shards, kind: str, caption_key: str, broken: Broken):
         super().__init__(name, len(shards.table), broken)
         self._shards, self._kind, self._caption_key = shards, kind, caption_key
+        self.contents = contents.of_files(shards.files, kind, caption_key)
 
     def _where(self, index: int) -> str:
         return self._shards.where(index)
@@ -76,7 +78,7 @@ class TarClasses(EncodedImages):
 
     def __init__(self, name: str, shards: Shards, broken: Broken):
         super().__init__(name, int(shards.table[:, 3].max()) + 1, (), broken)
-        self._shards = shards
+        self._shards, self.contents = shards, contents.of_files(shards.files, CLASS)
 
     def __len__(self) -> int:
         return len(self._shards.table)

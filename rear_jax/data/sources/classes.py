@@ -1,0 +1,32 @@
+"""Numbers of classes: their names decide, in the order of the training split, in whatever split they are.
+
+A class that a split lacks keeps its number, and the classes after it keep theirs.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rear_jax.errors import RearError, one_line
+
+NAMED = 5  # classes that a message names
+
+
+def renumbered(own: Sequence[str], training: Sequence[str], where: str) -> np.ndarray:
+    """The number in the training split of each class of a split, int64.
+
+    Args:
+      own: the names of the split's classes.
+      training: those of the training split, by number; none where the split numbers its own.
+      where: names the split.
+
+    Raises RearError: the training split lacks a class.
+    """
+    numbers = {name: number for number, name in enumerate(training or own)}
+    if unknown := [one_line(name) for name in own if name not in numbers]:
+        more = ", ..." if len(unknown) > NAMED else ""
+        raise RearError(
+            f"{where} has classes that the training split lacks: {', '.join(unknown[:NAMED])}{more}; remove them "
+            "there, or add them to the training split"
+        )
+    return np.array([numbers[name] for name in own], np.int64)

@@ -21,5 +21,9 @@ UNREADABLE = (  # a file that is not what it says; zip files and pictures have e
 class RearError(Exception):
     """Something the user can mend: its message is one line that names the thing and the remedy.
 
-    `main` prints it without a traceback and exits with status 1; every other exception is a bug of ours.
+    `main` prints it without a traceback and exits with status 1; every other exception is a bug of ours. Characters
+    that a terminal does not print, as names in files may have them, are escaped.
     """
+
+    def __init__(self, message: object = ""):
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(message)))

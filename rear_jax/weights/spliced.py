@@ -12,7 +12,7 @@ import numpy as np
 from rear_jax.errors import RearError
 from rear_jax.weights import safetensors_file, torch_writer
 from rear_jax.weights.layout import outline
-from rear_jax.weights.shards import keys_of_files, located, open_weights
+from rear_jax.weights.shards import keys_of_files, located, open_as_written
 from rear_jax.weights.torch_files import STORAGE_DTYPES
 
 DTYPES = {  # ending of a file -> the dtypes that it can hold
@@ -38,7 +38,7 @@ def check(target: Path, original: Path) -> None:
         raise RearError(f"{target} exists already: name a new folder.")
     else:
         endings = {Path(name).suffix for name in files}
-    for key, tensor in outline(open_weights(original)).items():
+    for key, tensor in outline(open_as_written(original)).items():
         if any(tensor.dtype.name not in DTYPES.get(ending, ()) for ending in endings):
             raise RearError(f"{original}: {key} is of type {tensor.dtype}, which {target} cannot hold.")
 
@@ -55,7 +55,7 @@ def save(target: Path, original: Path, values: Mapping[str, np.ndarray]) -> None
     Raises RearError: `original` cannot be read, or `check` refuses.
     """
     check(target, original)
-    tensors = open_weights(original)
+    tensors = open_as_written(original)
     if target.suffix in DTYPES:
         _write(target, tensors, list(tensors), values)
         return

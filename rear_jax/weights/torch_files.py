@@ -23,7 +23,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from rear_jax.errors import UNREADABLE, RearError
+from rear_jax.errors import UNREADABLE, RearError, one_line
 from rear_jax.runtime.files import open_regular
 from rear_jax.weights import pickles
 from rear_jax.weights.layout import OpenTensors, stand_in
@@ -87,7 +87,7 @@ def read_tensors(path: str | Path) -> Mapping[str, np.ndarray]:
 
 
 def _not_a_checkpoint(path: Path, why: object) -> RearError:
-    why = str(why)[:200]
+    why = one_line(str(why))[:200]
     return RearError(f"{path} is not a whole checkpoint ({why}); it may be cut short or mislabelled: fetch it again.")
 
 

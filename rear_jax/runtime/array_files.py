@@ -3,10 +3,13 @@
 An .npz is a zip archive of .npy files. Formats: numpy/lib/format.py and APPNOTE.TXT of PKWARE.
 """
 
+import ast
 import contextlib
 import lzma
 import math
 import os
+import re
+import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +23,9 @@ from rear_jax.runtime.files import open_regular
 
 BROKEN = (*UNREADABLE, RuntimeError, zipfile.BadZipFile, lzma.LZMAError)  # what libraries raise on damaged files
 DENSEST = 1100  # bytes that a packed one can stand for; deflate reaches 1032
+MAGIC = b"\x93NUMPY"
+LENGTHS = {b"\1\0": "<H", b"\2\0": "<I", b"\3\0": "<I"}  # version -> how the length of the header is written
+LONGEST_HEADER = 10_000  # bytes, as NumPy has it
 KINDS = "biufcUS"  # of dtypes, numpy's letters
 
 
@@ -122,9 +128,21 @@ def reading(path: str | Path, remedy: str) -> Iterator[None]:
 
 def read_header(file: BinaryIO) -> Header:
     """The header of a .npy, which is left at its first value; ValueError and others where it is damaged."""
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(file)
+    start = file.read(8)
+    if start[:6] != MAGIC or start[6:] not in LENGTHS:
+        raise ValueError("it starts like no .npy")
+    form = LENGTHS[start[6:]]
+    (length,) = struct.unpack(form, file.read(struct.calcsize(form)))
+    if length > LONGEST_HEADER:
+        raise ValueError(f"its header has {length} bytes")
+    text = re.sub(r"(\d)L\b", r"\1", file.read(length).decode("latin-1"))  # Python 2 wrote 3L for 3
+    fields = ast.literal_eval(text.strip())
+    if not isinstance(fields, dict) or fields.keys() != {"descr", "fortran_order", "shape"}:
+        raise ValueError("its header is none")
+    shape, fortran, described = fields["shape"], fields["fortran_order"], fields["descr"]
+    if not (type(shape) is tuple and type(fortran) is bool and type(described) is str):
+        raise ValueError("its header has values of other types")
+    dtype = np.dtype(described)
     if dtype == np.dtype("V2"):  # as NumPy writes bfloat16
         dtype = np.dtype(ml_dtypes.bfloat16)
     if dtype.hasobject or not dtype.itemsize or (dtype.kind not in KINDS and dtype != ml_dtypes.bfloat16):

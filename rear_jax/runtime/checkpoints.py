@@ -35,7 +35,8 @@ class Saved:
 
     def steps(self) -> list[int]:
         """The complete steps, in any order; orbax renames a step to its number when it is complete."""
-        return [int(entry.name) for entry in self.folder.iterdir() if entry.name.isdigit()]
+        names = (entry.name for entry in self.folder.iterdir())
+        return [int(name) for name in names if name.isascii() and name.isdigit()]
 
     def latest_step(self) -> int | None:
         """The newest complete step, or None."""
@@ -252,7 +253,10 @@ def abstract(tree: Any, shardings: Any) -> Any:
 
 
 def _read_record(folder: epath.Path) -> dict:
-    return ocp.JsonCheckpointHandler().restore(folder / RECORD, args=ocp.args.JsonRestore())
+    record = ocp.JsonCheckpointHandler().restore(folder / RECORD, args=ocp.args.JsonRestore())
+    if not isinstance(record, dict):
+        raise ValueError("its record is no table of settings")
+    return record
 
 
 def _saved_tree(state: epath.Path) -> dict:

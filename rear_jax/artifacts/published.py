@@ -61,19 +61,19 @@ def weights_file(place: Path) -> Path | None:
     """The file with the weights of a published checkpoint, None where `place` is none.
 
     Args:
-      place: the file itself, an index of several, or a folder as model hubs hand it out, with the weights or
-        their index under a name of `HUB_WEIGHTS`.
+      place: the file itself, an index of several, or a folder as model hubs hand it out, with `config.json` beside the
+        weights or their index.
 
-    Raises RearError: a folder has `config.json` but no weights.
+    Raises RearError: such a folder lacks the weights, or the file beside them.
     """
-    if place.is_file() or (place.exists() and not place.is_dir()):  # a pipe is refused when it is opened
+    if place.exists() and not place.is_dir():  # a pipe is refused when it is opened
         return place
     found = [place / name for name in HUB_WEIGHTS if (place / name).is_file()]
-    if not found and not (place / HUB_CONFIG).is_file():
-        return None
-    if not found:
+    if (place / HUB_CONFIG).is_file() and not found:
         raise RearError(f"{place} has a {HUB_CONFIG} but neither of {', '.join(HUB_WEIGHTS)}: download it again.")
-    return found[0]
+    if found and not (place / HUB_CONFIG).is_file():
+        raise RearError(f"{place} has no {HUB_CONFIG} beside its weights: download it too, or name {found[0]}.")
+    return found[0] if found else None
 
 
 def read_params(path: Path, config: ConfigDict, family: Family, shapes: Any) -> Any:

@@ -19,6 +19,7 @@ DTYPES = {  # ending of a file -> the dtypes that it can hold
     ".safetensors": set(safetensors_file.DTYPES),
     ".bin": {dtype.name for dtype in STORAGE_DTYPES.values()},
 }
+MOST_REPEATED = 2  # bytes of all tensors to bytes of the file, where some lie in one place: each is written out
 DESCRIBES = (".json", ".txt", ".model")  # endings of files beside weights that belong to a network
 
 
@@ -38,7 +39,11 @@ def check(target: Path, original: Path) -> None:
         raise RearError(f"{target} exists already: name a new folder.")
     else:
         endings = {Path(name).suffix for name in files}
-    for key, tensor in outline(open_as_written(original)).items():
+    shapes = outline(open_as_written(original))
+    held = sum((file.parent / name).stat().st_size for name in files)
+    if sum(tensor.nbytes for tensor in shapes.values()) > MOST_REPEATED * held:
+        raise RearError(f"{original} is smaller than the weights that it promises: it is damaged, fetch it again.")
+    for key, tensor in shapes.items():
         if any(tensor.dtype.name not in DTYPES.get(ending, ()) for ending in endings):
             raise RearError(f"{original}: {key} is of type {tensor.dtype}, which {target} cannot hold.")
 

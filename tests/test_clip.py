@@ -61,7 +61,7 @@ def test_published_sizes_follow_from_the_shapes_of_a_file(name, layout):
     empty = jax.tree.map(lambda leaf: stand_in(leaf.shape), shapes)
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(empty):
-        key, axes = LAYOUTS[layout].torch_name(tuple(part.key for part in path))
+        key, axes, _ = LAYOUTS[layout].torch_name(tuple(part.key for part in path))
         for i in range(len(leaf) if "{i}" in key else 1):
             one = leaf[0] if "{i}" in key else leaf
             found[key.replace("{i}", str(i))] = one if axes is None else one.transpose(np.argsort(axes))

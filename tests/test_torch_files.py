@@ -160,10 +160,10 @@ def test_one_section_is_descended_into(tmp_path, section):
     np.testing.assert_array_equal(tensors["w"], [1, 2, 3, 4])
 
 
-def test_two_sections_are_ambiguous(tmp_path):
-    path = write_zip(tmp_path / "a.pt", {"ema": {"w": Torch.tensor()}, "model": {"w": Torch.tensor()}})
-    with pytest.raises(RearError, match=r"several state dicts \(model, ema\)"):
-        read_tensors(path)
+def test_the_model_is_taken_before_its_average_and_the_log_says_so(tmp_path, caplog):
+    path = write_zip(tmp_path / "a.pt", {"ema": {"w": Torch.tensor()}, "model": {"v": Torch.tensor()}})
+    assert read_tensors(path).keys() == {"v"}
+    assert "holds the state dicts model, ema: taking model" in caplog.text
 
 
 @pytest.mark.parametrize("value", [{"step": 3}, [1, 2], {"weights": {}}])

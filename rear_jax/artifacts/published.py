@@ -10,7 +10,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rear_jax import generators, tokenizers
-from rear_jax.errors import RearError
+from rear_jax.errors import UNREADABLE, RearError
+from rear_jax.runtime.files import open_regular
 from rear_jax.weights import layout, shards, spliced
 from rear_jax.weights.family import Family
 from rear_jax.weights.views import View, view
@@ -45,8 +46,15 @@ def detect(tensors: Mapping[str, np.ndarray], source: str, section: str = "") ->
 
 
 def open_published(place: Path) -> Mapping[str, np.ndarray]:
-    """The tensors of a published checkpoint, see `weights_file`; each is read when it is looked up."""
-    return shards.open_weights(weights_file(place) or place)
+    """The tensors of a published checkpoint, see `weights_file`; each is read when it is looked up.
+
+    A prefix `model.` of all keys, as training scripts write it, is left out where no network known here has it.
+    """
+    path = weights_file(place) or place
+    tensors = shards.open_weights(path)
+    if any(view(tensors, family.layout, str(place)) for family in families()):
+        return tensors
+    return shards.unwrapped(shards.open_as_written(path), (*shards.WRAPPERS, "model.")) or tensors
 
 
 def weights_file(place: Path) -> Path | None:
@@ -58,7 +66,7 @@ def weights_file(place: Path) -> Path | None:
 
     Raises RearError: such a folder lacks the weights, or the file beside them.
     """
-    if place.is_file():
+    if place.exists() and not place.is_dir():  # a pipe is refused when it is opened
         return place
     found = [place / name for name in HUB_WEIGHTS if (place / name).is_file()]
     if (place / HUB_CONFIG).is_file() and not found:
@@ -98,7 +106,11 @@ def save_onto(target: Path, original: Path, config: ConfigDict, family: Family, 
     opened = _opened(original, config, family, params)
     _require_fit(opened, params, original)
     kept = keep_optional(family, params, opened.present, str(original))
-    values = {opened.tensors.names[key]: value for key, value in layout.torch_tensors(kept, family.layout.torch_name)}
+    written = opened.whole.names if isinstance(opened.whole, View) else dict.fromkeys(opened.whole)
+    values = {}
+    for key, value in layout.torch_tensors(kept, family.layout.torch_name):
+        name = opened.tensors.names[key]
+        values[written[name] or name] = value
     spliced.save(target, original, values)
     copied = len(opened.whole) - len(values)
     log.info("%s is %s with %d tensors of this %s; %d are copied", target, original, len(values), family.KIND, copied)
@@ -184,8 +196,12 @@ def _require_sizes(found: Family, tensors: Mapping[str, np.ndarray], config: Con
             f"{path} has no tensor {missing}: it is not a whole {found.name} checkpoint. Give such a file, or the "
             "config of the network that this one holds."
         ) from missing
+    except UNREADABLE as error:  # too few axes, sizes of zero
+        raise RearError(
+            f"{path} has tensors of shapes that no {found.name} has ({error}): it is damaged, fetch it again."
+        ) from error
     if hub and (path / HUB_CONFIG).is_file():
-        sizes |= hub.sizes(_read_json(path / HUB_CONFIG), source=str(path / HUB_CONFIG))
+        sizes |= _hub_sizes(hub, path / HUB_CONFIG)
     wrong = [
         f"{key} {size!r} (config: {settings.get(key)!r})" for key, size in sizes.items() if settings.get(key) != size
     ]
@@ -194,8 +210,9 @@ def _require_sizes(found: Family, tensors: Mapping[str, np.ndarray], config: Con
         raise RearError(f"{path} is {name} with config.{found.SECTION}.{', '.join(wrong)}: use that network's config.")
 
 
-def _read_json(path: Path) -> Any:
+def _hub_sizes(hub: layout.Hub, path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise RearError(f"{path} is damaged ({error}): download it again.") from error
+        with open_regular(path, f"There is no {path}.") as file:
+            return hub.sizes(json.loads(file.read()), source=str(path))
+    except (*UNREADABLE, RecursionError) as error:
+        raise RearError(f"{path} is damaged ({error!r:.200}): download it again.") from error

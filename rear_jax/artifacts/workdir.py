@@ -79,8 +79,9 @@ def open_checkpoints(place: Path, job: str) -> Checkpoints:
 
 def saved(place: Path, job: str) -> Saved:
     """The same without what only reading them whole needs, for checks."""
-    if not place.exists():
-        raise RearError(f"{place} does not exist: run --job={job} first, or mend the path.")
+    if not place.is_dir():
+        what = "is no folder of checkpoints" if place.exists() else "does not exist"
+        raise RearError(f"{place} {what}: run --job={job} first, or mend the path.")
     return Saved(place)
 
 

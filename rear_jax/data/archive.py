@@ -5,8 +5,6 @@ which also hold statistics of Inception's features: `mu`, `sigma` of the pooled 
 """
 
 import hashlib
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -14,10 +12,11 @@ from typing import BinaryIO
 import numpy as np
 
 from rear_jax.errors import RearError
+from rear_jax.runtime.array_files import ArrayArchive, open_npz
+from rear_jax.runtime.array_files import read_header as read_header
 
 IMAGES = "arr_0"
 STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
-BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, OSError, NotImplementedError)
 
 
 class ImageArchive:
@@ -40,15 +39,10 @@ class ImageArchive:
         Raises RearError: the file is missing or damaged, or its images are not uint8 [n, H, W, 3].
         """
         self.path, self._remedy = path, remedy
-        if not path.is_file():
-            raise RearError(f"{path} does not exist: {remedy}.")
-        try:
-            with zipfile.ZipFile(path) as file:
-                members = file.infolist()
-                self.names = tuple(member.filename.removesuffix(".npy") for member in members)
-                self.shape = self._image_shape(file) if IMAGES in self.names else None
-        except BROKEN as error:
-            raise self._unreadable(error) from error
+        with open_npz(path, remedy) as arrays:
+            self.names = tuple(arrays.members)
+            self.shape = _image_shape(arrays) if IMAGES in self.names else None
+            members = arrays.members.values()
         content = sorted((member.filename, member.CRC, member.file_size) for member in members)
         self.fingerprint = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
@@ -63,43 +57,26 @@ class ImageArchive:
         if not self.shape:
             raise RearError(f"{self.path} has no images {IMAGES!r}: {self._remedy}.")
         count, *image = self.shape
-        try:
-            with zipfile.ZipFile(self.path) as file, file.open(f"{IMAGES}.npy") as member:
-                read_header(member)
-                for start in range(0, count, size):
-                    wanted = min(size, count - start)
-                    yield np.frombuffer(_read(member, wanted * int(np.prod(image))), np.uint8).reshape(wanted, *image)
-                member.read(1)  # the end, where the checksum is compared
-        except BROKEN as error:
-            raise self._unreadable(error) from error
+        with open_npz(self.path, self._remedy) as arrays, arrays.opened(IMAGES) as (_, member):
+            for start in range(0, count, size):
+                wanted = min(size, count - start)
+                yield np.frombuffer(_read(member, wanted * int(np.prod(image))), np.uint8).reshape(wanted, *image)
+            member.read(1)  # the end, where the checksum is compared
 
     def read(self, name: str) -> np.ndarray:
         """One of the other, smaller arrays, whole.
 
         Raises RearError: there is none of that name, or it is damaged.
         """
-        try:
-            with np.load(self.path) as file:
-                return file[name]
-        except BROKEN as error:
-            raise self._unreadable(error) from error
-
-    def _image_shape(self, file: zipfile.ZipFile) -> tuple[int, ...]:
-        with file.open(f"{IMAGES}.npy") as member:
-            shape, fortran, dtype = read_header(member)
-        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran:
-            raise ValueError(f"{IMAGES} is {dtype} {shape}, wanted uint8 [n, H, W, 3] in C order")
-        return shape
-
-    def _unreadable(self, error: Exception) -> RearError:
-        return RearError(f"{self.path} cannot be read ({error}): {self._remedy}.")
+        with open_npz(self.path, self._remedy) as arrays:
+            return arrays.read(name)
 
 
-def read_header(member: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether in Fortran order, and dtype of a .npy, which is left at its first value."""
-    version = np.lib.format.read_magic(member)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(member)
+def _image_shape(arrays: ArrayArchive) -> tuple[int, ...]:
+    shape, fortran, dtype = arrays.header(IMAGES)
+    if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran:
+        raise ValueError(f"{IMAGES} is {dtype} {shape}, wanted uint8 [n, H, W, 3] in C order")
+    return shape
 
 
 def _read(member: BinaryIO, count: int) -> bytes:

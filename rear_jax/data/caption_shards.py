@@ -22,11 +22,14 @@ import numpy as np
 
 from rear_jax.errors import RearError
 from rear_jax.generators.interface import Captions
+from rear_jax.runtime.array_files import map_npy, read_npy
 from rear_jax.runtime.atomic import atomic_file, write_json
+from rear_jax.runtime.files import open_regular
 
 HEADER = "header.json"
 UNFINISHED_HEADER = "header.json.partial"
 CAPTIONS_OF_SHARD = 4096  # at most: of T5-XL, and of 120 tokens each, 2 GB
+REMEDY = "run --job=caption again to restore it"
 STORED = {"bfloat16": np.dtype(np.uint16), "float32": np.dtype(np.float32)}
 
 
@@ -134,10 +137,14 @@ def refuse_other_plan(folder: Path, header: CaptionsHeader, *, but: tuple[str, .
 def read_header(path: Path) -> CaptionsHeader:
     """The header in a file; raises RearError where it is damaged."""
     try:
-        header = CaptionsHeader(**json.loads(path.read_text()))
-        if header.dtype not in STORED or min(header.num_captions, header.length, header.dim) < 1:
-            raise ValueError(f"dtype {header.dtype!r}, sizes {header.num_captions}, {header.length}, {header.dim}")
-    except (ValueError, TypeError) as error:
+        with open_regular(path, f"{path} is no file: delete its folder and run --job=caption again.") as file:
+            header = CaptionsHeader(**json.loads(file.read()))
+        sizes = header.num_captions, header.length, header.dim
+        if header.dtype not in STORED or not all(type(size) is int and 1 <= size < 1 << 31 for size in sizes):
+            raise ValueError(f"dtype {header.dtype!r}, sizes {sizes}")
+        if not all(type(name) is str for name in (header.encoder, header.captions, header.source, header.split)):
+            raise ValueError("a name in it is no text")
+    except (ValueError, TypeError, RecursionError) as error:
         raise RearError(f"{path} is damaged ({error}): delete its folder and run --job=caption again.") from None
     return header
 
@@ -196,7 +203,7 @@ class CaptionShards:
     def _open(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Features of a shard, memory-mapped, and where each caption's begin."""
         features, counts = self.header.shard(self.folder, number)
-        return np.load(features, mmap_mode="r"), np.concatenate([[0], np.cumsum(np.load(counts))])
+        return map_npy(features, REMEDY), np.concatenate([[0], np.cumsum(read_npy(counts, REMEDY))])
 
 
 def _write_shard(folder: Path, header: CaptionsHeader, number: int, batches: Iterable[Rows]) -> None:
@@ -218,9 +225,10 @@ def _write_shard(folder: Path, header: CaptionsHeader, number: int, batches: Ite
 def _is_complete(folder: Path, header: CaptionsHeader, number: int) -> bool:
     """Whether both files of a shard are there, and of the sizes that they say of each other."""
     try:
-        features, counts = (np.load(file, mmap_mode="r") for file in header.shard(folder, number))
-    except (OSError, ValueError, EOFError):
+        features, counts = (map_npy(file, REMEDY) for file in header.shard(folder, number))
+    except RearError:
         return False
     start, stop = header.bounds[number : number + 2].tolist()
     wanted = (int(np.sum(counts)), header.dim)
-    return counts.shape == (stop - start,) and features.shape == wanted and features.dtype == STORED[header.dtype]
+    of_sizes = counts.shape == (stop - start,) and features.shape == wanted and features.dtype == STORED[header.dtype]
+    return of_sizes and bool((counts >= 0).all() and (counts <= header.length).all())

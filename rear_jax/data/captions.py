@@ -5,17 +5,18 @@
 
 import contextlib
 import functools
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
-from rear_jax.data.archive import read_header
 from rear_jax.data.caption_shards import HEADER, UNFINISHED_HEADER, CaptionShards
 from rear_jax.errors import RearError
 from rear_jax.generators.interface import Captions
+from rear_jax.runtime.array_files import ArrayArchive, Header, map_npy, open_npz
+
+REMEDY = "it does not hold captions as features and mask; write it again"
 
 
 def open_captions(path: str, *, option: str, length: int, dim: int) -> "CaptionFile | CaptionShards":
@@ -52,7 +53,10 @@ class CaptionFile:
                 f"{option} = {path!r} does not exist: name an .npz with features and mask, or a folder with "
                 "features.npy and mask.npy."
             )
-        shape, mask = _read(path, _shape_of_features), _read(path, lambda arrays: np.asarray(arrays["mask"]))
+        with _opened(path) as arrays:
+            (shape, _, dtype), mask = arrays.header("features"), arrays.read("mask")
+        if not jnp.issubdtype(dtype, jnp.floating) or mask.dtype.kind not in "biuf":
+            raise RearError(f"{path}: features are {dtype} and the mask {mask.dtype}, wanted floats and 0 or 1.")
         if len(shape) != 3 or shape[2] != dim or shape[1] > length or shape[0] == 0:
             raise RearError(f"{path}: features are {shape}, wanted [captions, at most {length}, {dim}].")
         if mask.shape != shape[:2]:
@@ -63,7 +67,8 @@ class CaptionFile:
 
     @functools.cached_property
     def _features(self) -> np.ndarray:
-        return _read(self.path, lambda arrays: arrays["features"])
+        with _opened(self.path) as arrays:
+            return arrays.read("features")
 
     def __len__(self) -> int:
         return len(self._mask)
@@ -90,31 +95,25 @@ class CaptionFile:
         return Captions(np.pad(features, ((0, 0), (missing, 0), (0, 0))), np.pad(mask, ((0, 0), (missing, 0))))
 
 
+class _Folder:
+    """A folder of .npy files, memory-mapped, with what of `ArrayArchive` is needed here."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def header(self, name: str) -> Header:
+        array = self.read(name)
+        return Header(array.shape, False, array.dtype)
+
+    def read(self, name: str) -> np.ndarray:
+        return map_npy(self._path / f"{name}.npy", REMEDY)
+
+
 @contextlib.contextmanager
-def _opened(path: str) -> Iterator[Mapping[str, np.ndarray]]:
-    """The arrays of a folder, memory-mapped, or of an .npz, each read when it is asked for."""
+def _opened(path: str) -> Iterator[ArrayArchive | _Folder]:
+    """The arrays of a folder or of an .npz, each read when it is asked for; RearError where they cannot be."""
     if Path(path).is_dir():
-        yield {name: np.load(Path(path) / f"{name}.npy", mmap_mode="r") for name in ("features", "mask")}
+        yield _Folder(Path(path))
         return
-    with np.load(path, allow_pickle=False) as file:
-        yield file
-
-
-def _read(path: str, what: Callable[[Any], Any]) -> Any:
-    """What a function makes of the arrays; raises RearError where they cannot be read."""
-    try:
-        with _opened(path) as arrays:
-            return what(arrays)
-    except (KeyError, ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise RearError(f"{path} does not hold captions as features and mask ({error}).") from error
-
-
-def _shape_of_features(arrays: Any) -> tuple[int, ...]:
-    """From the header alone."""
-    if isinstance(arrays, dict):
-        return arrays["features"].shape
-    with arrays.zip.open("features.npy") as member:
-        shape, _, dtype = read_header(member)
-    if dtype.hasobject:
-        raise ValueError("features are objects")
-    return shape
+    with open_npz(path, REMEDY) as arrays:
+        yield arrays

@@ -12,7 +12,7 @@ from rear_jax.metrics import clip_files, text_scores
 from rear_jax.metrics.text_scores import TextScorer
 from rear_jax.runtime.progress import ProgressBar
 from rear_jax.text import clip_vocabulary
-from rear_jax.weights.torch_files import read_tensors
+from rear_jax.weights.shards import open_weights
 
 CLIP, HPS = "CLIP", "HPSv2"  # as the scores are called
 
@@ -20,7 +20,7 @@ CLIP, HPS = "CLIP", "HPSv2"  # as the scores are called
 def check(config: ConfigDict) -> None:
     """Raises RearError where `scorers` will refuse a file."""
     for weights in filter(None, (config.clip.weights, config.hps.weights)):
-        clip_files.network_of(read_tensors(weights), source=weights)
+        clip_files.network_of(open_weights(weights), source=weights)
         clip_vocabulary.load(config.clip.vocabulary)
 
 

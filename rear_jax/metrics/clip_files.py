@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rear_jax.errors import RearError
+from rear_jax.errors import UNREADABLE, RearError
 from rear_jax.metrics.clip import CLIP, Tower
 from rear_jax.weights.layout import (
     CONV,
@@ -31,11 +31,11 @@ from rear_jax.weights.layout import (
     TorchName,
     count_layers,
     from_torch,
+    joined,
     leaf_name,
     outline,
-    stand_in,
 )
-from rear_jax.weights.torch_files import read_tensors
+from rear_jax.weights.shards import open_weights
 
 HEAD_SIZE = 64  # of the text towers
 IMAGE_TOWERS = {768: (12, "quick_gelu"), 1024: (16, "quick_gelu"), 1280: (16, "gelu")}  # width -> heads, activation
@@ -78,7 +78,7 @@ def load(path: str, *, precision: str = "highest") -> tuple[CLIP, Any]:
 
     Raises RearError: the file is missing, damaged, or of no CLIP that is known here.
     """
-    tensors = read_tensors(path)
+    tensors = open_weights(path)
     network = network_of(tensors, source=path).clone(precision=precision)
     return network, params_from(tensors, network, source=path)
 
@@ -115,7 +115,7 @@ def sizes_of(tensors: Mapping[str, np.ndarray], *, source: str = "the state dict
     shapes = outline(tensors)
     try:
         return layout_of(shapes, source).sizes(shapes)
-    except (KeyError, ValueError) as error:
+    except UNREADABLE as error:
         raise RearError(f"{source} is not a whole CLIP ({error}): {WANTED}.") from None
 
 
@@ -168,18 +168,16 @@ class FusedTensors(OpenTensors):
 
     def outline(self) -> dict[str, np.ndarray]:
         shapes = outline(self._tensors)
-        return {key: _joined([shapes[part] for part in parts]) for key, parts in self._keys.items()}
+        return {
+            key: joined([shapes[part] for part in parts], key) if len(parts) > 1 else shapes[parts[0]]
+            for key, parts in self._keys.items()
+        }
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys)
 
     def __len__(self) -> int:
         return len(self._keys)
-
-
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    """A stand-in for what parts are one after the other."""
-    return stand_in((sum(len(part) for part in parts), *parts[0].shape[1:])) if len(parts) > 1 else parts[0]
 
 
 def torch_name(path: Path, publisher: int) -> TorchName:

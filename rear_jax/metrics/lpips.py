@@ -17,8 +17,9 @@ from jaxtyping import Array, Float
 
 from rear_jax.errors import RearError
 from rear_jax.runtime.precision import products_at
-from rear_jax.weights.layout import CONV, Path, TorchName, from_torch
-from rear_jax.weights.torch_files import read_tensors
+from rear_jax.weights.layout import CONV, Path, TorchName, from_torch, is_float, outline, require_fit
+from rear_jax.weights.shards import open_weights
+from rear_jax.weights.views import View
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))  # widths; a max pool between stages
 SHIFT = (-0.030, -0.088, -0.188)  # of images in [-1, 1]
@@ -128,9 +129,11 @@ def load(vgg16: str, heads: str) -> Any:
 
     Raises RearError: a file is missing, damaged or of another network, or a head has a negative weight.
     """
-    tensors = {key: value for key, value in read_tensors(vgg16).items() if key.startswith("features.")}
-    tensors |= head_tensors(read_tensors(heads), source=heads)
-    return params_from(tensors, source=f"{vgg16} with {heads}")
+    opened, source = open_weights(vgg16), f"{vgg16} with {heads}"
+    tensors = View(opened, "", {key: key for key in opened if key.startswith("features.")})
+    of_heads = head_tensors(open_weights(heads), source=heads)
+    require_fit(outline(tensors) | of_heads, parameter_shapes(), torch_name, source=source)
+    return params_from(dict(tensors) | of_heads, source=source)
 
 
 def params_from(tensors: Mapping[str, np.ndarray], *, source: str = "the state dict") -> Any:
@@ -138,22 +141,27 @@ def params_from(tensors: Mapping[str, np.ndarray], *, source: str = "the state d
 
     Raises RearError: a tensor is missing, unexpected or of another shape.
     """
+    return from_torch(tensors, parameter_shapes(), torch_name, source=source)
+
+
+def parameter_shapes() -> Any:
+    """Of `LPIPS`."""
     images = jnp.zeros((1, SMALLEST, SMALLEST, 3))
-    shapes = jax.eval_shape(LPIPS().init, jax.random.key(0), images, images)["params"]
-    return from_torch(tensors, shapes, torch_name, source=source)
+    return jax.eval_shape(LPIPS().init, jax.random.key(0), images, images)["params"]
 
 
 def head_tensors(tensors: Mapping[str, np.ndarray], *, source: str) -> dict[str, np.ndarray]:
     """The heads under their short names, `lin0.model.1.weight` to `lin4.model.1.weight`, whatever else is there.
 
-    Raises RearError: some are missing, or a weight is negative or not a number.
+    Raises RearError: some are missing or no heads of LPIPS-VGG, or a weight is negative or not a number.
     """
-    found = {}
-    for stage in range(len(STAGES)):
+    found, shapes = {}, outline(tensors)
+    for stage, widths in enumerate(STAGES):
         key = f"lin{stage}.model.1.weight"
-        value = tensors.get(key, tensors.get(f"lins.{stage}.model.1.weight"))
-        if value is None:
+        name = key if key in tensors else f"lins.{stage}.model.1.weight"
+        if name not in tensors or shapes[name].shape != (1, widths[-1], 1, 1) or not is_float(shapes[name].dtype):
             raise RearError(f"{source} has no tensor {key}: give the heads of LPIPS-VGG, the lpips package's vgg.pth.")
+        value = tensors[name]
         if not (value >= 0).all():
             raise RearError(f"{source}: {key} has negative weights, an LPIPS head has none; fetch the file again.")
         found[key] = value

@@ -18,6 +18,7 @@ from rear_jax.metrics.inception_score import SPLITS, inception_score
 from rear_jax.metrics.kernel_distance import kernel_distance
 from rear_jax.metrics.precision_recall import precision_recall
 from rear_jax.metrics.statistics import Gaussian, GaussianStatistics, frechet_distance
+from rear_jax.runtime.array_files import open_npz
 
 ROWS = 4096  # spatial features whose moments are taken at once
 
@@ -93,15 +94,15 @@ class Reference:
     @classmethod
     def load(cls, path: Path) -> "Reference":
         """Reads what `save` has written."""
-        with np.load(path) as file:
+        with open_npz(path, "delete it and run --job=evaluate again") as file:
             return cls(
-                name=str(file["name"]),
-                fingerprint=str(file["fingerprint"]),
-                size=int(file["size"]),
-                moments=Gaussian(file["mu"], file["sigma"]),
-                spatial=Gaussian(file["mu_s"], file["sigma_s"]) if "mu_s" in file else None,
-                features=file["features"],
-                labels=file["labels"],
+                name=str(file.read("name")),
+                fingerprint=str(file.read("fingerprint")),
+                size=int(file.read("size")),
+                moments=Gaussian(file.read("mu"), file.read("sigma")),
+                spatial=Gaussian(file.read("mu_s"), file.read("sigma_s")) if "mu_s" in file.members else None,
+                features=file.read("features"),
+                labels=file.read("labels"),
             )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.errors import JaxRuntimeError
@@ -15,6 +16,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from rear_jax.errors import RearError
 from rear_jax.runtime import distributed, identity
+from rear_jax.runtime.files import irregular_in
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +35,8 @@ class Saved:
 
     def steps(self) -> list[int]:
         """The complete steps, in any order; orbax renames a step to its number when it is complete."""
-        return [int(entry.name) for entry in self.folder.iterdir() if entry.name.isdigit()]
+        names = (entry.name for entry in self.folder.iterdir())
+        return [int(name) for name in names if name.isascii() and name.isdigit()]
 
     def latest_step(self) -> int | None:
         """The newest complete step, or None."""
@@ -74,7 +77,11 @@ class Saved:
         )
 
     def _path(self, step: int) -> epath.Path:
-        return epath.Path(self.folder.resolve()) / str(step)
+        """The folder of a step; raises RearError where it has pipes or devices, which orbax would wait for."""
+        place = self.folder.resolve() / str(step)
+        if odd := irregular_in(place):
+            raise RearError(f"checkpoint {place} has {odd}, which is neither a file nor a folder: delete it.")
+        return epath.Path(place)
 
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[None]:
@@ -211,7 +218,19 @@ class Checkpoints(Saved):
         args = ocp.args.PyTreeRestore({name: like}, restore_args=restore_args, partial_restore=True)
         self.refuse_other_params(like, ema=ema)
         with self._reading(step):
-            return step, self._manager.restore(step, args=ocp.args.Composite(state=args))[STATE][name]
+            params = self._manager.restore(step, args=ocp.args.Composite(state=args))[STATE][name]
+        self._require_finite(params, step)
+        return step, params
+
+    def _require_finite(self, params: Any, step: int) -> None:
+        """Raises RearError, in every process, where a parameter is NaN or infinite; one array after the other."""
+        leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+        wrong = next((_name_of(path) for path, leaf in leaves if not _is_finite(leaf)), "")
+        if not distributed.everywhere(not wrong):
+            raise RearError(
+                f"checkpoint {self._path(step)}: {wrong or 'an array'} is not finite (NaN or infinite): delete that "
+                "folder to go on from the one before it, if there is one."
+            )
 
     def close(self) -> None:
         """Waits for the last save and lets go of the folder."""
@@ -241,7 +260,10 @@ def abstract(tree: Any, shardings: Any) -> Any:
 
 
 def _read_record(folder: epath.Path) -> dict:
-    return ocp.JsonCheckpointHandler().restore(folder / RECORD, args=ocp.args.JsonRestore())
+    record = ocp.JsonCheckpointHandler().restore(folder / RECORD, args=ocp.args.JsonRestore())
+    if not isinstance(record, dict):
+        raise ValueError("its record is no table of settings")
+    return record
 
 
 def _saved_tree(state: epath.Path) -> dict:
@@ -268,7 +290,17 @@ def _other_entries(state: epath.Path, like: Any, *, partial: bool = False) -> st
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     """Shape of every array, by its path."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+    return {_name_of(path): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _name_of(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _is_finite(leaf: jax.Array) -> bool:
+    """Whether all values that this process has of an array are numbers."""
+    parts = (shard.data for shard in leaf.addressable_shards if shard.replica_id == 0)
+    return not jnp.issubdtype(leaf.dtype, jnp.inexact) or all(bool(jnp.isfinite(part).all()) for part in parts)
 
 
 def _some(names: list[str]) -> str:

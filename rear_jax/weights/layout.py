@@ -9,9 +9,10 @@ import abc
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 from flax import traverse_util
 
@@ -87,6 +88,7 @@ class Layout:
     part: bool = False
 
 
+_NARROW = {np.dtype(t) for t in (ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)}
 LINEAR = (1, 0)  # PyTorch [out, in] -> Flax [in, out]
 BATCH_NORM = ("weight", "bias", "running_mean", "running_var")  # tensors of PyTorch's layer
 CONV = (2, 3, 1, 0)  # PyTorch [out, in, kh, kw] -> Flax [kh, kw, in, out]
@@ -119,7 +121,8 @@ def from_torch(
     Returns:
       A nested dict of numpy arrays with the shapes and dtypes of `shapes`.
 
-    Raises RearError: keys are missing or unexpected, or a tensor has another shape; all of them are named.
+    Raises RearError: keys are missing or unexpected, or a tensor has another shape or no floats; all of them are named.
+      Or a tensor has a value that is NaN or infinite.
     """
     require_fit(outline(tensors), shapes, torch_name, ignore=ignore, source=source)
     flat: dict[Path, np.ndarray] = {}
@@ -127,7 +130,9 @@ def from_torch(
         name = torch_name(path)
         flat[path] = value = _empty(leaf.shape, leaf.dtype)
         for key, target in _tensors(name, value):
-            target[...] = _in_flax_order(tensors[key], name)
+            with np.errstate(over="ignore"):  # what float64 has beyond float32 is found as infinite
+                target[...] = _in_flax_order(tensors[key], name)
+            require_finite(target, key, source)
     return traverse_util.unflatten_dict(flat)
 
 
@@ -139,7 +144,7 @@ def require_fit(
     ignore: tuple[str, ...] = (),
     source: str = "the state dict",
 ) -> None:
-    """Raises RearError unless `from_torch` can build the parameters; arguments as there, only shapes are looked at."""
+    """Raises RearError unless `from_torch` can build the parameters; arguments as there, no value is looked at."""
     used: set[str] = set()
     missing: list[str] = []
     misshaped: list[str] = []
@@ -151,10 +156,23 @@ def require_fit(
         found = {key: _in_flax_order(tensors[key], name).shape for key in wanted if key in tensors}
         misshaped += [f"{key} {shape}, wanted {wanted[key]}" for key, shape in found.items() if shape != wanted[key]]
     unexpected = sorted(k for k in tensors if k not in used and not k.startswith(ignore))
-    problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
+    types = {key: tensors[key].dtype for key in sorted(used) if key in tensors}
+    no_floats = [f"{key} {dtype}" for key, dtype in types.items() if not is_float(dtype)]
+    problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped, "of no floats": no_floats}
     if any(problems.values()):
-        told = "; ".join(f"{len(v)} {what}: {', '.join(v[:8])}" for what, v in problems.items() if v)
+        told = "; ".join(f"{len(v)} {what}: {', '.join(k[:99] for k in v[:8])}" for what, v in problems.items() if v)
         raise RearError(f"{source} does not fit this network: {told}. Check that the config's sizes are the file's.")
+
+
+def is_float(dtype: np.dtype) -> bool:
+    """Whether a network's weights can be of this dtype."""
+    return np.issubdtype(dtype, np.floating) or dtype in _NARROW
+
+
+def require_finite(value: np.ndarray, key: str, source: str) -> None:
+    """Raises RearError where a tensor has a value that is NaN or infinite; slice after slice, to save memory."""
+    if not all(np.isfinite(part).all() for part in np.atleast_1d(value)):
+        raise RearError(f"{source}: {key} is not finite (NaN or infinite); fetch the file again.")
 
 
 def outline(tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
@@ -165,6 +183,14 @@ def outline(tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
 def stand_in(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
     """Zeros of a shape that take no memory."""
     return np.broadcast_to(np.zeros((), dtype), shape)
+
+
+def joined(parts: Sequence[np.ndarray], what: str) -> np.ndarray:
+    """A stand-in for what tensors are one after the other; RearError where they do not fit together."""
+    if not all(part.ndim and part.shape[1:] == parts[0].shape[1:] for part in parts):
+        raise RearError(f"The queries, keys and values of {what} have shapes that do not fit: fetch the file again.")
+    odd = next((part.dtype for part in parts if not is_float(part.dtype)), parts[0].dtype)
+    return stand_in((sum(len(part) for part in parts), *parts[0].shape[1:]), odd)
 
 
 def _in_flax_order(tensor: np.ndarray, name: TorchName) -> np.ndarray:
@@ -192,20 +218,6 @@ def torch_shapes(params: Any, torch_name: Callable[[Path], TorchName]) -> dict[s
         for path, leaf in traverse_util.flatten_dict(params).items()
     }
     return dict(torch_tensors(traverse_util.unflatten_dict(empty), torch_name))
-
-
-def folded_conv(tensors: Mapping[str, np.ndarray], conv: str, norm: str, epsilon: float) -> dict[str, np.ndarray]:
-    """A convolution with the BatchNorm after it as one convolution with bias: its 'weight' and 'bias', float32.
-
-    With BatchNorm y = γ·(x − μ)/√(σ² + ε) + β, the folded weight is w·γ/√(σ² + ε) and the bias β − μ·γ/√(σ² + ε),
-    computed in float64. `conv` and `norm` are the names of the two layers.
-    """
-    gain, shift, mean, variance = (tensors[f"{norm}.{part}"].astype(np.float64) for part in BATCH_NORM)
-    weight, scale = tensors[f"{conv}.weight"], gain / np.sqrt(variance + epsilon)
-    return {
-        f"{conv}.weight": (weight * scale.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.float32),
-        f"{conv}.bias": (shift - mean * scale).astype(np.float32),
-    }
 
 
 def count_layers(tensors: Mapping[str, Any], pattern: str) -> int:

@@ -6,15 +6,17 @@ a file in the same folder for the key of each tensor.
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from rear_jax.errors import RearError
+from rear_jax.runtime.files import open_regular
 from rear_jax.weights import layout
 from rear_jax.weights.layout import OpenTensors
 from rear_jax.weights.torch_files import read_tensors
+from rear_jax.weights.views import View
 
 NAMES = (  # what a folder's weights are called, the first one that is there counts
     "model.safetensors",
@@ -22,6 +24,7 @@ NAMES = (  # what a folder's weights are called, the first one that is there cou
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before all keys
 FILE_NAME = r"[^/\\]{1,60}"  # of no other folder, and short enough for every file system
 
 
@@ -32,13 +35,30 @@ def open_weights(path: str | Path) -> Mapping[str, np.ndarray]:
       path: a checkpoint file, an index, or the folder that has either under a name of `NAMES`.
 
     Returns:
-      State-dict key -> array as `read_tensors` gives it, read at each look-up.
+      State-dict key -> array as `read_tensors` gives it, read at each look-up. Prefixes of `WRAPPERS` that all keys
+      have are left out.
 
     Raises RearError: there is no such file, the index is damaged or names a file outside its folder, or a shard is
       missing, damaged or without a tensor that the index promises.
     """
+    tensors = open_as_written(path)
+    return unwrapped(tensors, WRAPPERS) or tensors
+
+
+def open_as_written(path: str | Path) -> Mapping[str, np.ndarray]:
+    """The same, with all prefixes."""
     path = located(path)
     return _Shards(path) if is_index(path) else read_tensors(path)
+
+
+def unwrapped(tensors: Mapping[str, np.ndarray], wrappers: Collection[str]) -> View | None:
+    """The tensors without the prefixes, one or several after the other, that all keys have; None = there is none."""
+    prefix, first = "", next(iter(tensors), "")
+    while found := next((one for one in wrappers if first.startswith(prefix + one)), ""):
+        if not all(key.startswith(prefix + found) for key in tensors):
+            break
+        prefix += found
+    return View(tensors, prefix, {key.removeprefix(prefix): key for key in tensors}) if prefix else None
 
 
 def located(path: str | Path) -> Path:
@@ -113,7 +133,8 @@ def _read_index(path: Path) -> dict[str, str]:
     A name must be that of a file beside the index. The file itself may be a link, as in the caches of model hubs.
     """
     try:
-        found = json.loads(path.read_bytes())["weight_map"]
+        with open_regular(path, f"There is no index {path}.") as file:
+            found = json.loads(file.read())["weight_map"]
         if not (isinstance(found, dict) and found and all(isinstance(name, str) for name in found.values())):
             raise ValueError("its weight_map is no table of file names")
     except (ValueError, TypeError, LookupError, RecursionError) as error:

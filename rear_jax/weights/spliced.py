@@ -12,7 +12,7 @@ import numpy as np
 from rear_jax.errors import RearError
 from rear_jax.weights import safetensors_file, torch_writer
 from rear_jax.weights.layout import outline
-from rear_jax.weights.shards import keys_of_files, located, open_weights
+from rear_jax.weights.shards import keys_of_files, located, open_as_written
 from rear_jax.weights.torch_files import STORAGE_DTYPES
 
 DTYPES = {  # ending of a file -> the dtypes that it can hold
@@ -39,7 +39,7 @@ def check(target: Path, original: Path) -> None:
         raise RearError(f"{target} exists already: name a new folder.")
     else:
         endings = {Path(name).suffix for name in files}
-    shapes = outline(open_weights(original))
+    shapes = outline(open_as_written(original))
     held = sum((file.parent / name).stat().st_size for name in files)
     if sum(tensor.nbytes for tensor in shapes.values()) > MOST_REPEATED * held:
         raise RearError(f"{original} is smaller than the weights that it promises: it is damaged, fetch it again.")
@@ -60,7 +60,7 @@ def save(target: Path, original: Path, values: Mapping[str, np.ndarray]) -> None
     Raises RearError: `original` cannot be read, or `check` refuses.
     """
     check(target, original)
-    tensors = open_weights(original)
+    tensors = open_as_written(original)
     if target.suffix in DTYPES:
         _write(target, tensors, list(tensors), values)
         return

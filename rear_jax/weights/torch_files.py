@@ -1,8 +1,8 @@
 """PyTorch checkpoint files as numpy arrays, without PyTorch and without running what a pickle asks for.
 
 Three formats are read, told apart by their first bytes: `.safetensors`, the zip archives that `torch.save` writes
-since PyTorch 1.6, and the older stream of pickles. The pickles go through an unpickler that knows tensors, their
-storages and plain containers and refuses every other class by name, so that a downloaded file cannot run code.
+since PyTorch 1.6, and the older stream of pickles. The pickles are read as data (`pickles.py`), so that a downloaded
+file cannot run code. What a file says of sizes is compared with what it has before anything is made of it.
 Format: torch/serialization.py and torch/_utils.py of PyTorch.
 
 Tensors are read from the file one by one, when they are asked for: a file larger than memory can be looked through,
@@ -10,11 +10,11 @@ and converting one needs room for the result and one tensor.
 """
 
 import io
+import logging
 import math
-import pickle
 import struct
 import zipfile
-from collections import OrderedDict
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -23,9 +23,14 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from rear_jax.errors import RearError
+from rear_jax.errors import UNREADABLE, RearError, one_line
+from rear_jax.runtime.files import open_regular
+from rear_jax.weights import pickles
 from rear_jax.weights.layout import OpenTensors, stand_in
+from rear_jax.weights.pickles import Name
 from rear_jax.weights.safetensors_file import DTYPES
+
+log = logging.getLogger(__name__)
 
 SECTIONS = ("model", "module", "state_dict", "ema")
 STORAGE_DTYPES = {
@@ -40,30 +45,25 @@ STORAGE_DTYPES = {
     "ByteStorage": np.dtype(np.uint8),
     "BoolStorage": np.dtype(np.bool_),
 }
-_DTYPES = {code: np.dtype(name) for name, code in DTYPES.items()}  # of safetensors
+_DTYPES = {  # of safetensors
+    **{code: np.dtype(name) for name, code in DTYPES.items()},
+    **{"F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn), "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2)},
+}
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_LEGACY_START = pickle.dumps(_LEGACY_MAGIC, protocol=2)
+_LEGACY_START = b"\x80\x02\x8a\x0a" + _LEGACY_MAGIC.to_bytes(10, "little") + b"."  # as a pickle
 _ZIP_START = b"PK\x03\x04"
+_BLOCK = 1 << 20  # bytes that are read at once where nothing but a checksum is wanted
+_AXES = 32  # of a tensor at most
 # What reading a broken or hostile file can raise, beside our own refusals.
-_BROKEN = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    struct.error,
-    EOFError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    OverflowError,
-)
+_BROKEN = (*UNREADABLE, zipfile.BadZipFile, RuntimeError, safetensors.SafetensorError)
 
 
 def read_tensors(path: str | Path) -> Mapping[str, np.ndarray]:
     """Opens the tensors of a checkpoint file.
 
-    A file whose top level is not itself a state dict but holds exactly one of the dicts "model", "module",
-    "state_dict" and "ema" is read from there. Entries that are not tensors (step counts, settings) are left out.
+    A file whose top level is not itself a state dict but holds dicts of tensors under names of `SECTIONS` is read from
+    the first of these; the log tells where there are several. Entries that are no tensors (step counts, settings) are
+    left out.
 
     Args:
       path: a `.safetensors`, `.pt`, `.pth`, `.bin` or `.ckpt` file.
@@ -71,13 +71,11 @@ def read_tensors(path: str | Path) -> Mapping[str, np.ndarray]:
     Returns:
       State-dict key -> array in the dtype of the file (bfloat16 from ml_dtypes), read at each look-up.
 
-    Raises RearError: the file is missing, truncated, not a checkpoint, or holds no state dict or several; or its pickle
-      names a class outside the list above.
+    Raises RearError: the file is missing, damaged, not a checkpoint, or holds no state dict; or its pickle names what
+      could run code. So do look-ups of a damaged tensor.
     """
     path = Path(path)
-    if not path.is_file():
-        raise RearError(f"There is no checkpoint file {path}; check the path, or download the file first.")
-    with path.open("rb") as file:
+    with open_regular(path, f"There is no checkpoint file {path}; check the path, or download the file first.") as file:
         start = file.read(len(_LEGACY_START))
     if path.suffix == ".safetensors":
         return _SafeTensors(path)
@@ -89,6 +87,7 @@ def read_tensors(path: str | Path) -> Mapping[str, np.ndarray]:
 
 
 def _not_a_checkpoint(path: Path, why: object) -> RearError:
+    why = one_line(str(why))[:200]
     return RearError(f"{path} is not a whole checkpoint ({why}); it may be cut short or mislabelled: fetch it again.")
 
 
@@ -99,32 +98,30 @@ class _SafeTensors(OpenTensors):
         self._path = path
         try:
             self._file = safetensors.safe_open(path, framework="numpy")
-        except safetensors.SafetensorError as error:
+            slices = {key: self._file.get_slice(key) for key in self._file.keys()}  # noqa: SIM118 - it is no dict
+            self._codes = {key: part.get_dtype() for key, part in slices.items()}
+            self._shapes = {key: tuple(part.get_shape()) for key, part in slices.items()}
+            for shape in self._shapes.values():
+                _require_shape(shape)
+        except _BROKEN as error:
             raise _not_a_checkpoint(path, error) from error
-        self._keys = dict.fromkeys(self._file.keys())
 
     def __getitem__(self, key: str) -> np.ndarray:
-        if key not in self._keys:
-            raise KeyError(key)
-        if (code := self._file.get_slice(key).get_dtype()) not in _DTYPES:
+        if (code := self._codes[key]) not in DTYPES.values():
             raise RearError(f"{self._path}: {key} is of type {code}, which cannot be read here: save it as bfloat16.")
-        return self._file.get_tensor(key)
+        try:
+            return self._file.get_tensor(key)
+        except _BROKEN as error:
+            raise _not_a_checkpoint(self._path, error) from error
 
     def outline(self) -> dict[str, np.ndarray]:
-        slices = {key: self._file.get_slice(key) for key in self._keys}
-        return {key: stand_in(tuple(s.get_shape()), _DTYPES.get(s.get_dtype(), np.uint8)) for key, s in slices.items()}
+        return {key: stand_in(shape, _DTYPES.get(self._codes[key], np.uint8)) for key, shape in self._shapes.items()}
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._keys)
+        return iter(self._codes)
 
     def __len__(self) -> int:
-        return len(self._keys)
-
-
-class _StorageType(NamedTuple):
-    """Stands for a class such as torch.FloatStorage."""
-
-    dtype: np.dtype
+        return len(self._codes)
 
 
 class _StorageRef(NamedTuple):
@@ -132,8 +129,9 @@ class _StorageRef(NamedTuple):
 
     dtype: np.dtype
     key: str
-    start: int  # first element, counted from the start of storage `key`
-    length: int  # elements
+    start: int  # first element of the part that counts
+    length: int  # elements of that part
+    whole: int  # elements of storage `key`
 
 
 class _TensorRef(NamedTuple):
@@ -145,63 +143,97 @@ class _TensorRef(NamedTuple):
     stride: tuple[int, ...]
 
 
-class _Unpickler(pickle.Unpickler):
-    """Builds containers with `_TensorRef` leaves, and refuses every class that a state dict does not need.
+class _Storages:
+    """The storages that a pickle refers to as ("storage", type, key, device, elements).
 
     Attributes:
-      widths: bytes per element of every storage named so far.
+      known: key -> the first reference to it.
     """
 
-    def __init__(self, file: BinaryIO, path: Path):
-        super().__init__(file)
-        self.widths: dict[str, int] = {}
-        self._path = path
+    def __init__(self) -> None:
+        self.known: dict[str, _StorageRef] = {}
 
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and name in STORAGE_DTYPES:
-            return _StorageType(STORAGE_DTYPES[name])
-        admitted = {
-            ("collections", "OrderedDict"): OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2"): self._rebuild_tensor,
-            ("torch._utils", "_rebuild_parameter"): self._rebuild_parameter,
-        }
-        if (module, name) not in admitted:
-            raise RearError(
-                f"{self._path} asks for {module}.{name}, which is refused because a checkpoint could run code through "
-                "it; save the bare state dict (nothing but tensors) from PyTorch and give that file."
-            )
-        return admitted[module, name]
-
-    def persistent_load(self, pid: Any) -> _StorageRef:
-        tag, storage_type, key, _, length, *view = pid
-        if tag != "storage":
-            raise ValueError(f"unknown reference {tag!r}")
-        self.widths[key] = storage_type.dtype.itemsize
-        start = 0
-        if view and view[0] is not None:  # the older format can name a part of a storage
+    def __call__(self, pid: Any) -> _StorageRef:
+        """A reference; in the older format it may be to a part, a view."""
+        if not (type(pid) is tuple and len(pid) in (5, 6) and pid[0] == "storage"):
+            raise ValueError("a reference of its pickle is to no storage")
+        _, kind, key, _, whole, *view = pid
+        if not (isinstance(kind, Name) and kind.module == "torch" and kind.name in STORAGE_DTYPES and type(key) is str):
+            raise ValueError("a storage of its pickle has no type or key")
+        _require_sizes(whole)
+        start, length = 0, whole
+        if view and view[0] is not None:
+            if not (type(view[0]) is tuple and len(view[0]) == 3):
+                raise ValueError("a view of its pickle is none")
             _, start, length = view[0]
-        return _StorageRef(storage_type.dtype, key, start, length)
+            _require_sizes(start, length)
+            if start + length > whole:
+                raise ValueError("a view reaches beyond its storage")
+        found = _StorageRef(STORAGE_DTYPES[kind.name], key, start, length, whole)
+        first = self.known.setdefault(key, found)
+        if (first.dtype, first.whole) != (found.dtype, whole):
+            raise ValueError("a storage has two types or sizes")
+        return found
 
-    def _rebuild_tensor(
-        self, storage: _StorageRef, offset: int, size: tuple, stride: tuple, requires_grad: bool, hooks: Any, *_: Any
-    ) -> _TensorRef:
-        """Stands for torch._utils._rebuild_tensor_v2; gradient flags, hooks and metadata are dropped."""
-        if min((offset, *size, *stride)) < 0 or offset + _span(size, stride) > storage.length:
-            raise ValueError(f"a tensor reaches beyond its storage {storage.key}")
-        return _TensorRef(storage, offset, tuple(size), tuple(stride))
 
-    def _rebuild_parameter(self, tensor: _TensorRef, requires_grad: bool, hooks: Any) -> _TensorRef:
-        return tensor
+def _rebuilt_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _TensorRef:
+    """Stands for torch._utils._rebuild_tensor_v2; gradient flags, hooks and metadata are dropped."""
+    if not (isinstance(storage, _StorageRef) and type(size) is tuple and type(stride) is tuple):
+        raise ValueError("a tensor of its pickle has no storage or shape")
+    _require_shape(size)
+    _require_sizes(offset, *stride)
+    if len(size) != len(stride):
+        raise ValueError("a tensor of its pickle has other strides than axes")
+    stride = tuple(step if n > 1 else 0 for n, step in zip(size, stride, strict=True))  # others are never stepped
+    if offset + _span(size, stride) > storage.length:
+        raise ValueError("a tensor reaches beyond its storage")
+    return _TensorRef(storage, offset, size, stride)
+
+
+def _rebuilt_parameter(tensor: Any, *_: Any) -> Any:
+    """Stands for torch._utils._rebuild_parameter."""
+    return tensor
+
+
+def _refuse_call(*_: Any) -> None:
+    raise ValueError("its pickle calls the type of a storage")
+
+
+_FUNCTIONS = {
+    Name("torch._utils", "_rebuild_tensor_v2"): _rebuilt_tensor,
+    Name("torch._utils", "_rebuild_parameter"): _rebuilt_parameter,
+    **{Name("torch", kind): _refuse_call for kind in STORAGE_DTYPES},
+}
+
+
+def _require_sizes(*sizes: Any) -> None:
+    """Raises ValueError unless all are integers that a file can count to; True and 3.0 are none."""
+    if not all(type(size) is int and 0 <= size < 1 << 48 for size in sizes):
+        raise ValueError("a size, offset or stride is no integer of the right range")
+
+
+def _require_shape(shape: tuple[Any, ...]) -> None:
+    """Raises ValueError unless numpy can have an array of this shape."""
+    _require_sizes(*shape)
+    if len(shape) > _AXES or math.prod(max(n, 1) for n in shape) >= 1 << 56:
+        raise ValueError("a tensor has a shape that no array can have")
+
+
+def _load(file: BinaryIO, size: int, path: Path) -> tuple[Any, dict[str, _StorageRef]]:
+    """One pickle with tensors as `_TensorRef`, and its storages."""
+    storages = _Storages()
+    return pickles.load(file, size, path, _FUNCTIONS, storages), storages.known
 
 
 def _state_dict(value: Any, path: Path) -> dict[str, _TensorRef]:
-    """The tensors of an unpickled object, from its top level or from the one section that has any."""
+    """The tensors of an unpickled object, from its top level or from the first section that has any."""
     tensors = _tensors_in(value)
     if not tensors and isinstance(value, dict):
         sections = {name: found for name in SECTIONS if (found := _tensors_in(value.get(name)))}
-        if len(sections) > 1:
-            raise RearError(f"{path} holds several state dicts ({', '.join(sections)}); save the wanted one alone.")
         tensors = next(iter(sections.values()), {})
+        if len(sections) > 1:
+            taken, *others = sections
+            log.warning("%s holds the state dicts %s: taking %s", path, ", ".join((taken, *others)), taken)
     if not tensors:
         raise RearError(f"{path} holds no state dict, at its top level or under {', '.join(SECTIONS)}; save one.")
     return tensors
@@ -212,24 +244,56 @@ def _tensors_in(value: Any) -> dict[str, _TensorRef]:
     return {key: item for key, item in items if isinstance(key, str) and isinstance(item, _TensorRef)}
 
 
-class _TorchTensors(OpenTensors):
-    """The tensors of a PyTorch file whose storages begin at known bytes of it."""
+class _Place(NamedTuple):
+    """Where a storage lies in a file.
 
-    def __init__(self, path: Path, refs: dict[str, _TensorRef], starts: Mapping[str, int]):
-        self._path, self._refs, self._starts = path, refs, starts
+    Attributes:
+      start, count: first byte and number of bytes.
+      checksum: CRC-32 of them, None where the format has none.
+    """
+
+    start: int
+    count: int
+    checksum: int | None = None
+
+
+class _TorchTensors(OpenTensors):
+    """The tensors of a PyTorch file whose storages lie at known bytes of it."""
+
+    def __init__(self, path: Path, refs: dict[str, _TensorRef], places: Mapping[str, _Place]):
+        self._path, self._refs, self._places = path, refs, places
+        self._unchecked = {key for key, place in places.items() if place.checksum is not None}
         size = path.stat().st_size
         for ref in refs.values():
-            storage = ref.storage
-            if starts[storage.key] + (storage.start + storage.length) * storage.dtype.itemsize > size:
-                raise ValueError(f"storage {storage.key} is cut short")
+            storage, place = ref.storage, places[ref.storage.key]
+            if place.count != storage.whole * storage.dtype.itemsize or place.start + place.count > size:
+                raise ValueError(f"storage {storage.key} is cut short or of another size than its tensors say")
+            if math.prod(ref.size) > size:
+                raise ValueError(f"a tensor repeats the {size} bytes of the file over and over")
 
     def __getitem__(self, key: str) -> np.ndarray:
         ref = self._refs[key]
         storage, count = ref.storage, _span(ref.size, ref.stride)
-        width = storage.dtype.itemsize
-        start = self._starts[storage.key] + (storage.start + ref.offset) * width
+        width, place = storage.dtype.itemsize, self._places[storage.key]
+        self._require_checksum(storage.key)
+        start = place.start + (storage.start + ref.offset) * width
         elements = np.fromfile(self._path, storage.dtype, count, offset=start)
+        if len(elements) < count:
+            raise _not_a_checkpoint(self._path, f"storage {storage.key} is cut short")
         return np.lib.stride_tricks.as_strided(elements, ref.size, [step * width for step in ref.stride])
+
+    def _require_checksum(self, key: str) -> None:
+        """Compares the checksum of a storage, once."""
+        if key not in self._unchecked:
+            return
+        found, (start, left, checksum) = 0, self._places[key]
+        with self._path.open("rb") as file:
+            file.seek(start)
+            while left and (block := file.read(min(left, _BLOCK))):
+                found, left = zlib.crc32(block, found), left - len(block)
+        if found != checksum:
+            raise _not_a_checkpoint(self._path, f"the checksum of storage {key} is another")
+        self._unchecked.remove(key)
 
     def outline(self) -> dict[str, np.ndarray]:
         return {key: stand_in(ref.size, ref.storage.dtype) for key, ref in self._refs.items()}
@@ -253,42 +317,54 @@ def _read_zip(path: Path) -> _TorchTensors:
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
             members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
+            for info in (members["data.pkl"], members.get("byteorder")):
+                _require_stored(info)
             if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
                 raise ValueError("written on a big-endian machine")
-            value = _Unpickler(io.BytesIO(archive.read(members["data.pkl"])), path).load()
+            if (count := members["data.pkl"].file_size) > pickles.LONGEST:
+                raise ValueError(f"its pickle has {count} bytes")
+            value, _ = _load(io.BytesIO(archive.read(members["data.pkl"])), count, path)
             refs = _state_dict(value, path)
-            storages = {ref.storage.key: ref.storage for ref in refs.values()}
-            starts = {key: _member_start(file, members[f"data/{key}"], storages[key]) for key in storages}
-        return _TorchTensors(path, refs, starts)
+            keys = {ref.storage.key for ref in refs.values()}
+            places = {key: _place_of(file, members[f"data/{key}"]) for key in keys}
+        return _TorchTensors(path, refs, places)
     except _BROKEN as error:
         raise _not_a_checkpoint(path, error) from error
 
 
-def _member_start(file: BinaryIO, info: zipfile.ZipInfo, storage: _StorageRef) -> int:
-    """Where in the file the bytes of one uncompressed member of a zip archive begin."""
-    if info.compress_type != zipfile.ZIP_STORED:
+def _require_stored(info: zipfile.ZipInfo | None) -> None:
+    if info and (info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size):
         raise ValueError(f"{info.filename} is compressed")
-    if info.file_size < (storage.start + storage.length) * storage.dtype.itemsize:
-        raise ValueError(f"storage {storage.key} is cut short")
+
+
+def _place_of(file: BinaryIO, info: zipfile.ZipInfo) -> _Place:
+    """Where in the file the bytes of one uncompressed member of a zip archive are."""
+    _require_stored(info)
     file.seek(info.header_offset)
-    name_length, extra_length = struct.unpack("<HH", file.read(30)[26:])
-    return info.header_offset + 30 + name_length + extra_length
+    header = file.read(30)
+    if not header.startswith(_ZIP_START):
+        raise ValueError(f"{info.filename} is not where the archive says")
+    name_length, extra_length = struct.unpack("<HH", header[26:])
+    return _Place(info.header_offset + 30 + name_length + extra_length, info.file_size, info.CRC)
 
 
 def _read_legacy(path: Path) -> _TorchTensors:
     """Opens five pickles (magic, version, machine, object, storage keys) and the storages after them."""
+    size = path.stat().st_size
     try:
         with path.open("rb") as file:
-            unpicklers = [_Unpickler(file, path) for _ in range(5)]
-            _, _, machine, value, keys = (unpickler.load() for unpickler in unpicklers)
+            *_, (machine, _), (value, storages), (keys, _) = [_load(file, size, path) for _ in range(5)]
             if not machine["little_endian"]:
                 raise ValueError("written on a big-endian machine")
-            position, starts = file.tell(), {}
+            refs, position, places = _state_dict(value, path), file.tell(), {}
             for key in keys:  # the number of elements as int64, then the elements
+                if type(key) is not str:
+                    raise ValueError("the key of a storage is no text")
                 file.seek(position)
                 (length,) = struct.unpack("<q", file.read(8))
-                starts[key] = position + 8
-                position += 8 + length * unpicklers[3].widths[key]
-        return _TorchTensors(path, _state_dict(value, path), starts)
+                _require_sizes(length)
+                places[key] = _Place(position + 8, length * storages[key].dtype.itemsize)
+                position = sum(places[key][:2])
+        return _TorchTensors(path, refs, places)
     except _BROKEN as error:
         raise _not_a_checkpoint(path, error) from error

@@ -7,13 +7,12 @@ its sizes but not its heads: those of the language model have 128 features, thos
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
 from rear_jax.errors import RearError
 from rear_jax.generators import janus
@@ -30,7 +29,6 @@ from rear_jax.weights.layout import (
     from_torch,
     leaf_name,
     outline,
-    stand_in,
 )
 from rear_jax.weights.shards import open_weights, require_bytes
 
@@ -107,13 +105,15 @@ class _InAuthorsNames(OpenTensors):
         self._names = {_authors_name(key): key for key in tensors if not KEYS_AND_VALUES.match(key)}
 
     def __getitem__(self, key: str) -> np.ndarray:
-        return self._made(key, self._tensors)
+        return self._made(key, self._tensors, np.concatenate)
 
     def outline(self) -> dict[str, np.ndarray]:
         shapes = outline(self._tensors)
-        return {key: stand_in(self._made(key, shapes).shape) for key in self}
+        return {key: self._made(key, shapes, lambda parts, key=key: layout.joined(parts, key)) for key in self}
 
-    def _made(self, key: str, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+    def _made(
+        self, key: str, tensors: Mapping[str, np.ndarray], join: Callable[[list[np.ndarray]], np.ndarray]
+    ) -> np.ndarray:
         name = self._names[key]
         if key == POSITIONS:
             return tensors[name][None]
@@ -122,7 +122,7 @@ class _InAuthorsNames(OpenTensors):
         parts = [name.replace("q_proj", f"{part}_proj") for part in "qkv"]
         if missing := [part for part in parts if part not in tensors]:
             raise RearError(f"A Janus of transformers lacks {missing[0]}: fetch the file again.")
-        return np.concatenate([tensors[part] for part in parts])
+        return join([tensors[part] for part in parts])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -189,11 +189,7 @@ def params_from(tensors: Mapping[str, np.ndarray], module: Understanding, *, sou
 
     Raises RearError: a tensor is missing, unexpected, of another shape, or holds a number that is not finite.
     """
-    params = from_torch(tensors, shapes(module), torch_name, ignore=IGNORED, source=source)
-    for path, leaf in traverse_util.flatten_dict(params).items():
-        if not all(np.isfinite(part).all() for part in leaf):  # part by part, to save memory
-            raise RearError(f"{source}: {torch_name(path).key} is not finite; fetch the file again.")
-    return params
+    return from_torch(tensors, shapes(module), torch_name, ignore=IGNORED, source=source)
 
 
 def shapes(module: Understanding) -> Any:

@@ -21,7 +21,7 @@ from rear_jax.metrics.clip import CLIP, Tower
 from rear_jax.metrics.clip_preprocess import clip_pixels_of_floats, hps_pixels
 from rear_jax.metrics.text_scores import TextScorer
 from rear_jax.training.posttraining.rewards import caption_judges
-from rear_jax.weights.torch_files import read_tensors
+from rear_jax.weights.shards import open_weights
 
 # What a plan counts where no file is given: OpenAI's ViT-B/32, and the ViT-H-14 of HPSv2.
 USUAL = {
@@ -57,7 +57,7 @@ def outline(name: str, config: ConfigDict) -> tuple[TextJudge, Any]:
     Raises RearError: the file of its weights is given and is missing, damaged or of another network.
     """
     weights = config[name].weights
-    network = clip_files.network_of(read_tensors(weights), source=weights) if weights else USUAL[name]
+    network = clip_files.network_of(open_weights(weights), source=weights) if weights else USUAL[name]
     return _judge(name, config, network), {"image": clip_files.param_shapes(network)["image"]}
 
 

@@ -1,0 +1,88 @@
+"""Published files of the wrong shape, in other wrappings, and in several files."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from rear_jax.artifacts import published
+from rear_jax.errors import RearError
+from rear_jax.weights import shards
+from tests import toy
+
+SIGNATURE = "target_aware_pos_embed"  # of RAR
+
+
+@pytest.fixture(scope="module")
+def tokenizer(trained, tmp_path_factory):
+    """A published tokenizer, and its tensors."""
+    file = tmp_path_factory.mktemp("published") / "tokenizer.safetensors"
+    toy.run(trained, "convert", convert__source=str(trained / "tokenizer"), convert__export=str(file))
+    return file, load_file(file)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (0,), (1, 0, 0), (1, 4, 0)])
+def test_shapes_of_no_network_are_one_line(tmp_path, shape):
+    names = (SIGNATURE, "pos_embed", "embeddings.weight", "blocks.0.attn.q_norm.weight", "blocks.0.mlp.fc1.weight")
+    save_file({name: np.zeros(shape, np.float32) for name in names}, tmp_path / "a.safetensors")
+    with pytest.raises(RearError, match=r"a\.safetensors (has|is) "):
+        toy.run(tmp_path, "convert", convert__source=str(tmp_path / "a.safetensors"))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module.model.", "model._orig_mod."])
+def test_prefixes_of_all_keys_do_not_matter(tokenizer, tmp_path, prefix):
+    _, tensors = tokenizer
+    save_file({prefix + key: value for key, value in tensors.items()}, tmp_path / "a.safetensors")
+    found = published.open_published(tmp_path / "a.safetensors")
+    assert found.keys() == tensors.keys()
+    assert published.detect(found, "a").KIND == "tokenizer"
+    np.testing.assert_array_equal(found["decoder.conv_out.bias"], tensors["decoder.conv_out.bias"])
+
+
+def test_a_file_written_anew_keeps_its_prefixes(tokenizer, trained, tmp_path):
+    _, tensors = tokenizer
+    zeros = {f"module.{key}": np.zeros_like(value) for key, value in tensors.items()}
+    save_file(zeros, tmp_path / "a.safetensors")
+    given = {"source": trained / "tokenizer", "onto": tmp_path / "a.safetensors", "export": tmp_path / "b.safetensors"}
+    toy.run(trained, "convert", **{f"convert__{key}": str(value) for key, value in given.items()})
+    written = load_file(tmp_path / "b.safetensors")
+    assert written.keys() == zeros.keys()
+    assert all(np.array_equal(written[f"module.{key}"], value) for key, value in tensors.items())
+
+
+@pytest.mark.parametrize("config", ["{}", "[]", "1"])
+def test_a_folder_of_shards_is_one_network(tokenizer, tmp_path, config):
+    _, tensors = tokenizer
+    names = {key: f"model-{i % 2}.safetensors" for i, key in enumerate(tensors)}
+    for name in set(names.values()):
+        save_file({key: value for key, value in tensors.items() if names[key] == name}, tmp_path / name)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    (tmp_path / published.HUB_CONFIG).write_text(config)
+    assert published.weights_file(tmp_path) == tmp_path / "model.safetensors.index.json"
+    assert published.open_published(tmp_path).keys() == tensors.keys()
+    toy.run(tmp_path / "run", "convert", convert__source=str(tmp_path))
+
+
+def test_an_index_that_is_none_is_named(tmp_path):
+    for index in ("[]", '{"weight_map": []}', '{"weight_map": {"a": "../a"}}', "[" * 100_000, "\0", "1e999"):
+        (tmp_path / "a.json").write_text(index)
+        with pytest.raises(RearError, match=r"a\.json"):
+            shards.open_weights(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16])
+def test_other_floats_are_taken(tokenizer, tmp_path, dtype):
+    _, tensors = tokenizer
+    save_file({key: value.astype(dtype) for key, value in tensors.items()}, tmp_path / "a.safetensors")
+    toy.run(tmp_path, "convert", convert__source=str(tmp_path / "a.safetensors"))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.bool_])
+def test_other_numbers_are_not(tokenizer, tmp_path, dtype):
+    _, tensors = tokenizer
+    changed = tensors | {"decoder.conv_out.bias": np.zeros(3, dtype)}
+    save_file(changed, tmp_path / "a.safetensors")
+    with pytest.raises(RearError, match=r"1 of no floats: decoder\.conv_out\.bias"):
+        toy.run(tmp_path, "convert", convert__source=str(tmp_path / "a.safetensors"))

@@ -167,10 +167,11 @@ def test_a_config_of_something_else():
     assert "'sample.temperatur'. Did you mean 'sample.temperature'?" in refused_or_taken(config)
 
 
-def test_a_setting_of_a_family_of_ones_own_is_a_finite_number():
+def test_a_setting_of_ones_own_family_or_reward_is_a_finite_number():
     config = toy.config()
     with config.unlocked():
         config.model.cells = 3
+        config.posttrain.reward.contrast = 0.1
     assert refused_or_taken(config) == ""
     config.model.cells = 10**31
     assert refused_or_taken(config).startswith("config.model.cells = ")

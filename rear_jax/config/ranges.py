@@ -89,7 +89,7 @@ TEXT = Allowed(_is_text, "a text without the character NUL")
 NAME = Allowed(lambda value: _is_text(value) and value != "", "a name")  # what reads the setting knows which there are
 PATH = Allowed(_is_path, "a path: no part of it longer than 255 bytes, no NUL, and '~' before a home that exists", True)
 
-OWN = Allowed(  # a setting of a family that somebody has added
+OWN = Allowed(  # a setting that somebody has added
     lambda value: isinstance(value, bool | str | tuple | list) or (_is_number(value) and -1e30 < value < 1e30),
     "a finite number, True, False, a word or a tuple",
 )
@@ -271,7 +271,7 @@ ALLOWED: dict[str, Allowed] = {
     **_under("evaluate", {"num_reference": IMAGES, "num_compared": IMAGES}),
     **_under("evaluate", {"kid_subsets": whole(1, 10**5), "kid_subset_size": whole(0, 10**6)}),
 }
-FAMILIES = ("model.", "tokenizer.")  # sections whose keys the family says
+OPEN = ("model.", "tokenizer.", "posttrain.reward.")  # sections to which families and rewards add keys
 FREE = ("study.variants.",)  # nested settings, of variants that are checked as whole configs
 
 
@@ -282,10 +282,10 @@ def checked(config: ConfigDict) -> ConfigDict:
     """
     copy = config.copy_and_resolve_references()
     found = dict(_leaves(copy))
-    if missing := [key for key in ALLOWED if key not in found and not key.startswith(FAMILIES)]:
+    if missing := [key for key in ALLOWED if key not in found and not key.startswith(OPEN)]:
         raise RearError(f"config lacks {missing[0]}: a config file starts from rear_jax.config.default().")
     for key, (section, name) in found.items():
-        allowed, value = ALLOWED.get(key, OWN if key.startswith(FAMILIES) else None), section[name]
+        allowed, value = ALLOWED.get(key, OWN if key.startswith(OPEN) else None), section[name]
         if allowed is None:
             nearest = "".join(f" Did you mean {near!r}?" for near in difflib.get_close_matches(key, ALLOWED, 1))
             raise RearError(f"config has no setting {key!r}.{nearest}")

@@ -183,7 +183,7 @@ class TestReference:
         self.prepare(inception_config(path), tmp_path / "cache")
         (kept,) = (tmp_path / "cache").iterdir()
         kept.write_bytes(kept.read_bytes()[:100])
-        with pytest.raises(RearError, match="delete it, it will be made again"):
+        with pytest.raises(RearError, match="delete it and run --job=evaluate again"):
             self.prepare(inception_config(path), tmp_path / "cache")
         with pytest.raises(RearError, match=r"needs its weights: give config\.evaluate\.inception"):
             load_network(inception_config("").evaluate)

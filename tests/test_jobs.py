@@ -95,7 +95,6 @@ def test_evaluate_scores_and_reports(trained, tmp_path):
         ("tokenizer", {"data__source": "imagenet"}, "fashion_mnist"),
         ("tokenize", {"data__num_classes": 9}, "9"),
         ("tokenize", {"codes__augmentation": "ten_crop"}, "augmentation"),
-        ("tokenize", {"codes__batch_size": 0}, "codes.batch_size = 0"),
         ("train", {"model__width": 32}, "model.width (was 16, now 32)"),
         ("train", {"data__num_classes": 11}, "data.num_classes (was 10, now 11)"),
         ("train", {"train__ema_decay": 0.9}, "train.ema_decay (was 0.0, now 0.9)"),

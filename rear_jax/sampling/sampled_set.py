@@ -75,7 +75,8 @@ class SampledSet:
 
     def _is_of(self, recipe: dict) -> bool:
         """Whether the folder holds a set that was begun by this recipe; the recipe is the last that is written."""
-        return read_json(self._folder / "recipe.json") == json.loads(json.dumps(recipe))
+        file = self._folder / "recipe.json"
+        return file.is_file() and read_json(file) == json.loads(json.dumps(recipe))
 
 
 def _create(path: Path, dtype: type, shape: tuple[int, ...]) -> None:

@@ -188,10 +188,11 @@ def test_samples_know_the_encoder_of_such_steps(encoded_in_steps, trained, tmp_p
     ],
 )
 @pytest.mark.parametrize("job", ["train", "posttrain"])
-def test_what_steps_cannot_encode_is_refused_first(encoded_in_steps, trained, job, changes, message):
+def test_what_steps_cannot_encode_is_refused_first(encoded_in_steps, trained, tmp_path, job, changes, message):
+    shutil.copytree(encoded_in_steps / "text_encoder", tmp_path / "text_encoder")
     config = experiment(trained, **{"text.on_the_fly": True, "codes.on_the_fly": True} | changes)
     with pytest.raises(RearError, match=message) as refused:
-        jobs.JOBS[job].check(config, encoded_in_steps, ())
+        jobs.JOBS[job].check(config, tmp_path, ())
     assert "\n" not in str(refused.value)
 
 

@@ -100,6 +100,7 @@ def test_rotation_known_values():
     np.testing.assert_allclose(sin[1:], np.sin(angles), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_taps_change_no_prediction_and_see_what_they_should():
     """The shallow tap of place n has read code n, the last one too; the deep tap has read the codes before n alone."""
     codes, labels, params = random_codes(), jnp.array([0, 1, 2, 5]), params_of(TAPPED)
@@ -134,6 +135,7 @@ def test_the_tokenizers_order_is_an_order():
     )
 
 
+@pytest.mark.slow
 def test_the_last_code_of_an_order_sees_a_set():
     """With one block, what predicts the last code depends on which codes lie where, not on the order of reading them.
 
@@ -204,6 +206,7 @@ def toy_config(method="ar", **model):
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "parameters"), [("ar", set()), ("rar", {"target_aware_pos_embed"}), ("rear", set(PROJECTOR_KEYS))]
 )
@@ -286,6 +289,7 @@ def test_build_refuses(changes, num_codes, message):
         build_generator(toy_config(**changes), toy.only_sizes(num_codes, grid=(1, num_codes)))
 
 
+@pytest.mark.slow
 def test_codes_without_a_grid_are_all_prefix():
     model = build_generator(toy_config(prefix_tokens=15), toy.only_sizes(15, grid=(1, 15)))
     assert model.rotations.cos.shape == (16, 4)

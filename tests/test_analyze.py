@@ -73,6 +73,7 @@ def model_and_params(request):
     return model, scrambled(model)
 
 
+@pytest.mark.slow
 def test_forced_codes_take_the_place_of_draws(model_and_params):
     model, params = model_and_params
     conditions, cached = conditions_of(model), generators.cached(model)
@@ -97,6 +98,7 @@ def test_forced_codes_take_the_place_of_draws(model_and_params):
     np.testing.assert_allclose(whole.surprise, -likelihood, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_hidden_states_lie_where_codes_are_read(model_and_params):
     model, params = model_and_params
     of_rows = jax.tree.map(lambda leaf: leaf[ROWS], conditions_of(model))
@@ -110,6 +112,7 @@ def test_hidden_states_lie_where_codes_are_read(model_and_params):
     assert "hidden" not in fresh
 
 
+@pytest.mark.slow
 def test_hidden_states_are_those_that_are_tapped():
     model = toy.generator(toy.config())
     params, codes = scrambled(model), jax.random.randint(jax.random.key(2), (3, 16), 0, 16)
@@ -180,6 +183,7 @@ def test_exposure_goes_from_drawn_images_to_reconstructions(subject):
     assert all(row["perplexity"] > 1.0 for row in (rows[0], rows[1], rows[4]))
 
 
+@pytest.mark.slow
 def test_wrong_predictions_become_the_nearest_wrong_codes(subject):
     quality = Differences()
     plain, nearest = embeddings.measure(subject, quality)
@@ -200,6 +204,7 @@ def with_params(subject, **params):
     return other
 
 
+@pytest.mark.slow
 def test_guessing_has_the_perplexity_of_the_codebook(subject):
     """With a head of zeros all codes are as probable, whatever the context."""
     head = jax.tree.map(jnp.zeros_like, subject.weights.generator["lm_head"])
@@ -210,6 +215,7 @@ def test_guessing_has_the_perplexity_of_the_codebook(subject):
     np.testing.assert_allclose([row["perplexity"] for row in rows], 16.0, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_noise_replaces_its_share_of_the_context():
     codes = np.zeros((200, 50), np.int32)
     keys = jax.random.split(jax.random.key(0), 200)
@@ -219,6 +225,7 @@ def test_noise_replaces_its_share_of_the_context():
     np.testing.assert_array_equal(accuracy.with_noise(keys, codes, 0.0, 1000), codes)
 
 
+@pytest.mark.slow
 def test_an_input_layer_that_is_the_codebook_turned_has_a_cka_of_one(subject):
     basis, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(16, 16)))
     codebook = np.asarray(subject.tokenizer.codebook())
@@ -239,6 +246,7 @@ def test_the_frechet_distance_of_few_features_is_that_of_their_moments(count):
         statistics.frechet_distance_of(a, b[:, 1:])
 
 
+@pytest.mark.slow
 def test_consistency_counts_the_codes_that_come_back(subject):
     whole, *parts = consistency.measure(subject, None)
     pictures = subject.pictures("held_out")
@@ -292,6 +300,7 @@ def written(workdir):
     return json.loads((workdir / "analyze.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_job_writes_numbers_a_page_and_plots_and_does_nothing_twice(config, tmp_path, monkeypatch):
     analyze.run(config, tmp_path)
     first = written(tmp_path)
@@ -317,6 +326,7 @@ def test_the_job_writes_numbers_a_page_and_plots_and_does_nothing_twice(config, 
     assert {file for file in stamps if file.stat().st_mtime_ns > stamps[file]} == stamps.keys()
 
 
+@pytest.mark.slow
 def test_an_interrupted_job_goes_on_and_other_networks_begin_anew(config, tmp_path, monkeypatch):
     kept, broken = diagnostics.DIAGNOSTICS["accuracy"], diagnostics.DIAGNOSTICS["cka"]
 
@@ -340,6 +350,7 @@ def test_an_interrupted_job_goes_on_and_other_networks_begin_anew(config, tmp_pa
         analyze.run(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_one_of_the_files_of_lpips_alone_is_refused(tmp_path):
     config = small(toy.config())
     config.lpips.vgg16 = "vgg16.pth"

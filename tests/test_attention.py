@@ -136,6 +136,7 @@ def test_a_model_names_its_kernel():
         generators.shapes(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("length", "head_size"), [(5, 16), (258, 24)])  # neither is a multiple of the kernel's block
 def test_splash_attention_is_the_plain_form(length, head_size):
     inputs = [jax.random.normal(jax.random.key(i), (2, length, 2, head_size)) for i in range(4)]
@@ -292,6 +293,7 @@ def written_out(qkv, preparation, visible, rate, dropout):
     return mixed.reshape(*mixed.shape[:2], -1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["RAR", "AliTok"])
 def test_fused_attention_of_bfloat16_is_as_good_as_the_plain_form(name):
     """Against float64: in the mean over output and gradients, and none much worse; but for the bias of the keys."""
@@ -306,6 +308,7 @@ def test_fused_attention_of_bfloat16_is_as_good_as_the_plain_form(name):
     assert all(a < 1.2 * b + 1e-4 for a, b in zip(ours, theirs, strict=True)), (ours, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocks", [(1, 4, 9, 16, 25, 36, 64), (155,), (100, 55)])
 def test_fused_attention_of_blocks_sees_whole_blocks(blocks):
     """As VAR's scales do: a position sees its block and those before."""
@@ -343,6 +346,7 @@ def gradient_of_layers(attention):
     return jax.jit(jax.grad(loss))(qkv[:, :, 0])
 
 
+@pytest.mark.slow
 def test_fused_attention_under_scan_and_remat():
     fused = functools.partial(fused_on_mesh, interpret=True)
     assert distance(gradient_of_layers(fused), gradient_of_layers(plain_form)) < 1e-5

@@ -45,6 +45,7 @@ def run(script: str, *flags: str) -> list[list[str]]:
     return cells(printed.getvalue())
 
 
+@pytest.mark.slow
 def test_train_step_doubles_the_batch():
     head, *rows = run("train_step.py", CONFIG, "--batch=4", "--doublings=1", "--repeats=1")
     assert "MFU" in head
@@ -52,6 +53,7 @@ def test_train_step_doubles_the_batch():
     assert all(row[head.index("MFU")].endswith("%") for row in rows)
 
 
+@pytest.mark.slow
 def test_attention():
     """Every kernel has its row, with dropout and without, and says why where it cannot run."""
     head, *rows = run("attention.py", "--shapes=toy", "--batch=2", "--calls=1", "--repeats=1")
@@ -88,18 +90,21 @@ def test_posttrain_step():
     assert float(rows[3][3]) == pytest.approx(2 * float(rows[2][3]), rel=0.01)  # TFLOP of the released form
 
 
+@pytest.mark.slow
 def test_decode():
     rows = run("decode.py", *SIZES)
     assert [row[0] for row in rows[1:3]] == ["floor: arithmetic", "floor: memory"]
     assert len(rows) == 7
 
 
+@pytest.mark.slow
 def test_sample():
     rows = run("sample.py", CONFIG, "--images=24", "--batch=8", "--repeats=1")
     assert rows[1][0] == "--job=sample of 24 images, end to end"
     assert len(rows) == 8
 
 
+@pytest.mark.slow
 def test_data():
     """In a process of its own, as benchmarks are started."""
     flags = ("--lines=20", "--records=64", "--batch=8", "--shards=2", "--repeats=1")
@@ -120,6 +125,7 @@ def test_evaluate():
     assert len(run("evaluate.py", "--batch=2", "--repeats=1", "--generated=60", "--real=50")) == 5
 
 
+@pytest.mark.slow
 def test_encode_text():
     sizes = ("--width=32", "--depth=2", "--heads=2", "--mlp-width=64", "--batch=2")
     head, *rows = run("encode_text.py", *sizes, "--repeats=1", "--captions=5")

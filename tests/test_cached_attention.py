@@ -45,6 +45,7 @@ def random_params(model):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_heads_side_by_side_draw_the_same_codes(name):
     model, conditions = MODELS[name], CONDITIONS[name]
@@ -58,6 +59,7 @@ def test_heads_side_by_side_draw_the_same_codes(name):
     np.testing.assert_allclose(drawn[0][1], drawn[1][1], atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("biased", [False, True])
 def test_preparation_is_the_same_side_by_side(biased):
     draw = np.random.default_rng(1).normal

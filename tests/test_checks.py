@@ -213,6 +213,7 @@ def test_batches_on_256_devices(tmp_path, monkeypatch, names, changes, setting):
     assert "256 device(s)" in told
 
 
+@pytest.mark.slow
 def test_captions_that_are_missing_or_too_few(tmp_path):
     changes = {"condition": "text", "caption_length": 3, "caption_dim": 2}
     config = toy.llamagen_config(**changes)
@@ -241,6 +242,7 @@ def study(variants, **changes) -> ConfigDict:
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variants", "changes", "message"),
     [
@@ -257,12 +259,14 @@ def test_a_study_checks_its_variants(tmp_path, variants, changes, message):
     assert message in refused(("tokenizer", "tokenize", "study"), study(variants, **changes), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_study_whose_jobs_make_all_that_they_need_passes(tmp_path):
     jobs.check_all(("tokenizer", "tokenize", "study"), study({"both": {}, "none": {}}), tmp_path)
     with pytest.raises(RearError, match="tokenizer does not exist"):
         jobs.check_all(("study",), study({"both": {}}), tmp_path)
 
 
+@pytest.mark.slow
 def test_what_is_there_already_is_looked_at(tmp_path):
     """A checkpoint and codes of other settings, of which only headers can be read."""
     record = toy.config(model__depth=3).to_dict() | {"holds": "generator", "tokenizer_fingerprint": "f00"}
@@ -276,6 +280,7 @@ def test_what_is_there_already_is_looked_at(tmp_path):
     assert "holds other parameters" in refused(("tokenizer", "sample"), toy.config(model__depth=3), tmp_path)
 
 
+@pytest.mark.slow
 def test_what_an_earlier_job_makes_is_not_looked_for(tmp_path, monkeypatch, files):
     """Networks of this workdir, by a path from the current folder; the earlier job's own check is another matter."""
     monkeypatch.chdir(tmp_path)
@@ -296,6 +301,7 @@ def test_what_an_earlier_job_makes_is_not_looked_for(tmp_path, monkeypatch, file
     jobs.check_all(("tokenizer", "tokenize", "train", "sample"), toy.config(**watched), tmp_path)
 
 
+@pytest.mark.slow
 def test_only_headers_are_read_and_nothing_is_placed_on_a_device(tmp_path, monkeypatch, files):
     def read(*_):
         pytest.fail("a check read more than headers")
@@ -324,6 +330,7 @@ def test_only_headers_are_read_and_nothing_is_placed_on_a_device(tmp_path, monke
         assert reference.outline_network(config.evaluate).extractor.name == "EffNetLite2@32"
 
 
+@pytest.mark.slow
 def test_codes_of_another_plan(tmp_path):
     header = CodesHeader(2000, 1, "center", 16, 16, 32, 10, "f00", "fashion_mnist", "test", 4)
     (tmp_path / "codes").mkdir()
@@ -364,6 +371,7 @@ def test_a_dry_run_of_the_quickstart_says_what_would_run(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["log.txt"]
 
 
+@pytest.mark.slow
 def test_five_jobs_with_a_fault_in_the_last_end_before_any_work(tmp_path):
     flags = ["--job=tokenizer,tokenize,train,sample,evaluate", "--config.evaluate.reference=none.npz"]
     done = toy.finish(tmp_path, *flags)
@@ -377,6 +385,7 @@ def test_the_help_text_tells_of_the_dry_run():
     assert "run nothing" in main.flags.FLAGS["dry_run"].help
 
 
+@pytest.mark.slow
 def test_a_deterministic_run_tells_xla_and_the_log(tmp_path):
     """XLA ends a process that has a flag which it does not know."""
     done = toy.finish(tmp_path, "--job=tokenizer", "--dry_run", "--deterministic")

@@ -87,6 +87,7 @@ def test_training_goes_on_from_a_file(trained, files, tmp_path):
     assert first_loss(tmp_path / "further") < first_loss(tmp_path / "fresh")
 
 
+@pytest.mark.slow
 def test_a_file_without_projectors_starts_them_afresh(trained, files, tmp_path):
     tensors = {k: v for k, v in load_file(files / "generator.safetensors").items() if "align_mlp" not in k}
     save_file(tensors, tmp_path / "rar.safetensors")
@@ -100,12 +101,14 @@ def test_a_file_without_projectors_starts_them_afresh(trained, files, tmp_path):
     assert set(PROJECTOR_KEYS) < set(stored(tmp_path / "generator"))
 
 
+@pytest.mark.slow
 def test_projectors_are_left_out_where_the_method_has_none(trained, files, tmp_path):
     common = {"tokenizer_from": str(trained / "tokenizer"), **BARE}
     toy.run(tmp_path, "sample", init_from=str(files / "generator.safetensors"), **common)
     np.testing.assert_array_equal(np.load(tmp_path / "samples.npz")["arr_0"], np.load(trained / "samples.npz")["arr_0"])
 
 
+@pytest.mark.slow
 def test_a_converted_file_without_projectors_serves_rear_too(trained, files, tmp_path):
     tensors = {k: v for k, v in load_file(files / "generator.safetensors").items() if "align_mlp" not in k}
     save_file(tensors, tmp_path / "rar.safetensors")
@@ -210,6 +213,7 @@ def test_names_to_export_to_that_say_no_form_are_refused_before_anything_is_writ
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_report_of_a_tokenizer(files, tmp_path, capsys):
     toy.run(tmp_path, "convert", convert__source=str(files / "tokenizer.safetensors"), convert__verify=True)
     told = capsys.readouterr().out

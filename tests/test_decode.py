@@ -60,6 +60,7 @@ def test_a_sequence_does_not_depend_on_its_batch(params):
         np.testing.assert_array_equal(alone[0], together[i])
 
 
+@pytest.mark.slow
 def test_causality(params):
     codes = jax.random.randint(jax.random.key(0), (1, 9), 0, 12)
     labels = jnp.array([2])

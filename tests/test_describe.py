@@ -75,6 +75,7 @@ def rows(photos) -> dict[str, str]:
     return {row["file_name"]: row["text"] for row in map(json.loads, lines)}
 
 
+@pytest.mark.slow
 def test_photos_become_pairs(janus, photos, tmp_path):
     made = config(janus, photos)
     run(made, tmp_path / "work")
@@ -93,6 +94,7 @@ def test_photos_become_pairs(janus, photos, tmp_path):
     assert rows(one) == {"d.png": found["d.png"]}  # whatever else was in its batch
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_short_goes_on(janus, photos, tmp_path, squares, monkeypatch):
     made = config(janus, photos)
     run(made, tmp_path / "whole")
@@ -124,6 +126,7 @@ def test_a_run_that_was_cut_short_goes_on(janus, photos, tmp_path, squares, monk
     assert (photos / "metadata.jsonl").read_bytes() == wanted
 
 
+@pytest.mark.slow
 def test_new_photos_are_added(janus, photos, tmp_path, squares):
     run(config(janus, photos), tmp_path)
     before = rows(photos)
@@ -147,6 +150,7 @@ def test_a_strangers_metadata_stays(janus, photos, tmp_path):
     assert (photos / "metadata.jsonl").read_text().endswith("mine\n")
 
 
+@pytest.mark.slow
 def test_captions_of_another_recipe_are_not_mixed(janus, photos, tmp_path):
     run(config(janus, photos), tmp_path)
     told = refused(config(janus, photos, describe__question="What is it?"), tmp_path)
@@ -246,6 +250,7 @@ class TestRefusals:
         (tmp_path / "small.safetensors").rename(small / "model.safetensors")
         assert "give the vocabulary of that network" in refused(config(small, photos), tmp_path)
 
+    @pytest.mark.slow
     def test_damaged_notes(self, janus, photos, tmp_path):
         run(config(janus, photos), tmp_path)
         kept = tmp_path / "descriptions" / "photos" / "captions.jsonl"

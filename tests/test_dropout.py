@@ -26,6 +26,7 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
     return (a * b).mean() / (RATE * (1 - RATE)) * np.sqrt(a.size)
 
 
+@pytest.mark.slow
 def test_the_rate_is_met():
     """In all, and in each row, column, head and image, within what chance allows (chi-square)."""
     dropped = 1 - masks()

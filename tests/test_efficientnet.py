@@ -29,6 +29,7 @@ def fingerprint(x: jax.Array) -> np.ndarray:
     return flat @ np.cos(np.arange(flat.shape[1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "size", "sums", "fingerprints", "taps"),
     [

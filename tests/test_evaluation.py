@@ -265,6 +265,7 @@ def test_samples_that_are_not_all_there(workdir):
         open_samples(workdir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [truncate, round_half_up])
 def test_reconstructions_count_every_image_once(trained, rule, monkeypatch):
     config = toy.config(evaluate__num_reference=20)
@@ -296,6 +297,7 @@ def quick_network(monkeypatch):
     monkeypatch.setattr(evaluate, "load_network", lambda settings: NETWORK)
 
 
+@pytest.mark.slow
 def test_the_job_with_inception_scores(workdir, tmp_path, quick_network):
     with np.load(workdir / "samples.npz") as file:
         samples = file["arr_0"]
@@ -343,6 +345,7 @@ def test_what_cannot_be_scored_is_refused_before_the_network_runs(
         toy.run(workdir, "evaluate", **{f"evaluate__{key}": value for key, value in changes.items()})
 
 
+@pytest.mark.slow
 def test_a_tokenizer_alone(workdir, quick_network, caplog, monkeypatch):
     (workdir / "samples.npz").unlink()
     with caplog.at_level("INFO", "rear_jax"):

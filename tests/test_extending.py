@@ -160,6 +160,7 @@ def test_samples_follow_the_labels_and_the_recipe(trained):
     assert json.loads((trained / "samples.json").read_text())["eight_bit"] == "truncate"
 
 
+@pytest.mark.slow
 def test_cached_decoding_is_the_full_pass():
     network = Means(16, 10, 16)
     params = MEANS.init(network, seed=0)
@@ -198,6 +199,7 @@ def test_export_and_back(trained, tmp_path, part):
     assert file.read_bytes() == (tmp_path / "again.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_plan(trained, tmp_path):
     run(
         tmp_path,

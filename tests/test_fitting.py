@@ -164,6 +164,7 @@ def limit(monkeypatch, size: float | None) -> None:
     monkeypatch.setattr(fitting, "memory_limit", lambda mesh: size and int(size))
 
 
+@pytest.mark.slow
 def test_a_run_on_cpus_compiles_once(tmp_path, trained, compiled, caplog):
     caplog.set_level(logging.INFO)
     train(tmp_path, trained, train__loop__steps=2)
@@ -251,6 +252,7 @@ def test_a_choice_that_does_not_fit_any_more_is_made_anew(tmp_path, trained, com
     assert "the checkpoint's accumulation 1, remat none does not fit here: from now on numbers" in caplog.text
 
 
+@pytest.mark.slow
 def test_where_nothing_fits_one_line_says_what_helps(tmp_path, trained, monkeypatch):
     limit(monkeypatch, 1e5)
     with pytest.raises(
@@ -259,6 +261,7 @@ def test_where_nothing_fits_one_line_says_what_helps(tmp_path, trained, monkeypa
         train(tmp_path, trained)
 
 
+@pytest.mark.slow
 def test_the_compilers_refusal_counts_as_too_much(tmp_path, trained, monkeypatch):
     """A compiler that knows the device refuses a whole batch."""
     compiled_step = loop.compiled_step

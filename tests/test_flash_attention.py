@@ -72,6 +72,7 @@ def test_flash_attention_is_the_plain_form_at_every_size(length, size):
     assert_is_the_plain_form(*problem(length, size, 1, norm="layer", rate=0.1, rows=1, masked=length == 375))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [("RAR", "bfloat16"), ("AliTok", "bfloat16"), pytest.param("RAR", "float16", marks=pytest.mark.slow)],
@@ -88,6 +89,7 @@ def test_flash_attention_of_two_bytes_is_as_good_as_the_plain_form(name, dtype):
     assert all(a < 1.2 * b + 1e-4 for a, b in zip(ours, theirs, strict=True)), (ours, theirs)
 
 
+@pytest.mark.slow
 def test_dropout_keeps_what_the_plain_form_keeps():
     """Bit for bit: with values that are rows of the identity, outputs are the weights themselves."""
     length = 64

@@ -55,6 +55,7 @@ def test_samples_of_a_group_differ_and_positions_are_independent():
     assert abs(np.corrcoef(samples.T)[0, 1]) < 0.05
 
 
+@pytest.mark.slow
 def test_ratio_is_one_before_any_update():
     logits = jax.random.normal(KEY, (B, N, K))
     samples = grpo.draw_groups(KEY, logits, G)

@@ -66,6 +66,7 @@ def test_top_p_known():
     np.testing.assert_array_equal(jnp.isfinite(guidance.keep_top_p(logits, 0.0)), [[False, True, False, False]])
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 20), st.floats(0.0, 1.0))
 def test_filters_keep_the_best_and_what_they_keep_is_unchanged(seed, k, p):

@@ -268,6 +268,7 @@ def test_the_job_writes_codes_that_train(trained, tmp_path, form, caplog):
         assert np.isfinite(json.loads(last)["loss"])
 
 
+@pytest.mark.slow
 def test_a_killed_import_goes_on(trained, tmp_path, monkeypatch):
     source = write_lines(tmp_path / "a.jsonl", *made())
     run_import(tmp_path / "whole", trained, source)
@@ -305,6 +306,7 @@ def test_a_bad_source_leaves_nothing_that_looks_complete(trained, tmp_path):
         open_codes(tmp_path / "run" / "codes")
 
 
+@pytest.mark.slow
 def test_another_source_of_the_same_name_is_refused(trained, tmp_path):
     codes, labels = made(40)
     run_import(tmp_path / "run", trained, write_lines(tmp_path / "a.jsonl", codes, labels))

@@ -45,6 +45,7 @@ def test_outputs_have_the_published_widths():
     assert shapes == Outputs(*(jax.ShapeDtypeStruct((2, n), jnp.float32) for n in (64, 192, 768, 2048, 2023, 1008)))
 
 
+@pytest.mark.slow
 def test_spatial_features_are_seven_channels_of_6d():
     """What ADM's evaluator calls mixed_6/conv is the 1×1 branch of 6d: not the one of 6e."""
     params = inception.params_from(tensors())

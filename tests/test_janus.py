@@ -133,6 +133,7 @@ def test_a_dropped_prompt_still_tells_its_length():
     assert (jnp.abs(logits(CODES[:1], Tokens(*one)) - logits(CODES[:1], Tokens(*other))).max(axis=-1) > 1e-4).all()
 
 
+@pytest.mark.slow
 def test_padding_changes_nothing():
     """Neither how much of it, nor what stands there, nor who else is in the batch."""
     wanted = logits(CODES, prompts(*TEXTS))
@@ -187,6 +188,7 @@ def test_cached_decoding_is_the_full_forward(scale, segments, length):
         np.testing.assert_array_equal(codes[:, n], guidance.draw(keys, drawn[:, n]))
 
 
+@pytest.mark.slow
 def test_a_sequence_does_not_depend_on_its_batch():
     cached, sampler = generators.cached(MODEL), Sampler("constant", 5.0, top_k=5)
     together = sample(cached, PARAMS, prompts(*TEXTS, length=8), ROWS, KEYS, sampler)
@@ -196,6 +198,7 @@ def test_a_sequence_does_not_depend_on_its_batch():
         np.testing.assert_array_equal(alone[0], together[i])
 
 
+@pytest.mark.slow
 def test_bfloat16_decoding_is_near_the_full_forward():
     half, conditions = dataclasses.replace(MODEL, dtype=jnp.bfloat16), prompts(*TEXTS)
     sampler = Sampler("constant", 1.0)

@@ -241,6 +241,7 @@ def test_what_was_trained_takes_its_place_and_its_dtype(tensors, places, trained
     same(in_authors_names(open_weights(tmp_path / target)), wanted)
 
 
+@pytest.mark.slow
 def test_a_tokenizer_goes_onto_the_same_file(tensors, places, tmp_path):
     own = {key.removeprefix("gen_vision_model."): tensor * 2 for key, tensor in tensors.items()}
     only = {key: own[key] for key in own if f"gen_vision_model.{key}" in tensors and "codebook_used" not in key}

@@ -64,6 +64,7 @@ def said(pixels, ids, mask, *, seeds=(0, 1, 2), wanted=(True, True, True), end_i
         return jax.tree.map(np.asarray, run(network()[1], pixels, ids, mask, *rows))
 
 
+@pytest.mark.slow
 def test_decoding_is_the_full_forward_pass():
     module, params = network()
     pixels, ids, mask = asked()
@@ -75,6 +76,7 @@ def test_decoding_is_the_full_forward_pass():
     np.testing.assert_array_equal(np.argmax(logits, axis=-1), tokens)
 
 
+@pytest.mark.slow
 def test_a_row_depends_neither_on_its_padding_nor_on_its_neighbours():
     pixels, ids, mask = asked()
     tokens, logits = said(pixels, ids, mask)
@@ -115,6 +117,7 @@ def test_answers_end_and_nothing_is_drawn_after_the_last_end():
     assert (logits[:, 3:] == 0).all()  # the program has stopped
 
 
+@pytest.mark.slow
 def test_sampling_has_a_key_of_its_own_in_each_row():
     pixels, ids, mask = asked()
     drawn = {"temperature": 2.0}

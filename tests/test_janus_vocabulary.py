@@ -89,6 +89,7 @@ def test_the_template_to_the_letter(vocabulary):
     assert vocabulary.assistant_id in ids
 
 
+@pytest.mark.slow
 @hypothesis.settings(deadline=None, max_examples=100)
 @hypothesis.given(
     st.one_of(st.sampled_from(SENTENCES[::2]), st.text(st.characters(codec="utf-8", exclude_characters="<")))

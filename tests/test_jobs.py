@@ -59,6 +59,7 @@ def test_training_passes_over_corrupt_records_or_stops(trained, tmp_path, share)
             toy.run(tmp_path, "train", **changes)
 
 
+@pytest.mark.slow
 def test_second_run_is_done_already(workdir):
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file() and "tensorboard" not in p.parts}
     toy.run(workdir, "tokenizer", "tokenize", "train", "sample")
@@ -125,6 +126,7 @@ def test_refusals_name_the_thing(workdir, job, changes, message):
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_checks_pass_beside_what_was_made_and_leave_it_alone(workdir):
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
     names = ("tokenizer", "tokenize", "train", "sample", "evaluate")

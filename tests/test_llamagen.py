@@ -93,6 +93,7 @@ def test_cached_decoding_is_the_full_forward(model, scale, interval, segments):
         np.testing.assert_array_equal(codes[:, n], guidance.draw(keys, logits[:, n]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [CLASS, TEXT], ids=lambda m: m.condition)
 def test_a_sequence_does_not_depend_on_its_batch(model):
     sampler = Sampler("constant", 2.0, top_k=5)
@@ -104,6 +105,7 @@ def test_a_sequence_does_not_depend_on_its_batch(model):
         np.testing.assert_array_equal(alone[0], together[i])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [CLASS, TEXT], ids=lambda m: m.condition)
 def test_bfloat16_decoding_is_near_the_full_forward(model):
     half = dataclasses.replace(model, dtype=jnp.bfloat16)
@@ -144,6 +146,7 @@ def test_the_null_label_is_the_last_row_and_no_class():
     )
 
 
+@pytest.mark.slow
 def test_features_on_padding_do_not_matter():
     captions = CONDITIONS["text"]
     changed = captions._replace(features=jnp.where(MASK[:, :, None], captions.features, 100.0))
@@ -198,6 +201,7 @@ def test_attention_scores_depend_on_the_difference_of_positions():
     assert abs(score(5, 0) - score(4, 0)) > 1e-3
 
 
+@pytest.mark.slow
 def test_dropout_acts_in_training_only():
     model = dataclasses.replace(CLASS, dropout=0.3, token_dropout=0.2)
     inputs = PARAMS["class"], jnp.zeros((2, 9), jnp.int32), jnp.array([0, 1])

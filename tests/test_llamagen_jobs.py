@@ -54,6 +54,7 @@ def test_training_and_sampling_by_class(experiment, tmp_path):
     assert np.abs(sets[0].astype(int) - sets[1]).max() <= 1
 
 
+@pytest.mark.slow
 def test_one_step_by_hand():
     """A step of 'ar' moves what it should by AdamW's first step, and dropped labels are the null label's row."""
     config = toy.llamagen_config(dropout=0.0, token_dropout=0.0)
@@ -102,6 +103,7 @@ def published_file(config, path):
     return str(path)
 
 
+@pytest.mark.slow
 def test_sampling_by_caption(experiment, tmp_path):
     config = experiment(condition="text", caption_length=4, caption_dim=6)
     config.init_from = published_file(config, tmp_path / "t2i.safetensors")
@@ -162,6 +164,7 @@ def test_training_by_caption(experiment, tmp_path):
     assert (params["lm_head"]["kernel"] != with_others["lm_head"]["kernel"]).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drop", [0.0, 1.0])
 def test_one_step_by_caption(drop):
     """Captions condition the prediction; a dropped one keeps its mask, and the null caption has no gradient."""
@@ -190,6 +193,7 @@ def test_one_step_by_caption(drop):
     assert gradient["caption_fc1"]["kernel"].any()
 
 
+@pytest.mark.slow
 def test_dropped_captions_do_not_depend_on_the_microbatch():
     config = toy.llamagen_config(condition="text", caption_length=4, caption_dim=6)
     config.method.label_drop = 0.5

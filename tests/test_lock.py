@@ -122,6 +122,7 @@ def test_who_has_lost_the_lock_ends(tmp_path):
     assert (tmp_path / lock.NAME).read_text() == "{}"
 
 
+@pytest.mark.slow
 def test_one_of_several_that_replace_a_stale_lock_gets_it(tmp_path):
     leave(tmp_path, started="1")
     processes = [start(tmp_path, seconds=3.0) for _ in range(3)]

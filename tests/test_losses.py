@@ -46,6 +46,7 @@ def test_negative_cosine_known_values_and_zero_vectors():
     assert jnp.isfinite(gradient).all()
 
 
+@pytest.mark.slow
 def test_gradients_against_finite_differences():
     key = jax.random.key(0)
     x, y = jax.random.normal(key, (2, 3, 4)), jax.random.normal(jax.random.key(1), (2, 3, 4))
@@ -119,6 +120,7 @@ def test_unknown_schedule():
         noise.noise_rates(jax.random.key(0), "cosine", 0.0, 1)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.integers(2, 64), st.booleans(), st.integers(0, 2**31 - 1))
 def test_corrupt_changes_only_what_it_says(codebook_size, different, seed):

@@ -62,6 +62,7 @@ def files(tmp_path_factory) -> dict[str, str]:
     return {name: str(folder / f"{name}.safetensors") for name in ("vgg16", "heads")}
 
 
+@pytest.mark.slow
 def test_symmetric_positive_and_each_pair_by_itself():
     a, b = images(), images()[::-1]
     there, back = distance(params(), a, b), distance(params(), b, a)
@@ -72,11 +73,13 @@ def test_symmetric_positive_and_each_pair_by_itself():
     np.testing.assert_allclose(distance(params(), a[1:2], b[1:2])[0], there[1], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_equal_images_are_at_zero_with_zero_gradient():
     np.testing.assert_allclose(distance(params(), images(), images()), 0.0, atol=1e-12)
     np.testing.assert_allclose(gradient(params(), images(), images()), 0.0, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_gradient_is_finite_and_is_that_of_the_distance():
     a, b = images(), images()[::-1]
     slope = gradient(params(), a, b)
@@ -86,12 +89,14 @@ def test_gradient_is_finite_and_is_that_of_the_distance():
     np.testing.assert_allclose(change, jnp.sum(slope * step), rtol=0.01)
 
 
+@pytest.mark.slow
 def test_gradient_is_finite_where_features_vanish():
     silent = jax.tree.map(jnp.zeros_like, params())  # every activation is zero
     assert (distance(silent, images(), images()[::-1]) == 0).all()
     np.testing.assert_array_equal(gradient(silent, images(), images()[::-1]), 0.0)
 
 
+@pytest.mark.slow
 def test_layers_add_up_and_a_target_is_seen_once():
     @jax.jit
     def parts(params, a, b):
@@ -140,6 +145,7 @@ def test_wrong_files_are_named(files, tmp_path):
 
 
 class TestPerceptualNetwork:
+    @pytest.mark.slow
     def test_lpips(self, files):
         settings = configs.default().lpips
         settings.update(files)
@@ -148,6 +154,7 @@ class TestPerceptualNetwork:
         found = jax.jit(network.distance)(network.params, a, b)
         np.testing.assert_allclose(found, distance(params(), a, b), rtol=1e-5)
 
+    @pytest.mark.slow
     def test_efficientnet(self):
         network = perceptual.load("lite0", configs.default().lpips, option="config.x")
         assert jax.eval_shape(network.distance, network.params, images(), images()).shape == (4,)

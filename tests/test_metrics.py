@@ -219,6 +219,7 @@ class TestPerceptualDistance:
             np.testing.assert_array_equal(tap[0, 0, 0], 0)
         np.testing.assert_array_equal(lpips.normalise_channels(a[0])[0, 0, 0], 0)
 
+    @pytest.mark.slow
     def test_through_the_network_at_identical_and_black_images(self):
         network, params = EfficientNetLite("lite0"), efficientnet.load("lite0")
         image = jnp.zeros((1, 16, 16, 3)).at[0, 4:9, 3:12, 1].set(0.8)
@@ -254,6 +255,7 @@ class TestFeatures:
         with pytest.raises(RearError, match="batch of 5 rows follows a first one of 4"):
             extract(extractor, [images[:4], images[:5]])
 
+    @pytest.mark.slow
     def test_efficientnet_reads_bytes_and_floats_alike_and_each_image_by_itself(self):
         extractor = efficientnet_extractor(efficientnet.load("lite0"), "lite0", 32)
         assert (extractor.name, extractor.dim) == ("EffNetLite0@32", 1280)

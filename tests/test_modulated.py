@@ -51,6 +51,7 @@ def value_and_gradients(way, rate, given):
     return run(*given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("length", "width", "rate"), [(18, 128, 0.1), (16, 256, 0.0), (5, 128, 0.5), (33, 384, 0.1)])
 def test_kernels_are_the_plain_form(length, width, rate):
     got, wanted = (value_and_gradients(way, rate, inputs(length, width)) for way in (INTERPRETED, PLAIN))
@@ -58,6 +59,7 @@ def test_kernels_are_the_plain_form(length, width, rate):
         np.testing.assert_allclose(got[name], want, atol=1e-5 * float(jnp.abs(want).max()), err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [50, pytest.param(64, marks=pytest.mark.slow)])
 def test_sequences_that_do_not_fit_on_the_chip_are_taken_in_blocks(monkeypatch, length):
     """Of 32 positions, of which the last block has fewer or as many."""
@@ -75,6 +77,7 @@ def test_blocks_are_equal_and_of_whole_registers(length, memory, block):
     assert _block(length, 50, SPARE + memory)[0] == block
 
 
+@pytest.mark.slow
 def test_kernels_of_bfloat16_are_as_good_as_the_plain_form():
     given = inputs(33, 128, dtype=jnp.bfloat16)
     fused, plain = (value_and_gradients(way, 0.1, given) for way in (INTERPRETED, PLAIN))
@@ -84,6 +87,7 @@ def test_kernels_of_bfloat16_are_as_good_as_the_plain_form():
             assert distance(fused[name], want) <= 1.05 * distance(plain[name], want), name
 
 
+@pytest.mark.slow
 def test_the_mask_is_that_of_the_plain_form():
     """Of every element, at the attention's output and at the MLP's."""
     (x, mixed, _, norm1, _, _), dropout = inputs(35, 128), Dropout.of(jax.random.key(1), jnp.arange(2))
@@ -94,6 +98,7 @@ def test_the_mask_is_that_of_the_plain_form():
     np.testing.assert_allclose(of_mixed, drop(jnp.ones_like(x), 0.3, dropout), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_gradient_of_the_modulation_that_is_handed_on_is_kept():
     """What reads other parts of it later gives their gradient."""
     x, _, _, norm1, _, modulation = inputs(16, 128)

@@ -87,6 +87,7 @@ def tiny(name: str, **changes):
     return tokenizer, drawn(tokenizers.shapes(tokenizer))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NEW)
 def test_golden(name):
     with np.load(GOLDENS / f"{name}.npz") as golden:
@@ -119,6 +120,7 @@ def test_an_image_size_that_cannot_be_halved_is_refused(name):
         tokenizers.build(SECTIONS[name](), 250)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NEW)
 def test_the_interface_is_consistent_with_itself(name):
     tokenizer, params = tiny(name)

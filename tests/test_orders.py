@@ -52,6 +52,7 @@ def model_and_params():
     return model, params, codes, labels
 
 
+@pytest.mark.slow
 def test_raster_order_given_or_implied_is_the_same(model_and_params):
     model, params, codes, labels = model_and_params
     raster = jnp.broadcast_to(jnp.arange(9), (2, 9))

@@ -246,6 +246,7 @@ def test_held_bytes_are_those_of_the_state():
     assert held["batch"] == config.train.loop.batch_size // 4 * (program.held["batch"]["codes"].shape[1] + 1) * 4
 
 
+@pytest.mark.slow
 def test_the_job_without_the_chips_compiler(tmp_path, monkeypatch):
     """No TPU compiler: the host's stands in, and the plan says so; nothing but shapes is needed."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

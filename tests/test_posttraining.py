@@ -77,6 +77,7 @@ def brightness(monkeypatch):
     return made
 
 
+@pytest.mark.slow
 def test_straight_through_is_hard_forward_and_soft_backward():
     logits, weights = jax.random.normal(KEY, (5, 7)), jax.random.normal(jax.random.key(1), (5, 7))
     hard, gradient = jax.value_and_grad(lambda x: jnp.sum(weights * ste.straight_through(x, 0.5)))(logits)
@@ -86,6 +87,7 @@ def test_straight_through_is_hard_forward_and_soft_backward():
     np.testing.assert_array_equal(ste.straight_through(logits, 0.5), np.eye(7)[logits.argmax(-1)])
 
 
+@pytest.mark.slow
 def test_ste_rewards_the_images_of_the_most_probable_codes(setting):
     networks, frozen, batch = setting
     logits = jax.random.normal(KEY, (4, 16, 16))
@@ -180,6 +182,7 @@ def test_the_first_update_of_ar_grpo_is_on_policy(setting, brightness):
     assert (metrics["ratio"], metrics["clip_share"], metrics["kl"]) == (1.0, 0.0, 0.0)
 
 
+@pytest.mark.slow
 def test_rewards_by_hand(setting):
     networks, frozen, batch = setting
     original, images = batch["image"][:1] / 255.0, batch["image"][1:3] / 255.0
@@ -199,6 +202,7 @@ def test_rewards_by_hand(setting):
     np.testing.assert_allclose(flattened, (z * e).sum(-1) / norms - 1.0, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_reward_that_is_not_finite_names_its_image(setting, trained, tmp_path, monkeypatch):
     batch = setting[2]
     reward = jnp.zeros((4, 2)).at[2, 1].set(jnp.nan)
@@ -216,6 +220,7 @@ def test_a_reward_that_is_not_finite_names_its_image(setting, trained, tmp_path,
     assert open_source("fashion_mnist", "", "test")[index][1] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

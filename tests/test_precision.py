@@ -114,6 +114,7 @@ def test_every_product_of_a_generator(name, dtype, wanted):
     assert set(flops.by_precision(traced)) == wanted | {"high"}  # the tokenizer is float32
 
 
+@pytest.mark.slow
 def test_a_plan_counts_what_its_chips_will_multiply_not_what_stands_in_for_them():
     topology = chips.topology("h100:8")
     made = toy.config(model__dtype="bfloat16", train__loop__batch_size=8)

@@ -377,6 +377,7 @@ def test_geneval_without_its_metadata_is_refused_before_drawing(experiment, enco
         jobs.JOBS["sample"].check(config, tmp_path, ())
 
 
+@pytest.mark.slow
 def test_hpsv2_takes_the_first_image_of_each_prompt(experiment, encoder, tmp_path):
     write(tmp_path / "photo.json", '["a dog", "a cat"]')
     config = experiment(prompts=str(tmp_path), images_per_prompt=2, hpsv2=True)

@@ -72,6 +72,7 @@ def test_an_index_that_is_none_is_named(tmp_path):
             shards.open_weights(tmp_path / "a.json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16])
 def test_other_floats_are_taken(tokenizer, tmp_path, dtype):
     _, tensors = tokenizer

@@ -70,6 +70,7 @@ def test_losses_by_hand() -> None:
         np.testing.assert_allclose(loss, (0.01 + 0.04 + 0.01 + 0.09) / 4, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_go_where_each_term_sends_them() -> None:
     latents, codebook, weights = random_latents(0, 5, 2), random_latents(1, 3, 2), random_latents(2, 5, 2)
 

@@ -11,6 +11,7 @@ CAPTIONS = ["a bright dress", "a dark dress", "a dark coat, wide"]
 SIZES = {"width": 16, "depth": 1, "heads": 2, "head_size": 4, "mlp_width": 8, "vocabulary_size": 12}
 
 
+@pytest.mark.slow
 def test_it_is_read_like_a_published_one(tmp_path):
     random_encoder.make(tmp_path, CAPTIONS, SIZES, seed=0)
     module, params, fingerprint = t5_files.load(str(tmp_path / "model.safetensors"), "float32")

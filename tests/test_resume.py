@@ -147,6 +147,7 @@ def finish_limited(kibibytes: int, workdir, *flags: str) -> subprocess.Completed
     return subprocess.run(command, env=toy.environment(), capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_grow_is_one_line_and_leaves_nothing_whole(tmp_path, trained):
     done = finish_limited(98, tmp_path, "--job=tokenize", f"--config.tokenizer_from={trained / 'tokenizer'}")
     assert done.returncode == 1
@@ -155,6 +156,7 @@ def test_a_file_that_cannot_grow_is_one_line_and_leaves_nothing_whole(tmp_path, 
     assert not list((tmp_path / "codes").glob("*.array_record"))
 
 
+@pytest.mark.slow
 def test_tasks_that_a_failed_save_leaves_say_nothing(capfd, monkeypatch):
     """Such a task is a coroutine that nobody awaits; python warns of it when it is collected, behind the error."""
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)

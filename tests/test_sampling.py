@@ -112,6 +112,7 @@ def test_the_file_is_what_numpy_would_write(tmp_path):
         assert file["labels"].dtype == np.int32
 
 
+@pytest.mark.slow
 def test_samples_as_pngs_and_of_another_size(unsampled):
     toy.run(unsampled, "sample", sample__png_folder=True, sample__image_size=24)
     images = images_of(unsampled)
@@ -121,6 +122,7 @@ def test_samples_as_pngs_and_of_another_size(unsampled):
     assert json.loads((unsampled / "samples.json").read_text())["image_size"] == 24
 
 
+@pytest.mark.slow
 def test_pngs_of_a_set_that_is_done(sampled, monkeypatch):
     stamp = (sampled / "samples.npz").stat().st_mtime_ns
     monkeypatch.setattr(sample, "CHUNK", 7)
@@ -146,6 +148,7 @@ def test_only_its_own_left_over_is_removed_beside_a_set_that_is_done(sampled):
         assert (sampled / "samples.partial").exists() == kept
 
 
+@pytest.mark.slow
 def test_the_recipe_and_what_stands_beside_it(sampled, monkeypatch):
     written = json.loads((sampled / "samples.json").read_text())
     assert (written["generator_dtype"], written["tokenizer_dtype"]) == ("float32", "float32")
@@ -175,6 +178,7 @@ def test_stretches_of_the_decoder():
     assert segment_bounds(16, 4, cut=8) == segment_bounds(16, 4, cut=16) == segment_bounds(16, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interval", [pytest.param(0, marks=pytest.mark.slow), 5])
 def test_after_its_interval_guidance_costs_nothing(interval):
     """The unconditional half is asked for the codes that are guided, and for no other; the logits say so too."""
@@ -198,6 +202,7 @@ def test_after_its_interval_guidance_costs_nothing(interval):
     np.testing.assert_allclose(logits[:, :guided], wanted[:, :guided], atol=2e-3)
 
 
+@pytest.mark.slow
 def test_too_many_images_for_the_disk_leave_no_damage(unsampled, monkeypatch):
     def full(*arguments, **settings):
         raise OSError(28, "No space left on device", "images.npy")

@@ -71,6 +71,7 @@ def test_the_network_that_makes_pixels_itself_is_trained_in_one_stage():
     assert (config.tokenizer.predicts, config.tokenizer.legacy_reshape) == ("pixels", False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_interface_is_consistent_with_itself(kind):
     tokenizer, params = tiny(kind)
@@ -99,6 +100,7 @@ def test_the_interface_is_consistent_with_itself(kind):
         np.testing.assert_allclose(images, reconstruction, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [pytest.param("codes", marks=pytest.mark.slow), "alitok"])
 def test_training_reaches_every_parameter(kind):
     tokenizer, params = tiny(kind)
@@ -264,6 +266,7 @@ def stored(folder, config, params):
     return folder
 
 
+@pytest.mark.slow
 def test_a_decoder_of_pixels_on_an_encoder_that_was_trained_with_codes(tmp_path):
     sizes = {"patch_size": 8, "proxy_channel_mult": (1, 1, 1, 1)}
     config = toy.config(tokenizer=section("codes", **sizes))

@@ -144,11 +144,11 @@ def narrow(config):
     "file",
     [
         pytest.param("rear_s", marks=pytest.mark.slow),
-        "llamagen_b",
+        pytest.param("llamagen_b", marks=pytest.mark.slow),
         "llamagen_xl_t2i",
         pytest.param("rear_titok_b64", marks=pytest.mark.slow),
         pytest.param("alitok_b", marks=pytest.mark.slow),
-        "tokenizer_vqgan_plus",
+        pytest.param("tokenizer_vqgan_plus", marks=pytest.mark.slow),
     ],
 )
 def test_narrow_networks_start_as_the_authors_do(file):

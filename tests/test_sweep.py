@@ -69,6 +69,7 @@ def test_powers_alone_are_swept_at_the_scale_of_the_samples(points, tmp_path):
         toy.run(tmp_path, "sweep")
 
 
+@pytest.mark.slow
 def test_several_values_where_one_belongs_are_told_of_the_sweep(tmp_path):
     finished = toy.finish(tmp_path, "--job=sweep", "--config.sample.guidance_power=[1,2]")
     assert finished.returncode == 1

@@ -80,6 +80,7 @@ def test_rewards_are_the_scores_of_the_decoded_images(both):
     assert np.std(each["clip"]) > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clip", "hps"])
 def test_they_have_a_gradient_in_the_images(both, name):
     judge, params = both[1][name]
@@ -133,6 +134,7 @@ class TestRefusals:
         assert text_judge.CaptionFeatures({}, source).of(np.array([1])) == {}
 
 
+@pytest.mark.slow
 def test_features_of_a_caption_are_computed_once(both, monkeypatch):
     made, _ = both
     source, asked = open_split(made.data, "test"), []

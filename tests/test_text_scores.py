@@ -76,6 +76,7 @@ def test_benchmark_by_hand():
         text_scores.hps_benchmark({})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_scores_are_cosines_of_what_the_network_sees(name, files, scorers):
     scorer = scorers[name]

@@ -70,6 +70,7 @@ def test_the_published_network_has_its_published_size() -> None:
     assert tokenizer.embedding_dim == 256
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("l2_normalize", [False, True])
 def test_the_interface_is_consistent_with_itself(l2_normalize: bool) -> None:
     tokenizer, variables = tiny(l2_normalize=l2_normalize)
@@ -104,6 +105,7 @@ def test_codes_are_row_major() -> None:
     assert np.unique(codes).size > 1
 
 
+@pytest.mark.slow
 def test_training_reaches_every_parameter() -> None:
     tokenizer, variables = tiny()
 

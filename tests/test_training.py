@@ -39,6 +39,7 @@ def test_learning_rate_known_points():
     np.testing.assert_allclose([schedule(s) for s in (0, 5, 10, 60, 110)], [0.0, 0.5, 1.0, 0.55, 0.1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_weight_decay_spares_biases_tables_and_codebooks():
     optimizer = state.adamw(settings(warmup_steps=0, weight_decay=0.5), 100, RULES)
     zero = jax.tree.map(jnp.zeros_like, PARAMS)
@@ -367,6 +368,7 @@ def test_command_line_errors_are_one_line(tmp_path, flags, message):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_stage_that_there_is_not_is_one_line(tmp_path):
     done = toy.finish(tmp_path, f"--config={toy.ROOT / 'configs' / 'tokenizer_titok_b64.py'}:3")
     assert done.returncode != 0
@@ -374,6 +376,7 @@ def test_a_stage_that_there_is_not_is_one_line(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_workdir_that_cannot_be_written_and_buckets():
     done = toy.finish("gs://bucket/run")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)

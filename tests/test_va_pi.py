@@ -125,6 +125,7 @@ def test_rows_of_the_unconditional_prior(share, rows, wanted):
     assert teacher_forcing.dropped_rows(share, rows) == wanted
 
 
+@pytest.mark.slow
 def test_label_drop_teaches_the_null_class_and_leaves_the_ratio_at_one(parts):
     """The null class is the last row of the embeddings; its gradient comes from the unconditional prior alone."""
     networks, params, frozen, batch = parts
@@ -139,6 +140,7 @@ def test_label_drop_teaches_the_null_class_and_leaves_the_ratio_at_one(parts):
     assert moved[0.0] == 0.0 < moved[0.1] < moved[1.0]
 
 
+@pytest.mark.slow
 def test_the_prior_is_a_mixture(parts):
     """With a share of one it is the cross-entropy under the null label, of all images."""
     networks, params, frozen, batch = parts
@@ -172,6 +174,7 @@ def test_inner_updates_move_the_ratio_and_count_as_one_step(parts):
     assert state.step == 1
 
 
+@pytest.mark.slow
 def test_microbatches_keep_the_rollouts_with_their_images(parts):
     """Inner updates on merged microbatches: with no step taken the ratio must be 1 for every image."""
     networks, params, frozen, batch = parts
@@ -193,6 +196,7 @@ def test_post_training_raises_the_reward(parts):
     assert np.mean(rewards[-5:]) > np.mean(rewards[:5])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

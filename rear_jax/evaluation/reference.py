@@ -6,7 +6,6 @@ once, then call `metrics.scores.score` as often as there are sets.
 
 import hashlib
 import logging
-import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from rear_jax.data.archive import STATISTICS, ImageArchive
 from rear_jax.data.batches import ordered_batches
 from rear_jax.data.sources import open_split
 from rear_jax.data.sources.interface import Spread, spread
-from rear_jax.errors import UNREADABLE, RearError
+from rear_jax.errors import RearError
 from rear_jax.metrics import scores
 from rear_jax.metrics.features import FeatureExtractor, Network, load_network
 from rear_jax.metrics.statistics import Gaussian
@@ -135,8 +134,8 @@ def prepare_reference(
     if path.exists():
         try:
             return scores.Reference.load(path)
-        except (*UNREADABLE, zipfile.BadZipFile, NotImplementedError) as error:
-            raise RearError(f"{path} cannot be read ({error}): delete it, it will be made again.") from error
+        except (ValueError, TypeError) as error:  # a value of another kind; what is damaged is named by the reader
+            raise RearError(f"{path} cannot be read ({error}): delete it and run --job=evaluate again.") from error
     reference = _compute_reference(plan, extractor, settings)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as temporary:

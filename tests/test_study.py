@@ -17,6 +17,26 @@ def test_the_table_has_means_and_deviations():
     assert table(rows).splitlines() == ["| variant | FD | reward |", "|---|---|---|", "| one way | 2 ± 1.4 | -1 ± 0 |"]
 
 
+def test_the_table_marks_what_differs_from_the_first_row_beyond_chance():
+    """Welch's t-test by hand: t = 3.1 with 2.9 degrees of freedom has p = 0.055, t = 7.3 with 4 has p = 0.002."""
+    rows = {
+        "plain": [{"FD": value} for value in (10.0, 11.0, 12.0)],
+        "near": [{"FD": value} for value in (9.0, 9.5, 8.5)],
+        "far": [{"FD": value} for value in (5.0, 4.0, 6.0)],
+        "other": [{"FD": value, "noise": 0.5} for value in (10.0, 11.0, 12.5)],
+    }
+    _, _, plain, near, far, other = table(rows).splitlines()
+    assert plain == "| plain | 11 ± 1 |  |"
+    assert near == "| near | 9 ± 0.5 |  |"
+    assert far == "| far | 5 ± 1 \\* |  |"
+    assert other == "| other | 11.17 ± 1.3 | 0.5 ± 0 |"
+
+
+def test_equal_runs_differ_where_their_values_do():
+    rows = {"a": [{"x": 1.0}] * 2, "b": [{"x": 2.0}] * 2, "c": [{"x": 1.0}] * 2}
+    assert [line.count("*") for line in table(rows).splitlines()[2:]] == [0, 1, 0]
+
+
 def test_one_seed_is_no_study(tmp_path):
     with pytest.raises(RearError, match="2 or more"):
         toy.run(tmp_path, "study", study__seeds=(0,))

@@ -62,6 +62,24 @@ def test_scales_and_powers_are_combined(points, tmp_path):
     assert "- samples: seed: 0\n" in table
 
 
+def test_the_best_point_is_confirmed_by_other_samples(points, tmp_path, monkeypatch):
+    seeds, score = [], sweep.evaluate.run
+
+    def watched(config, workdir, place):
+        seeds.append((place.name, config.sample.guidance_scale, config.seed))
+        score(config, workdir, place)
+
+    monkeypatch.setattr(sweep.evaluate, "run", watched)
+    toy.run(tmp_path, "sweep", sweep__guidance_scale=(1.0, 2.0, 3.0), sweep__confirm=True)
+    assert seeds[:3] == [("1_1", 1.0, 0), ("2_1", 2.0, 0), ("3_1", 3.0, 0)]
+    ((name, scale, seed),) = seeds[3:]
+    assert (name, scale) == ("best", 2.0)
+    assert seed != 0
+    confirmed = json.loads((tmp_path / "sweep.json").read_text())["confirmed"]
+    assert (confirmed["guidance_scale"], confirmed["FID"]) == (2.0, 1.0)
+    assert "again, with new samples:" in (tmp_path / "sweep.md").read_text()
+
+
 def test_powers_alone_are_swept_at_the_scale_of_the_samples(points, tmp_path):
     toy.run(tmp_path, "sweep", sweep__guidance_power=(0.5, 2.75))
     assert points == [(2.0, 0.5), (2.0, 2.75)]

@@ -41,6 +41,9 @@ def sweep() -> ConfigDict:
     sweep = ConfigDict()
     sweep.guidance_scale = ()  # values of config.sample.guidance_scale; () = only the value there
     sweep.guidance_power = ()  # values of config.sample.guidance_power; () = only the value there
+    # True = the point with the smallest distance gets a second set of samples, from other random numbers; report its
+    # scores, because those of the first set chose the point
+    sweep.confirm = False
     return sweep
 
 

@@ -100,6 +100,8 @@ def method() -> ConfigDict:
     method.noise_schedule = "annealed"
     method.noise_rate = 0.5  # the constant of schedules 'uniform' and 'fixed', 0 to 1
     method.embedding_weight = 1.0  # λ, weight of both embedding losses; 0 = off
+    # embedding losses that count: 'both', 'shallow' (of the current code) or 'deep' (of the next code)
+    method.embedding_terms = "both"
     method.embedding_reading = "released"  # shallow term at replaced codes: 'released' (left out) or 'paper' (kept)
     method.projector = "released"  # 'released' (three layers with SiLU) or 'paper' (two layers with GELU)
     method.projector_width = 2048  # width of the hidden layers of each projector

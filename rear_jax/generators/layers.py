@@ -1,5 +1,6 @@
 """Layers that several families of generators share, and the rules of their parameters."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +13,7 @@ from rear_jax.runtime.sharding import HEAD_AXES, Rule, Rules, by_heads, is_divid
 from rear_jax.weights.layout import Path, TorchName, leaf_name
 
 PROJECTORS = {"released": 3, "paper": 2}  # linear layers of a projector
+RELEASED_HIDDEN = 2048  # width of a projector's hidden layers
 PROJECTOR_KEYS = {"shallow_projector": "encode_align_mlp", "deep_projector": "decode_align_mlp"}  # in reAR's files
 
 # The authors' `trunc_normal_(std=0.02)` cuts at ±2, a hundred standard deviations: no draw is ever cut.
@@ -70,6 +72,10 @@ class Projector(nn.Module):
 
     `layers` linear layers of hidden width `hidden`: three with SiLU are the released code's (and its checkpoints'),
     two with GELU the paper's text.
+
+    At the released hidden width weights start with the released standard deviation of 0.02. At others, those that read
+    hidden features start with one that makes the vectors as large. If they started near zero, as from 0.02 at a hidden
+    width of 128, gradients of their cosines would be hundreds of times those of the prediction.
     """
 
     hidden: int
@@ -80,9 +86,11 @@ class Projector(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B N W"]) -> Float[Array, "B N D"]:
         activation = in_float32(nn.silu, self.dtype) if self.layers == 3 else gelu
+        as_large = nn.initializers.normal(0.02 * math.sqrt(RELEASED_HIDDEN / self.hidden))
         for i in range(self.layers - 1):
-            x = activation(dense(self.hidden, self.dtype, name=f"layer{i}")(x))
-        return dense(self.features, self.dtype, name=f"layer{self.layers - 1}")(x)
+            start = as_large if i else normal
+            x = activation(dense(self.hidden, self.dtype, name=f"layer{i}", kernel_init=start)(x))
+        return dense(self.features, self.dtype, name=f"layer{self.layers - 1}", kernel_init=as_large)(x)
 
 
 def projectors(model: nn.Module) -> tuple[Projector, Projector]:

@@ -24,6 +24,7 @@ from rear_jax.runtime.writer import read_metrics
 log = logging.getLogger(__name__)
 
 COLUMNS = 4  # panels in a row of study.png
+SIGNIFICANT = 0.05  # p-value below which a difference is marked
 
 
 def run(config: ConfigDict, workdir: Path, jobs: Mapping[str, Job]) -> None:
@@ -31,9 +32,13 @@ def run(config: ConfigDict, workdir: Path, jobs: Mapping[str, Job]) -> None:
 
     The tokenizer and the codes are those of `workdir`, the generator that of `workdir/seed_<n>`; a variant works in
     `workdir/seed_<n>/<variant>`. Whatever is done already is not done again; each folder keeps the settings that it was
-    made by, and is refused where they have changed. Leaves `study.md` (a table of the samples' scores, at each guidance
-    where 'sweep' is among `variant_jobs`, and one of the last logged metrics: a row for each variant, mean ± standard
-    deviation over seeds), `study.png` and `study.json`.
+    made by, and is refused where they have changed. Leaves `study.png`, `study.json` and `study.md`, with tables of
+
+    - the samples' scores, at each guidance where 'sweep' is among `variant_jobs`;
+    - correct-token ratios and perplexities, where 'analyze' is among them and computes 'accuracy';
+    - the last logged metrics.
+
+    Each has a row for each variant, with mean ± standard deviation over seeds, and says what differs from the first.
 
     Raises RearError: a variant is none of this experiment, a job is unknown, or a folder was made by other settings.
     """
@@ -53,7 +58,7 @@ def run(config: ConfigDict, workdir: Path, jobs: Mapping[str, Job]) -> None:
                 jobs[job].run(variant, folder / name)
             results[name].append(_result(folder / name, study))
     write_json(workdir / "study.json", {"results": results, "config": config.to_dict()})
-    page = _page(results, study)
+    page = _page(results)
     with atomic_file(workdir / "study.md") as file:
         file.write_text(page)
     _draw_curves(workdir, study)
@@ -107,10 +112,13 @@ def _plan(config: ConfigDict, workdir: Path, seed: int) -> tuple[ConfigDict, dic
     base.tokenizer_from = config.tokenizer_from or str(artifacts.tokenizer_folder(workdir))
     base.codes_from = str(artifacts.codes_folder(config, workdir))
     base.evaluate.cache = config.evaluate.cache or str(workdir / "references")
+    generator = config.init_from
+    if "train" in config.study.jobs:
+        generator = str(artifacts.generator_folder(workdir / f"seed_{seed}"))
     variants = {}
     for name, changes in config.study.variants.items():
         variants[name] = _changed(base, changes, f"config.study.variants.{name}")
-        variants[name].init_from = str(artifacts.generator_folder(workdir / f"seed_{seed}"))
+        variants[name].init_from = generator
     return base, variants
 
 
@@ -151,44 +159,76 @@ def _refuse_others(folder: Path, config: ConfigDict) -> bool:
 
 
 def _result(folder: Path, study: ConfigDict) -> dict:
-    """Scores of each set of samples, and the means of the last logged metrics of the training job."""
+    """Title of a table -> the values of this run in it."""
     records = read_metrics(folder, study.variant_jobs[0])[-study.last :]
     names = [name for name in report.CURVES[study.variant_jobs[0]] if name in records[-1]]
     metrics = {name: statistics.fmean(record[name] for record in records) for name in names}
-    return {"scores": _scores(folder, study), "metrics": metrics}
+    last = {f"Training, means of the last {study.last} logged steps": metrics}
+    return _scores(folder, study) | _predictions(folder, study) | last
 
 
 def _scores(folder: Path, study: ConfigDict) -> dict[str, dict[str, float]]:
     """Set of samples -> its scores: one set, or that of each point of a sweep."""
     if "sweep" not in study.variant_jobs:
         return {"Samples": json.loads((folder / "scores.json").read_text())["scores"][SAMPLES]}
-    scores = {}
-    for point in json.loads((folder / "sweep.json").read_text())["points"]:
+    found, scores = json.loads((folder / "sweep.json").read_text()), {}
+    for point in found["points"]:
         scale, power = point.pop("guidance_scale"), point.pop("guidance_power")
         scores["Samples without guidance" if scale == 1 else f"Samples at guidance {scale:g}, power {power:g}"] = point
+    if "confirmed" in found:
+        scores["New samples at the best guidance of each run"] = found["confirmed"]
     return scores
 
 
-def _page(results: dict[str, list[dict]], study: ConfigDict) -> str:
-    """study.md: a table for each set of samples, and one of the training metrics."""
-    sections = {
-        title: {name: [run["scores"][title] for run in runs] for name, runs in results.items()}
-        for title in next(iter(results.values()))[0]["scores"]
-    }
-    title = f"Training, means of the last {study.last} logged steps"
-    sections[title] = {name: [run["metrics"] for run in runs] for name, runs in results.items()}
-    return "\n".join(f"## {title}\n\n{table(rows)}\n" for title, rows in sections.items())
+def _predictions(folder: Path, study: ConfigDict) -> dict[str, dict[str, float]]:
+    """Each measure of the diagnostic 'accuracy' -> its values, by images and by the noise in the context."""
+    if "analyze" not in study.variant_jobs:
+        return {}
+    found = json.loads((folder / "analyze.json").read_text())["diagnostics"].get("accuracy", {"rows": []})
+    tables: dict[str, dict[str, float]] = {}
+    for row in found["rows"]:
+        images, noise = row.pop("images"), row.pop("random context")
+        for measure, value in row.items():
+            tables.setdefault(f"Predictions: {measure}", {})[f"{images}, {noise:.0%} of context random"] = value
+    return tables
+
+
+def _page(results: dict[str, list[dict]]) -> str:
+    """study.md: a table for each title."""
+    tables = {}
+    for title in next(iter(results.values()))[0]:
+        tables[title] = table({name: [run[title] for run in runs] for name, runs in results.items()})
+    first = next(iter(results)).replace("_", " ")
+    note = f"\\* differs from {first!r} beyond chance: Welch's t-test over seeds, p < {SIGNIFICANT}."
+    return "\n".join([*(f"## {title}\n\n{text}\n" for title, text in tables.items()), note, ""])
 
 
 def table(rows: dict[str, list[dict[str, float]]]) -> str:
-    """A Markdown table: a row for each variant, a column for each value, mean ± standard deviation over its runs."""
-    columns = list(next(iter(rows.values()))[0])
+    """A Markdown table: a row for each variant, a column for each value, mean ± standard deviation over its runs.
 
-    def cell(values: list[float]) -> str:
-        return f"{statistics.fmean(values):.4g} ± {statistics.stdev(values):.2g}"
+    A star marks what differs from the first row by more than the spread over the runs explains: Welch's t-test with
+    p < 0.05, two-sided. One mark in twenty is chance. A value that a variant does not have is left empty.
+    """
+    columns = list(dict.fromkeys(name for runs in rows.values() for name in runs[0]))
+    first = next(iter(rows.values()))
 
-    lines = [[name.replace("_", " "), *(cell([r[c] for r in runs]) for c in columns)] for name, runs in rows.items()]
+    def cell(runs: list[dict[str, float]], column: str) -> str:
+        if column not in runs[0]:
+            return ""
+        values, others = [run[column] for run in runs], [run[column] for run in first if column in run]
+        mark = " \\*" if runs is not first and others and _differ(values, others) else ""
+        return f"{statistics.fmean(values):.4g} ± {statistics.stdev(values):.2g}{mark}"
+
+    lines = [[name.replace("_", " "), *(cell(runs, column) for column in columns)] for name, runs in rows.items()]
     return figures.table(["variant", *columns], lines)
+
+
+def _differ(values: list[float], others: list[float]) -> bool:
+    from scipy.stats import ttest_ind  # here, because other jobs need not wait for it
+
+    if statistics.stdev(values) == statistics.stdev(others) == 0.0:
+        return values[0] != others[0]
+    return bool(ttest_ind(values, others, equal_var=False).pvalue < SIGNIFICANT)
 
 
 def _draw_curves(workdir: Path, study: ConfigDict) -> None:
@@ -197,13 +237,14 @@ def _draw_curves(workdir: Path, study: ConfigDict) -> None:
     records = {
         name: [read_metrics(workdir / f"seed_{seed}" / name, job) for seed in study.seeds] for name in study.variants
     }
-    some = next(iter(records.values()))[0]
-    names = [name for name in report.CURVES[job] if name in some[-1]]
+    names = [name for name in report.CURVES[job] if any(name in runs[0][-1] for runs in records.values())]
     figure, panels = new_figure(-(-len(names) // COLUMNS), min(COLUMNS, len(names)), 3.4, 3.0)
     for panel in panels[len(names) :]:
         panel.set_axis_off()
     for panel, metric in zip(panels, names, strict=False):
         for variant, runs in records.items():
+            if metric not in runs[0][-1]:
+                continue
             steps = [record["step"] for record in runs[0]]
             values = np.array([[record[metric] for record in run] for run in runs])  # [seeds, logged steps]
             (line,) = panel.plot(steps, values.mean(axis=0), label=variant.replace("_", " "))

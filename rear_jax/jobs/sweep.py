@@ -3,7 +3,7 @@
 import itertools
 import json
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -18,28 +18,32 @@ from rear_jax.runtime.figures import finish_panel, new_figure, save_figure
 log = logging.getLogger(__name__)
 
 
+OTHER_SEED = 1_000_003  # what is added to config.seed for the samples that confirm the best point
+
+
 def run(config: ConfigDict, workdir: Path) -> None:
     """Samples and scores every point in `workdir/sweep/<scale>_<power>`; what is done already is not done again.
+
+    With `config.sweep.confirm`, the best point gets a second set of samples, from other random numbers, in
+    `workdir/sweep/best`. The scores of the first set chose the point and flatter it; those of the second do not.
 
     Leaves `sweep.md` (a row for each point, and what all their recipes agree on), `sweep.png` (scores against the
     scale, a line for each power) and `sweep.json`.
     """
-    points, recipes = [], []
-    for point in _points(config):
-        scale, power = point.sample.guidance_scale, point.sample.guidance_power
-        place = workdir / "sweep" / f"{scale:g}_{power:g}"
-        place.mkdir(parents=True, exist_ok=True)
-        sample.run(point, workdir, place)
-        evaluate.run(point, workdir, place)
-        found = json.loads((place / "scores.json").read_text())
-        points.append({"guidance_scale": scale, "guidance_power": power, **found["scores"][evaluate.SAMPLES]})
-        recipes.append(found["recipe"])
-    recipe = report.common(recipes)
-    write_json(workdir / "sweep.json", {"points": points, "recipe": recipe, "config": config.to_dict()})
+    configs = _points(config)
+    points, recipes = zip(*(_scored(point, workdir, _name(point)) for point in configs), strict=True)
+    result = {"points": points, "recipe": report.common(recipes), "config": config.to_dict()}
+    page = [table(points), ""]
+    if config.sweep.confirm:
+        best = configs[points.index(_best(points))]
+        best.seed += OTHER_SEED
+        result["confirmed"], _ = _scored(best, workdir, "best")
+        page += ["The best point again, with new samples:", "", table([result["confirmed"]]), ""]
+    write_json(workdir / "sweep.json", result)
     with atomic_file(workdir / "sweep.md") as file:
-        file.write_text("\n".join([table(points), "", *report.recipe_lines(recipe), ""]))
+        file.write_text("\n".join([*page, *report.recipe_lines(result["recipe"]), ""]))
     _draw(workdir / "sweep.png", points)
-    log.info("sweep: wrote %s\n%s", workdir / "sweep.md", table(points))
+    log.info("sweep: wrote %s\n%s", workdir / "sweep.md", "\n".join(page))
 
 
 def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
@@ -64,23 +68,41 @@ def _points(config: ConfigDict) -> list[ConfigDict]:
     return points
 
 
-def table(points: list[dict[str, float]]) -> str:
+def _name(point: ConfigDict) -> str:
+    return f"{point.sample.guidance_scale:g}_{point.sample.guidance_power:g}"
+
+
+def _scored(point: ConfigDict, workdir: Path, name: str) -> tuple[dict[str, float], dict]:
+    """Draws and scores samples in `workdir/sweep/<name>`: the point's guidance with its scores, and their recipe."""
+    place = workdir / "sweep" / name
+    place.mkdir(parents=True, exist_ok=True)
+    sample.run(point, workdir, place)
+    evaluate.run(point, workdir, place)
+    found = json.loads((place / "scores.json").read_text())
+    guidance = {key: point.sample[key] for key in ("guidance_scale", "guidance_power")}
+    return guidance | found["scores"][evaluate.SAMPLES], found["recipe"]
+
+
+def _best(points: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The point of the smallest distance, which is the first score."""
+    return min(points, key=lambda point: list(point.values())[2])
+
+
+def table(points: Sequence[dict[str, float]]) -> str:
     """A Markdown table, a row for each point; the best of the first score is in bold."""
-    columns = list(points[0])
-    distance = columns[2]
-    best = min(points, key=lambda point: point[distance])
+    columns, best = list(points[0]), _best(points)
     lines = [[f"{point[column]:.4g}" for column in columns] for point in points]
-    lines[points.index(best)][2] = f"**{best[distance]:.4g}**"
+    lines[points.index(best)][2] = f"**{lines[points.index(best)][2]}**"
     return figures.table(columns, lines)
 
 
-def drawn_scores(points: list[dict[str, float]]) -> list[str]:
+def drawn_scores(points: Sequence[dict[str, float]]) -> list[str]:
     """Names of the scores that are drawn: the Fréchet distance, and the Inception Score or, without one, precision."""
     columns = list(points[0])
     return [columns[2], "IS" if "IS" in columns else "precision"]
 
 
-def _draw(path: Path, points: list[dict[str, float]]) -> None:
+def _draw(path: Path, points: Sequence[dict[str, float]]) -> None:
     """A panel for each of `drawn_scores`, a line for each power."""
     names = drawn_scores(points)
     figure, panels = new_figure(1, len(names), 4.0, 3.2)

@@ -24,7 +24,11 @@ from rear_jax.training.objectives.objective import Objective
 from rear_jax.training.state import TrainState, accumulated_gradients, adamw, apply_gradients, learning_rate, new_state
 
 OBJECTIVES: dict[str, Objective] = {one.name: one for one in (ar.OBJECTIVE, rar.OBJECTIVE, rear.OBJECTIVE)}
-READINGS = ("released", "paper")
+CHOICES = {  # settings of `config.method` -> what each may be
+    "noise_schedule": tuple(noise.SCHEDULES),
+    "embedding_terms": tuple(rear.TERMS),
+    "embedding_reading": ("released", "paper"),
+}
 
 
 def build_generator(config: ConfigDict, tokenizer: nn.Module) -> nn.Module:
@@ -91,7 +95,7 @@ def train_step(model: Any, config: ConfigDict, optimizer: optax.GradientTransfor
 
     `encode`, (frozen, images) -> codes, is for batches that hold images; None where they hold codes.
     """
-    for name, known in {"noise_schedule": noise.SCHEDULES, "embedding_reading": READINGS}.items():
+    for name, known in CHOICES.items():
         if config.method[name] not in known:
             raise RearError(f"config.method.{name} = {config.method[name]!r}: use one of {', '.join(known)}.")
     loss_fn = _objective(config).loss(model, config)

@@ -10,9 +10,11 @@ from rear_jax.generators.dropout import Dropout
 from rear_jax.generators.family import TAPS
 from rear_jax.training.objectives.objective import LossFunction, Objective, conditions_with_drops, draw_each, prediction
 
+TERMS = {"both": ("shallow", "deep"), "shallow": ("shallow",), "deep": ("deep",)}  # those that count
+
 
 def rear_loss(model: Any, config: ConfigDict) -> LossFunction:
-    """Cross-entropy under a noisy context, plus λ times both codebook-embedding terms."""
+    """Cross-entropy under a noisy context, plus λ times the codebook-embedding terms that count."""
     method = config.method
 
     def loss_fn(params, batch, key, *, progress, codebook):
@@ -34,7 +36,7 @@ def rear_loss(model: Any, config: ConfigDict) -> LossFunction:
             terms = losses.codebook_embedding_losses(
                 out.shallow, out.deep, codebook[codes], replaced, reading=method.embedding_reading
             )
-            loss += method.embedding_weight * (terms.shallow + terms.deep)
+            loss += method.embedding_weight * sum(getattr(terms, name) for name in TERMS[method.embedding_terms])
             metrics |= {"shallow": terms.shallow, "deep": terms.deep, "loss": loss}
         return loss, metrics
 

@@ -8,14 +8,35 @@ only, both. Samples of each are scored without guidance, as the paper does, and 
 through EfficientNet-Lite0, scores through EfficientNet-Lite2. The divergence from the generator before is watched, by a
 weight that moves nothing. In the paper (LlamaGen-XXL, FID without guidance): 14.36 before, 38.6 reward only, 14.17
 prior only, 7.65 both. What it gives here is in benchmarks/RESULTS.md.
+
+End --config=FILE with :long for 400 steps in the place of 64, with :prior for weights of the prior (β), with :noise for
+noise in the context (ξ), or with :after_ar for generators that were trained without reAR.
 """
 
 from ml_collections import ConfigDict
 
 from rear_jax.config.experiments import fashion_mnist
+from rear_jax.errors import RearError
+
+BEFORE = {"posttrain": {"optimizer": {"learning_rate": 0.0, "final_learning_rate": 0.0}}}
+PARTS = {
+    "before": BEFORE,
+    "reward_only": {"posttrain": {"prior_weight": 0.0}},
+    "prior_only": {"posttrain": {"policy_weight": 0.0}},
+    "both": {},
+}
+STUDIES = {  # name -> variants; numbers in their names are in per cent
+    "parts": PARTS,
+    "long": PARTS,
+    "prior": {"before": BEFORE} | {f"prior_{beta}": {"posttrain": {"prior_weight": beta / 100}} for beta in (1, 10, 100)},
+    "noise": {"before": BEFORE} | {f"noise_{xi}": {"posttrain": {"noise_rate": xi / 100}} for xi in (0, 25, 50, 95)},
+    "after_ar": {"before": BEFORE, "both": {}},
+}
 
 
-def get_config():
+def get_config(study="parts"):
+    if study not in STUDIES:
+        raise RearError(f"there is no study {study!r}: end --config=FILE with one of :{', :'.join(STUDIES)}.")
     config = fashion_mnist()
     config.jobs = ("tokenizer", "tokenize", "study")
     vq = config.tokenizer_training
@@ -23,18 +44,12 @@ def get_config():
     vq.loop.batch_size = 32
     vq.loop.picture_every = vq.loop.checkpoint_every = 400
     vq.optimizer.warmup_steps = 30
-    config.posttrain.loop.steps = 64
+    config.method.name = "ar" if study == "after_ar" else "rear"
+    config.posttrain.loop.steps = 400 if study == "long" else 64
     config.posttrain.kl_weight = 1e-6
     config.sweep.guidance_scale = (1.0, 3.0)
     config.study.variant_jobs = ("posttrain", "sweep")
     config.study.last = 10
     with config.study.unlocked():
-        config.study.variants = ConfigDict(
-            {
-                "before": {"posttrain": {"optimizer": {"learning_rate": 0.0, "final_learning_rate": 0.0}}},
-                "reward_only": {"posttrain": {"prior_weight": 0.0}},
-                "prior_only": {"posttrain": {"policy_weight": 0.0}},
-                "both": {},
-            }
-        )
+        config.study.variants = ConfigDict(STUDIES[study])
     return config

@@ -102,6 +102,12 @@ def test_round_trip(tmp_path: Path, in_memory: bool):
     assert {array.dtype for array in read.values()} == {np.dtype(np.int32)}
 
 
+def test_codes_of_a_source_without_splits_are_read_again(tmp_path: Path):
+    header = dataclasses.replace(HEADER, split="")
+    write(tmp_path, header)
+    assert open_codes(tmp_path).header == header
+
+
 def test_header_file_tells_other_readers_all(tmp_path: Path):
     write(tmp_path)
     content = json.loads((tmp_path / "header.json").read_text())

@@ -153,9 +153,10 @@ def _refuse_other_images(directory: Path, stored: str, wanted: str) -> None:
 
 
 def as_json(header: CodesHeader) -> dict[str, Any]:
-    """The header as it is stored: its fields but the empty ones, and for other readers what follows from them."""
+    """The header as it is stored: all fields that were said, and for other readers what follows from them."""
     derived = {"num_records": header.num_records, "shard_sizes": header.shard_sizes}
-    said = {name: value for name, value in dataclasses.asdict(header).items() if value != ""}
+    values = {field.name: (getattr(header, field.name), field.default) for field in dataclasses.fields(header)}
+    said = {name: value for name, (value, unsaid) in values.items() if value != unsaid}
     return {"format_version": FORMAT_VERSION, **said, **derived}
 
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from rear_jax import artifacts
 from rear_jax.config import ranges
 from rear_jax.errors import RearError
-from rear_jax.evaluation import report
+from rear_jax.evaluation import report, watching
 from rear_jax.jobs.evaluate import SAMPLES
 from rear_jax.jobs.job import Job
 from rear_jax.runtime import figures, identity
@@ -232,23 +232,36 @@ def _differ(values: list[float], others: list[float]) -> bool:
 
 
 def _draw_curves(workdir: Path, study: ConfigDict) -> None:
-    """A panel for each metric, a line for each variant: the mean over seeds, the band their range."""
+    """A panel for each metric, and for each score of samples drawn in training; in each, a line for each variant."""
     job = study.variant_jobs[0]
-    records = {
-        name: [read_metrics(workdir / f"seed_{seed}" / name, job) for seed in study.seeds] for name in study.variants
-    }
-    names = [name for name in report.CURVES[job] if any(name in runs[0][-1] for runs in records.values())]
-    figure, panels = new_figure(-(-len(names) // COLUMNS), min(COLUMNS, len(names)), 3.4, 3.0)
-    for panel in panels[len(names) :]:
+    known = [(job, name) for name in report.CURVES[job]]
+    if job == "train":
+        known += [(watching.JOB, name) for name in _watched_scores(workdir, study)]
+    drawn = [(metric, lines) for job, metric in known if (lines := _lines(workdir, study, job, metric))]
+    figure, panels = new_figure(-(-len(drawn) // COLUMNS), min(COLUMNS, len(drawn)), 3.4, 3.0)
+    for panel in panels[len(drawn) :]:
         panel.set_axis_off()
-    for panel, metric in zip(panels, names, strict=False):
-        for variant, runs in records.items():
-            if metric not in runs[0][-1]:
-                continue
-            steps = [record["step"] for record in runs[0]]
-            values = np.array([[record[metric] for record in run] for run in runs])  # [seeds, logged steps]
+    for panel, (metric, lines) in zip(panels, drawn, strict=False):
+        for variant, (steps, values) in lines.items():
             (line,) = panel.plot(steps, values.mean(axis=0), label=variant.replace("_", " "))
             panel.fill_between(steps, values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.2)
         finish_panel(panel, metric, f"{job} step")
     panels[0].legend(fontsize=8)
     save_figure(workdir / "study.png", figure)
+
+
+def _watched_scores(workdir: Path, study: ConfigDict) -> list[str]:
+    """Names of the scores of `config.train.evaluate_every`."""
+    some = read_metrics(workdir / f"seed_{study.seeds[0]}" / next(iter(study.variants)), watching.JOB)
+    return [name for name in (some[-1] if some else {}) if name not in ("job", "step")]
+
+
+def _lines(workdir: Path, study: ConfigDict, job: str, metric: str) -> dict[str, tuple[list[int], np.ndarray]]:
+    """Variant that has the metric -> the logged steps, and its values [seeds, steps]."""
+    lines = {}
+    for name in study.variants:
+        runs = [read_metrics(workdir / f"seed_{seed}" / name, job) for seed in study.seeds]
+        if runs[0] and metric in runs[0][-1]:
+            values = np.array([[record[metric] for record in run] for run in runs])
+            lines[name] = [record["step"] for record in runs[0]], values
+    return lines

@@ -113,3 +113,47 @@ def test_a_study_runs_once_and_leaves_its_tables(tmp_path):
     plain = study({"both": {}}, posttrain__kl_weight=1e-6)  # one set of samples; the training is done
     jobs.JOBS["study"].run(plain, tmp_path)
     assert "## Samples\n" in (tmp_path / "study.md").read_text()
+
+
+@pytest.mark.slow
+def test_objectives_are_variants_too(tmp_path):
+    """Each variant trains from nothing; a metric that only one of them has leaves the other's cell empty."""
+    config = toy.config(
+        study__jobs=(),
+        study__variant_jobs=("train", "sweep", "analyze"),
+        sweep__guidance_scale=(1.0, 2.0),
+        sweep__confirm=True,
+        analyze__diagnostics=("accuracy",),
+        analyze__num_images=8,
+        analyze__batch_size=8,
+        analyze__noise_shares=(0.0, 0.1),
+        train__evaluate_every=2,
+        train__evaluate_images=8,
+    )
+    config.study.update(seeds=(0, 1), last=1)
+    with config.study.unlocked():
+        config.study.variants = ConfigDict({"ar": {"method": {"name": "ar"}}, "rear": {"method": {"name": "rear"}}})
+    for job in ("tokenizer", "tokenize"):
+        jobs.JOBS[job].run(config, tmp_path)
+    jobs.JOBS["study"].check(config, tmp_path, ())
+    jobs.JOBS["study"].run(config, tmp_path)
+
+    results = json.loads((tmp_path / "study.json").read_text())["results"]
+    titles = list(results["ar"][0])
+    assert titles[:3] == [
+        "Samples without guidance",
+        "Samples at guidance 2, power 1",
+        "New samples at the best guidance of each run",
+    ]
+    assert titles[3:5] == ["Predictions: CTR", "Predictions: perplexity"]
+    assert list(results["rear"][1]["Predictions: CTR"]) == [
+        f"{images}, {noise} of context random" for images in ("train", "held-out") for noise in ("0%", "10%")
+    ]
+    first, second = (run["Samples without guidance"] for run in results["ar"])
+    assert first != second
+    page = (tmp_path / "study.md").read_text()
+    assert "| shallow |" in page
+    assert page.count("| ar |") == page.count("| rear |") == len(titles)
+    assert (tmp_path / "study.png").stat().st_size > 0
+    for seed in config.study.seeds:
+        assert not (tmp_path / f"seed_{seed}" / "generator").exists()

@@ -4,6 +4,7 @@ import difflib
 import json
 import logging
 import statistics
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -228,7 +229,9 @@ def _differ(values: list[float], others: list[float]) -> bool:
 
     if statistics.stdev(values) == statistics.stdev(others) == 0.0:
         return values[0] != others[0]
-    return bool(ttest_ind(values, others, equal_var=False).pvalue < SIGNIFICANT)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # values that are equal but for rounding
+        return bool(ttest_ind(values, others, equal_var=False).pvalue < SIGNIFICANT)
 
 
 def _draw_curves(workdir: Path, study: ConfigDict) -> None:

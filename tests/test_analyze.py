@@ -18,6 +18,7 @@ from rear_jax.evaluation import diagnostics
 from rear_jax.evaluation.diagnostics import accuracy, alignment, consistency, embeddings, exposure
 from rear_jax.evaluation.diagnostics.subject import Subject
 from rear_jax.evaluation.reconstructions import Reconstructions
+from rear_jax.evaluation.reference import RealImages
 from rear_jax.generators.interface import Captions
 from rear_jax.jobs import analyze
 from rear_jax.metrics import scores, statistics
@@ -387,3 +388,11 @@ def test_all_diagnostics_on_one_device_and_on_several(trained, tmp_path):
             for column, value in row.items():
                 wanted = pytest.approx(value, rel=0.02, abs=0.02) if isinstance(value, float) else value
                 assert other[column] == wanted, (name, column)
+
+
+def test_training_images_are_some_of_those_that_the_generator_learned_from(trained):
+    few = analyze.open_subject(toy.config(train__num_images=20, analyze__num_images=8, analyze__batch_size=8), trained)
+    learned = RealImages(few.config.data, few.config.data.train_split, 20)
+    seen = {learned[i][0].tobytes() for i in range(20)}
+    assert {image.tobytes() for image in few.pictures("train").images} < seen
+    assert few.describe("train") != few.describe("held_out")

@@ -375,6 +375,18 @@ def test_every_epoch_visits_every_record_in_another_order(tmp_path: Path):
     assert (other_seed["codes"][:, 0] != first).any()
 
 
+def test_fewer_images_are_read_evenly_spread_and_in_all_views(tmp_path: Path):
+    """Three of eleven images: 0, 3 and 7, with records 2 i and 2 i + 1; each epoch visits all six."""
+    write(tmp_path)
+    batches = take(code_batches(open_codes(tmp_path), batch_size=6, seed=3, num_images=3), 3)
+    for batch in batches:
+        assert sorted(batch["codes"][:, 0]) == [0, 1, 6, 7, 14, 15]
+    assert any((batch["codes"][:, 0] != batches[0]["codes"][:, 0]).any() for batch in batches[1:])
+    whole = take(code_batches(open_codes(tmp_path), batch_size=6, seed=3), 3)
+    more = take(code_batches(open_codes(tmp_path), batch_size=6, seed=3, num_images=99), 3)
+    np.testing.assert_array_equal([b["codes"] for b in more], [b["codes"] for b in whole])
+
+
 @pytest.mark.parametrize("batch_size", [6, 60])  # 60 rows span several epochs of 22
 @pytest.mark.parametrize("process_count", [1, 2, 3])
 @pytest.mark.parametrize("in_memory", [False, True])

@@ -207,6 +207,7 @@ OF_TRAINING = {
     **_under("train.loop", LOOP),
     **_under("train.optimizer", OPTIMIZER),
     "train.ema_decay": BELOW_ONE,
+    "train.num_images": whole(0, 2**40),
     "train.accumulation": MICROBATCHES,
     "train.evaluate_every": STEPS_OR_NONE,
     "train.evaluate_images": IMAGES,

@@ -116,6 +116,8 @@ def method() -> ConfigDict:
 def train() -> ConfigDict:
     """The job 'train'."""
     train = ConfigDict()
+    # images of the training split that the generator learns from, evenly spread; 0 = all
+    train.num_images = 0
     train.ema_decay = 0.0  # decay per step of the exponential moving average of the parameters; 0 = no average
     train.accumulation = 0  # microbatches per step; 0 = as few as fit into memory, on CPUs of 4 images
     train.evaluate_every = 0  # steps between two scores of a small set of samples; 0 = none

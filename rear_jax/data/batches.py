@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from rear_jax.data.codes import Codes
 from rear_jax.data.crops import AUGMENTATIONS, RANDOM_VIEWS
-from rear_jax.data.sources.interface import ImageSource
+from rear_jax.data.sources.interface import ImageSource, spread
 from rear_jax.errors import RearError
 
 Batch = dict[str, np.ndarray]
@@ -137,6 +137,7 @@ def code_batches(
     *,
     batch_size: int,
     seed: int,
+    num_images: int = 0,
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -147,6 +148,7 @@ def code_batches(
       codes: an open folder of codes.
       batch_size: B, sequences per step over all processes.
       seed: not negative.
+      num_images: how many images are read, evenly spread, each in all its views; 0 for all.
       start_step, process_index, process_count: as in `image_batches`.
 
     Returns:
@@ -154,7 +156,10 @@ def code_batches(
 
     Raises RearError: B does not divide among the processes; while iterating, a record is damaged.
     """
-    batches = _CodeBatches(codes, seed, _Share(batch_size, start_step, process_index, process_count))
+    header, views = codes.header, codes.header.num_augmentations
+    images = spread(header.num_images, num_images or header.num_images)
+    records = (images[:, None] * views + np.arange(views)).reshape(-1)
+    batches = _CodeBatches(codes, records, seed, _Share(batch_size, start_step, process_index, process_count))
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
     return iter(grain.MapDataset.source(batches).to_iter_dataset(options))
 
@@ -222,19 +227,20 @@ class _CodeBatches:
     each, which is longer than reading the record takes.
     """
 
-    def __init__(self, codes: Codes, seed: int, share: _Share):
+    def __init__(self, codes: Codes, records: np.ndarray, seed: int, share: _Share):
         self._codes = codes
+        self._records = records  # those that are read
         self._share = share
-        self._epoch_order = functools.lru_cache(maxsize=2)(functools.partial(_epoch_order, len(codes), seed))
+        self._epoch_order = functools.lru_cache(maxsize=2)(functools.partial(_epoch_order, len(records), seed))
 
     def __len__(self) -> int:
         return sys.maxsize // self._share.batch_size
 
     def __getitem__(self, index: SupportsIndex) -> Batch:
         first = self._share.first_place(int(index))
-        epochs, places = np.divmod(np.arange(first, first + self._share.rows), len(self._codes))
-        indices = np.concatenate([self._epoch_order(int(e))[places[epochs == e]] for e in np.unique(epochs)])
-        batch = self._codes.read(indices)
+        epochs, places = np.divmod(np.arange(first, first + self._share.rows), len(self._records))
+        chosen = np.concatenate([self._epoch_order(int(e))[places[epochs == e]] for e in np.unique(epochs)])
+        batch = self._codes.read(self._records[chosen])
         return {"codes": batch["codes"], "label": batch["label"]}
 
 

@@ -36,12 +36,16 @@ def score_settings(settings: ConfigDict) -> scores.Settings:
 
 
 class RealImages(Spread):
-    """A number of images of a split of `config.data`, evenly spread over it, or all where it has fewer."""
+    """A number of images of a split of `config.data`, evenly spread over it, or all where it has fewer.
 
-    def __init__(self, data: ConfigDict, split: str, wanted: int):
+    With `of`, they are some of so many that are evenly spread themselves, as `config.train.num_images` chooses them.
+    """
+
+    def __init__(self, data: ConfigDict, split: str, wanted: int, *, of: int = 0):
         source = open_split(data, split)
-        super().__init__(source, wanted)
-        self.size, self._total, self._contents = data.image_size, len(source), source.contents
+        among = Spread(source, of or len(source))
+        super().__init__(among, wanted)
+        self.size, self._total, self._contents = data.image_size, len(among), source.contents
         self.name = f"{len(self)} images of {data.source} {data.path}/{split}, evenly spread, centre crop"
 
     @property

@@ -36,7 +36,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     page = [table(points), ""]
     if config.sweep.confirm:
         best = configs[points.index(_best(points))]
-        best.seed += OTHER_SEED
+        best.seed = (best.seed + OTHER_SEED) % 2**32  # jax takes 32 bits
         result["confirmed"], _ = _scored(best, workdir, "best")
         page += ["The best point again, with new samples:", "", table([result["confirmed"]]), ""]
     write_json(workdir / "sweep.json", result)

@@ -14,7 +14,7 @@ from rear_jax.data import batches
 from rear_jax.data.codes import open_codes
 from rear_jax.data.codes_header import CodesHeader, check_codes, check_share
 from rear_jax.data.sources import SplitFacts, fingerprint, open_split, split_facts
-from rear_jax.data.sources.interface import ImageSource
+from rear_jax.data.sources.interface import ImageSource, Spread
 from rear_jax.evaluation import watching
 from rear_jax.runtime import distributed
 from rear_jax.runtime.mesh import check_batch, make_mesh
@@ -130,8 +130,9 @@ def _batches(
         source = open_split(config.data, split)
         distributed.agree(f"the images of {source.name}", fingerprint(source))
 
+        some = Spread(source, config.train.num_images or len(source))
         loop_settings, augment = config.train.loop, config.tokenizer_training.augmentation
-        return conditioned(batches.training_stream(source, config, loop_settings, augment), source), dict
+        return conditioned(batches.training_stream(some, config, loop_settings, augment), source), dict
 
     codes = open_codes(
         artifacts.codes_folder(config, workdir),
@@ -148,6 +149,7 @@ def _batches(
             codes,
             batch_size=config.train.loop.batch_size,
             seed=config.seed,
+            num_images=config.train.num_images,
             start_step=start,
             process_index=jax.process_index(),
             process_count=jax.process_count(),

@@ -166,7 +166,8 @@ class Subject:
 
     def _chosen(self, which: str) -> RealImages:
         """Raises RearError where a split has too few images."""
-        chosen = RealImages(self.config.data, self.config.data[SPLITS[which]], self.config.analyze.num_images)
+        config, learned_from = self.config, self.config.train.num_images if which == "train" else 0
+        chosen = RealImages(config.data, config.data[SPLITS[which]], config.analyze.num_images, of=learned_from)
         require_images(self.config, which, len(chosen))
         return chosen
 

@@ -28,7 +28,8 @@ PARTS = {
 STUDIES = {  # name -> variants; numbers in their names are in per cent
     "parts": PARTS,
     "long": PARTS,
-    "prior": {"before": BEFORE} | {f"prior_{beta}": {"posttrain": {"prior_weight": beta / 100}} for beta in (1, 10, 100)},
+    "prior": {"before": BEFORE}
+    | {f"prior_{beta}": {"posttrain": {"prior_weight": beta / 100}} for beta in (1, 10, 100)},
     "noise": {"before": BEFORE} | {f"noise_{xi}": {"posttrain": {"noise_rate": xi / 100}} for xi in (0, 25, 50, 95)},
     "after_ar": {"before": BEFORE, "both": {}},
 }

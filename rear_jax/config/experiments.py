@@ -64,6 +64,32 @@ def fashion_mnist_sequence() -> ConfigDict:
     return config
 
 
+def freedoom() -> ConfigDict:
+    """Freedoom scenes at 64 pixels, from rear_jax/data/freedoom.py: hours on two CPU cores, minutes on a GPU."""
+    config = default()
+    config.jobs = ("tokenizer", "tokenize", "train", "sample", "evaluate")
+
+    config.data.update(source="arrays", path="freedoom/freedoom.npz", eval_split="test", image_size=64, num_classes=68)
+    config.tokenizer.update(codebook_size=512, z_channels=16, hidden_channels=32, channel_mult=(1, 2, 2))
+    config.tokenizer.num_res_blocks = 1
+
+    vq = config.tokenizer_training
+    vq.update(mse_weight=4.0, perceptual_weight=0.1, augmentation="flip")
+    vq.update(codebook_update="ema", codebook_decay=0.99, revive_below=0.05)
+    vq.loop.update(steps=6000, batch_size=8, log_every=50, picture_every=500, checkpoint_every=250)
+    vq.optimizer.update(learning_rate=1e-3, warmup_steps=100)
+    config.codes.update(augmentation="flip", num_shards=8, in_memory=True)
+
+    config.model.update(width=192, depth=6, heads=6, mlp_width=768, dropout=0.0, dtype="float32")
+    config.method.projector_width = 192
+    config.train.loop.update(steps=4000, batch_size=16, log_every=20, picture_every=500, checkpoint_every=250)
+    config.train.optimizer.update(learning_rate=1e-3, warmup_steps=200)
+
+    config.sample.update(num_images=5100, batch_size=100)  # 75 of each map, as many as are held out
+    config.evaluate.update(feature_size=128, num_reference=5100)
+    return config
+
+
 def llamagen_imagenet(image_size: int) -> ConfigDict:
     """LlamaGen on ImageNet-1k with its own tokenizer, at the size of GPT-B and `image_size` pixels along each side."""
     config = default()

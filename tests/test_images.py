@@ -282,7 +282,10 @@ def test_arrays(tmp_path: Path):
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"images": np.zeros((2, 4, 4, 3), np.uint8)}, "labels is not a file .*give an .npz with the arrays images and labels"),
+        (
+            {"images": np.zeros((2, 4, 4, 3), np.uint8)},
+            "labels is not a file .*give an .npz with the arrays images and labels",
+        ),
         ({"images": np.zeros((2, 4, 4, 3)), "labels": [0, 1]}, "wanted uint8"),
         ({"images": np.zeros((2, 4, 4, 3), np.uint8), "labels": [0]}, "one integer per image"),
         ({"images": np.zeros((0, 4, 4, 3), np.uint8), "labels": np.zeros(0, int)}, "holds no images"),

@@ -1,13 +1,18 @@
-"""Checkpoints of our own that are damaged: what is not finite is named, pipes are not waited for."""
+"""Checkpoints of our own that are damaged: changed values are found, NaN is named, pipes are not waited for."""
 
+import json
 import os
+import shutil
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from rear_jax.errors import RearError
-from rear_jax.runtime.checkpoints import Checkpoints, Saved
+from rear_jax.runtime import checksums
+from rear_jax.runtime.checkpoints import Checkpoints, Saved, abstract
+from rear_jax.training.state import TrainState
 
 PARAMS = {"layer": {"kernel": jnp.arange(6.0).reshape(2, 3), "bias": jnp.zeros(3)}, "count": jnp.int32(3)}
 
@@ -44,3 +49,134 @@ def test_pipes_in_a_checkpoint_are_not_waited_for(tmp_path, where):
     for read in (Saved(tmp_path).record, Saved(tmp_path).param_names, lambda: checkpoints.restore_params(like())):
         with pytest.raises(RearError, match=r"1/.*pipe, which is neither a file nor a folder: delete it"):
             read()
+
+
+def state(params=PARAMS, step: int = 1) -> TrainState:
+    return TrainState(jnp.int32(step), params, {"moments": jax.tree.map(jnp.ones_like, params)}, ema=params)
+
+
+def wanted() -> TrainState:
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return abstract(jax.eval_shape(state), sharding)
+
+
+def saved_states(folder, *states: TrainState) -> Checkpoints:
+    checkpoints = Checkpoints(folder, keep=len(states))
+    for step, one in enumerate(states, 1):
+        checkpoints.save(step, one, {"a": 1})
+    checkpoints.close()
+    return Checkpoints(folder, keep=len(states))
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, -jnp.inf])
+@pytest.mark.parametrize("part", ["params", "opt_state"])
+def test_no_training_goes_on_from_what_is_not_finite(tmp_path, bad, part):
+    spoilt = state().replace(**{part: {"kernel": jnp.full((2, 3), bad)}})
+    like = abstract(jax.eval_shape(lambda: spoilt), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    with pytest.raises(RearError, match=rf"2: {part}/kernel is not finite .*delete that folder to go on from the one"):
+        saved_states(tmp_path, spoilt, spoilt).restore(like, {"a": 1})
+
+
+def test_values_that_changed_on_disk_are_found(tmp_path, monkeypatch):
+    """The files are whole, as orbax sees them, and the values are others; also where one alone is read."""
+    monkeypatch.setattr(checksums, "of_arrays", lambda tree, true=checksums.of_arrays: other_bit(true(tree)))
+    checkpoints = saved_states(tmp_path, state(), state(step=2))
+    monkeypatch.undo()
+    with pytest.raises(RearError, match=r"2 cannot be read \(the values of params/count are not those that were"):
+        checkpoints.restore_params(like())
+    with pytest.raises(RearError, match=r"2 cannot be read \(the values of .* delete that folder"):
+        checkpoints.restore(wanted(), {"a": 1})
+
+
+def other_bit(sums: dict) -> dict:
+    return {name: [dtype, one ^ 1] for name, (dtype, one) in sums.items()}
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_checksums(tmp_path):
+    checkpoints = saved_states(tmp_path, state())
+    shutil.rmtree(tmp_path / "1" / "checksums")
+    assert checkpoints.restore(wanted(), {"a": 1})[0] == 1
+    assert checkpoints.restore_params(like())[0] == 1
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    """A folder of checkpoints; copy it to change it."""
+    folder = tmp_path_factory.mktemp("two_steps")
+    saved_states(folder, big(1), big(2))
+    return folder
+
+
+@pytest.mark.parametrize("content", ["[]", '{"state": 7}', "x"])
+def test_checksums_that_are_damaged(two_steps, tmp_path, content):
+    shutil.copytree(two_steps, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "2" / "checksums" / "metadata").write_text(content)
+    assert int(Checkpoints(tmp_path, keep=2).restore(big_wanted(), {"a": 1})[1].step) == 1
+
+
+def test_a_record_with_another_value_is_damaged(two_steps, tmp_path):
+    shutil.copytree(two_steps, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "2" / "record" / "metadata").write_text(json.dumps({"a": 3}))
+    assert Saved(tmp_path).record() == {"a": 1}
+
+
+def read_after_flips(folder, whole, random) -> str:
+    """Restores where a random bit of the newest checkpoint differs; tells what came of it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(whole, folder)
+    files = sorted(file for file in (folder / "2").rglob("*") if file.is_file() and file.stat().st_size)
+    file = files[random.integers(len(files))]
+    data = bytearray(file.read_bytes())
+    place = random.integers(len(data))
+    data[place] ^= 1 << random.integers(8)
+    file.write_bytes(data)
+    try:
+        step, found = Checkpoints(folder, keep=2).restore(big_wanted(), {"a": 1})
+    except RearError as error:
+        return str(error)
+    for got, was in zip(jax.tree.leaves(found), jax.tree.leaves(big(step)), strict=True):
+        np.testing.assert_array_equal(got, was, err_msg=f"{file}, byte {place}")
+    return f"step {step}"
+
+
+def big(step: int) -> TrainState:
+    values = np.random.default_rng(step).normal(size=(40, 50)).astype(np.float32)
+    return state({"kernel": jnp.asarray(values)}, step)
+
+
+def big_wanted() -> TrainState:
+    return abstract(jax.eval_shape(lambda: big(1)), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+
+
+def flips(tmp_path, whole, count: int) -> None:
+    random = np.random.default_rng(0)
+    told = [read_after_flips(tmp_path / "flipped", whole, random) for _ in range(count)]
+    assert {"step 1", "step 2"} <= set(told)  # found and set aside; or harmless, as in a file of dates
+    assert all(one.startswith("step") for one in told), told
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # tasks that orbax leaves
+def test_flipped_bits_never_change_what_is_read(two_steps, tmp_path):
+    flips(tmp_path, two_steps, 6)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # tasks that orbax leaves
+@pytest.mark.slow
+def test_many_flipped_bits_never_change_what_is_read(two_steps, tmp_path):
+    flips(tmp_path, two_steps, 60)
+
+
+def test_checksums_by_hand_and_of_every_dtype():
+    """Bits times 1, 3, 5, ... modulo 2^32, by NumPy; any bit counts."""
+    random = np.random.default_rng(0)
+    for dtype in ("float32", "bfloat16", "int32", "uint8", "bool", "float16"):
+        values = jnp.asarray(random.integers(0, 2 if dtype == "bool" else 200, (3, 4, 5))).astype(dtype)
+        bits = np.asarray(values).view(f"u{values.dtype.itemsize}").ravel().astype(np.uint64)
+        by_hand = int((bits * (2 * np.arange(60, dtype=np.uint64) + 1)).sum() % 2**32)
+        assert checksums.of_arrays({"x": values}) == {"x": [dtype, by_hand]}
+    whole = np.array(random.normal(size=(5, 7)), np.float32)
+    for place in random.integers(0, whole.nbytes * 8, 40):
+        flipped = whole.copy()
+        flipped.view(np.uint8).reshape(-1)[place // 8] ^= np.uint8(1 << place % 8)
+        assert checksums.first_differing({"x": flipped}, checksums.of_arrays({"x": whole})) == "x"
+    assert checksums.of_arrays({"x": jnp.zeros((0, 3)), "y": jnp.int32(-1)})["y"] == ["int32", 2**32 - 1]

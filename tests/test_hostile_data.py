@@ -6,6 +6,7 @@ import json
 import resource
 import shutil
 import tarfile
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +25,10 @@ from rear_jax.data.imports import Limits, open_import
 from rear_jax.data.sources import captioned, open_source
 from rear_jax.data.sources.decoding import decode
 from rear_jax.data.sources.interface import SourceSettings
+from rear_jax.data.sources.kept_index import kept_index
 from rear_jax.errors import RearError
 from rear_jax.evaluation.samples import open_samples
+from rear_jax.sampling.sampled_set import SampledSet
 
 TOLERANT = SourceSettings(max_broken_share=0.9)
 LIMITS = Limits(codes_per_image=4, codebook_size=16, num_classes=10)
@@ -301,20 +304,83 @@ def test_claims_of_a_header_take_no_memory(change: dict, tmp_path: Path):
     assert "\n" not in str(raised.value)
 
 
-def test_claims_of_arrays_take_no_memory(tmp_path: Path):
-    """1e13 values in a file of 1 kB, and a member that is text."""
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**13,)})
-    for content in (header.getvalue(), b"no array"):
-        with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
-            for name in ("images", "codes", "labels"):
-                file.writestr(f"{name}.npy", content)
-        for read in (
-            lambda: open_source("arrays", str(tmp_path / "a.npz"), ""),
-            lambda: open_import(tmp_path / "a.npz", LIMITS),
-        ):
-            with pytest.raises(RearError, match=r"a\.npz"):
-                read()
+def claiming(count: int) -> bytes:
+    """The header of a .npy of so many bytes, and none of them."""
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": (count,)})
+    return stream.getvalue()
+
+
+def zip_of(member: bytes) -> bytes:
+    """An .npz whose arrays are all the same."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as file:
+        for name in ("images", "codes", "labels"):
+            file.writestr(f"{name}.npy", member)
+    return stream.getvalue()
+
+
+def claiming_directory(size: int) -> bytes:
+    """An .npz whose directory claims that its arrays have so many bytes, stored as they are."""
+    data = bytearray(zip_of(claiming(size - len(claiming(size)))))
+    start = -1
+    while (start := data.find(b"PK\1\2", start + 1)) >= 0:
+        data[start + 20 : start + 28] = size.to_bytes(4, "little") * 2
+    return bytes(data)
+
+
+def refused_in_little_memory(read: Callable[[], object], message: str) -> None:
+    """One line, and less than a megabyte is asked for before."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(RearError, match=message):
+            read()
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [zip_of(claiming(10**13)), zip_of(claiming(10**9)), zip_of(b"no array"), claiming_directory(2**31)],
+    ids=["1e13", "1e9", "text", "directory"],
+)
+def test_claims_of_arrays_take_no_memory(content: bytes, tmp_path: Path):
+    """1e13 values in a file of 1 kB, as many as memory may have room for, and a member that is text."""
+    path = tmp_path / "a.npz"
+    path.write_bytes(content)
+    refused_in_little_memory(lambda: open_source("arrays", str(path), ""), r"a\.npz cannot be read")
+    refused_in_little_memory(lambda: open_import(path, LIMITS), r"a\.npz cannot be read")
+
+
+@pytest.mark.parametrize("count", [10**13, 10**9])
+def test_claims_of_npy_files_take_no_memory(count: int, tmp_path: Path):
+    for folder in ("a_codes", "a_labels"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "0.npy").write_bytes(claiming(count))
+    refused_in_little_memory(lambda: open_import(tmp_path, LIMITS), r"0\.npy cannot be read")
+
+
+@pytest.mark.parametrize("name", ["images.npy", "done.npy"])
+def test_claims_of_a_set_that_was_begun_take_no_memory(name: str, tmp_path: Path):
+    SampledSet(tmp_path / "set", {}, (3, 2, 2, 3), write=True)
+    (tmp_path / "set" / name).write_bytes(claiming(10**13))
+    for write in (True, False):
+        refused_in_little_memory(
+            lambda write=write: SampledSet(tmp_path / "set", {}, (3, 2, 2, 3), write=write),
+            rf"{name} cannot be read .*delete .*set",
+        )
+
+
+def test_a_kept_index_that_claims_much_is_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    (tmp_path / "a.tar").write_bytes(tar_of("json", RECORDS))
+    files, arrays = [tmp_path / "a.tar"], {"offsets": np.arange(3)}
+    kept_index(files, "x", lambda: arrays)
+    (place,) = tmp_path.glob(".rear_jax-*.npz")
+    place.write_bytes(zip_of(claiming(10**13)))
+    np.testing.assert_array_equal(kept_index(files, "x", lambda: arrays)["offsets"], arrays["offsets"])
+    assert "cannot be read" in caplog.text
+    assert np.load(place)["offsets"].tolist() == [0, 1, 2]
 
 
 def test_a_tar_whose_headers_go_in_circles(tmp_path: Path):

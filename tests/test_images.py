@@ -282,7 +282,10 @@ def test_arrays(tmp_path: Path):
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"images": np.zeros((2, 4, 4, 3), np.uint8)}, "it needs images and labels"),
+        (
+            {"images": np.zeros((2, 4, 4, 3), np.uint8)},
+            "labels is not a file .*give an .npz with the arrays images and labels",
+        ),
         ({"images": np.zeros((2, 4, 4, 3)), "labels": [0, 1]}, "wanted uint8"),
         ({"images": np.zeros((2, 4, 4, 3), np.uint8), "labels": [0]}, "one integer per image"),
         ({"images": np.zeros((0, 4, 4, 3), np.uint8), "labels": np.zeros(0, int)}, "holds no images"),
@@ -298,7 +301,7 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path: Path, entries: dict, messa
 def test_arrays_in_a_broken_file(tmp_path: Path):
     for content in (b"", b"nothing of the kind"):
         (tmp_path / "bad.npz").write_bytes(content)
-        with pytest.raises(RearError, match=r"is not an \.npz"):
+        with pytest.raises(RearError, match=r"bad\.npz cannot be read .*give an \.npz"):
             open_source("arrays", str(tmp_path / "bad.npz"), "")
 
 

@@ -13,7 +13,6 @@ import numpy as np
 
 from rear_jax.errors import RearError
 from rear_jax.runtime.array_files import ArrayArchive, open_npz
-from rear_jax.runtime.array_files import read_header as read_header
 
 IMAGES = "arr_0"
 STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")

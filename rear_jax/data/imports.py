@@ -15,15 +15,14 @@ Whatever does not fit the tokenizer or the number of classes is refused, and nam
 import dataclasses
 import json
 import os
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
-from rear_jax.data.archive import read_header
-from rear_jax.errors import UNREADABLE, RearError
+from rear_jax.errors import RearError
+from rear_jax.runtime.array_files import ArrayArchive, open_npz, read_npy
 
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]  # codes [m, N], labels [m] and view indices [m], int32
 CODES_NAMES = ("codes", "tokens", "token_ids")
@@ -31,8 +30,8 @@ LABELS_NAMES = ("labels", "label", "class_id")
 SHORTEST_LINE = '{"class_id":0,"tokens":[]}'  # what is shorter may be blank
 SCAN_BYTES = 2**24  # read at once when looking for line ends
 LINES_AT_ONCE = 1000  # parsed at once
+REMEDY = "fetch it again"
 DIGITS = b"0123456789"
-_UNREADABLE = (*UNREADABLE, zipfile.BadZipFile, RuntimeError)  # the latter where a member is encrypted
 _ONLY_DIGITS = bytes(byte if byte in DIGITS else ord(" ") for byte in range(256))  # for bytes.translate
 
 
@@ -263,12 +262,7 @@ class NpyFolder:
 
     def _load(self, path: Path, shape: tuple[int | None, ...]) -> np.ndarray:
         """One small array; None in `shape` is any size."""
-        try:
-            array = np.load(path, allow_pickle=False)
-            if not isinstance(array, np.ndarray):
-                raise ValueError("it is no .npy")
-        except _UNREADABLE as error:
-            raise RearError(f"{path} cannot be read ({error}); fetch it again.") from None
+        array = read_npy(path, REMEDY)
         wanted = tuple(have if want is None else want for have, want in zip(array.shape, shape, strict=False))
         if array.shape != wanted or len(wanted) != len(shape) or not array.size:
             told = ", ".join("A" if size is None else str(size) for size in shape)
@@ -309,7 +303,7 @@ class NpzFile:
     def __init__(self, path: Path, limits: Limits):
         self._path, self._limits = path, limits
         self.description = f"AliTok's archive, {path.stat().st_size} bytes"
-        codes, self._labels = self._arrays(path, lambda file, name: file[name])
+        codes, self._labels = self._arrays(path, ArrayArchive.read)
         self._codes = codes if codes.ndim == 3 else codes[:, None]
         self.num_images, self.num_views, _ = self._codes.shape
 
@@ -320,15 +314,10 @@ class NpzFile:
         limits.check(codes[:1], labels[:1], lambda _: f"{path}")
 
     @staticmethod
-    def _arrays(path: Path, read: Callable[[Any, str], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    def _arrays(path: Path, read: Callable[[ArrayArchive, str], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Codes and labels as `read` makes them of the open file and a name."""
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                codes, labels = (read(file, _pick(path, file, names)) for names in (CODES_NAMES, LABELS_NAMES))
-            if not isinstance(codes, np.ndarray) or not isinstance(labels, np.ndarray):
-                raise ValueError("a member of it is no array")
-        except _UNREADABLE as error:
-            raise RearError(f"{path} cannot be read ({error}); fetch it again.") from None
+        with open_npz(path, REMEDY) as arrays:
+            codes, labels = (read(arrays, _pick(path, arrays, names)) for names in (CODES_NAMES, LABELS_NAMES))
         labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
         if codes.ndim not in (2, 3) or labels.shape != codes.shape[:1] or not codes.size:
             shapes = f"codes {codes.shape} and labels {labels.shape}"
@@ -341,18 +330,17 @@ class NpzFile:
         return _by_view(codes, labels)
 
 
-def _stand_in(file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+def _stand_in(arrays: ArrayArchive, name: str) -> np.ndarray:
     """Zeros of the shape and dtype of an array, which take no memory; only its header is read."""
-    with file.zip.open(f"{name}.npy") as member:
-        shape, _, dtype = read_header(member)
+    shape, _, dtype = arrays.header(name)
     return np.broadcast_to(np.zeros((), dtype), shape)
 
 
-def _pick(path: Path, file: np.lib.npyio.NpzFile, names: tuple[str, ...]) -> str:
+def _pick(path: Path, arrays: ArrayArchive, names: tuple[str, ...]) -> str:
     """The one of the names that an array in the file has."""
-    found = [name for name in names if name in file.files]
+    found = [name for name in names if name in arrays.members]
     if len(found) != 1:
-        raise RearError(f"{path} must hold one array called {' or '.join(names)}; found {', '.join(file.files)}.")
+        raise RearError(f"{path} must hold one array called {' or '.join(names)}; found {', '.join(arrays.members)}.")
     return found[0]
 
 

@@ -13,7 +13,7 @@ import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -27,6 +27,7 @@ MAGIC = b"\x93NUMPY"
 LENGTHS = {b"\1\0": "<H", b"\2\0": "<I", b"\3\0": "<I"}  # version -> how the length of the header is written
 LONGEST_HEADER = 10_000  # bytes, as NumPy has it
 KINDS = "biufcUS"  # of dtypes, numpy's letters
+PIECE = 2**24  # bytes that are read at once
 
 
 class Header(NamedTuple):
@@ -48,8 +49,9 @@ class ArrayArchive:
       members: name of an array -> its entry in the archive.
     """
 
-    def __init__(self, file: zipfile.ZipFile):
-        self._file = file
+    def __init__(self, file: zipfile.ZipFile, size: int):
+        """Of an archive that is open, and its size in bytes."""
+        self._file, self._size = file, size
         entries = (entry for entry in file.infolist() if entry.filename.endswith(".npy"))
         self.members = {entry.filename.removesuffix(".npy"): entry for entry in entries}
 
@@ -59,7 +61,7 @@ class ArrayArchive:
         if name not in self.members:
             raise KeyError(f"{name} is not a file in the archive")
         entry = self.members[name]
-        if entry.file_size > DENSEST * entry.compress_size + DENSEST:
+        if entry.compress_size > self._size or entry.file_size > DENSEST * entry.compress_size + DENSEST:
             raise ValueError(f"{entry.filename} claims {entry.file_size} bytes, packed in {entry.compress_size}")
         with self._file.open(entry) as member:
             header = read_header(member)
@@ -75,7 +77,7 @@ class ArrayArchive:
     def read(self, name: str) -> np.ndarray:
         """One array, whole."""
         with self.opened(name) as (header, member):
-            return _values(header, member.read())
+            return _values(header, member)
 
 
 @contextlib.contextmanager
@@ -93,23 +95,23 @@ def open_npz(path: str | Path, remedy: str) -> Iterator[ArrayArchive]:
         reading(path, remedy),
         zipfile.ZipFile(file) as archive,
     ):
-        yield ArrayArchive(archive)
+        yield ArrayArchive(archive, os.fstat(file.fileno()).st_size)
 
 
 def read_npy(path: str | Path, remedy: str) -> np.ndarray:
     """The array of a .npy, whole; arguments and errors as of `open_npz`."""
     with open_regular(path, _otherwise(path, remedy)) as file, reading(path, remedy):
-        return _values(_header_of(file, Path(path)), file.read())
+        return _values(_header_of(file, Path(path)), file)
 
 
-def map_npy(path: str | Path, remedy: str) -> np.ndarray:
-    """The array of a .npy, memory-mapped and read-only; arguments and errors as of `open_npz`."""
+def map_npy(path: str | Path, remedy: str, mode: Literal["r", "r+"] = "r") -> np.ndarray:
+    """The array of a .npy, memory-mapped, read-only unless `mode` is "r+"; else as `open_npz`."""
     with open_regular(path, _otherwise(path, remedy)) as file, reading(path, remedy):
         header = _header_of(file, Path(path))
         if not header.nbytes:
             return np.empty(header.shape, header.dtype)
         order = "F" if header.fortran else "C"
-        return np.memmap(file, header.dtype, "r", file.tell(), header.shape, order)
+        return np.memmap(file if mode == "r" else path, header.dtype, mode, file.tell(), header.shape, order)
 
 
 def _otherwise(path: str | Path, remedy: str) -> str:
@@ -160,8 +162,12 @@ def _header_of(file: BinaryIO, path: Path) -> Header:
     return header
 
 
-def _values(header: Header, data: bytes) -> np.ndarray:
-    if len(data) != header.nbytes:
+def _values(header: Header, file: BinaryIO) -> np.ndarray:
+    """All that follows the header, whose claim has been compared with the size of the file."""
+    data, done = np.empty(header.nbytes, np.uint8), 0
+    while piece := file.read(PIECE):
+        data[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
+        done += len(piece)
+    if done != header.nbytes:
         raise EOFError("its values end early")
-    values = np.frombuffer(bytearray(data), header.dtype)
-    return values.reshape(header.shape, order="F" if header.fortran else "C")
+    return data.view(header.dtype).reshape(header.shape, order="F" if header.fortran else "C")

@@ -15,12 +15,12 @@ from jax.errors import JaxRuntimeError
 from orbax.checkpoint import checkpoint_managers as policies
 
 from rear_jax.errors import RearError
-from rear_jax.runtime import distributed, identity
+from rear_jax.runtime import checksums, distributed, identity
 from rear_jax.runtime.files import irregular_in
 
 log = logging.getLogger(__name__)
 
-STATE, RECORD = "state", "record"  # folders of a checkpoint
+STATE, RECORD, CHECKSUMS = "state", "record", "checksums"  # folders of a checkpoint
 NAMED = 3  # entries that a message names
 # tensorstore's words for what passes or is the machine's: the files may be whole
 NOT_DAMAGE = ("RESOURCE_EXHAUSTED:", "PERMISSION_DENIED:", "UNAVAILABLE:", "DEADLINE_EXCEEDED:", "ABORTED:")
@@ -94,11 +94,15 @@ class Saved:
             raise self._unreadable(step, error) from error
 
     def _newest_readable(
-        self, read: Callable[[epath.Path], Any], everywhere: Callable[[bool], bool] = bool
+        self,
+        read: Callable[[epath.Path], Any],
+        everywhere: Callable[[bool], bool] = bool,
+        damage_in: Callable[[Any], str] = lambda _: "",
     ) -> tuple[int, Any]:
         """The newest step that is not damaged, and what `read` makes of its folder; `everywhere` asks the others too.
 
-        It reads by orbax's handlers: unlike its manager, they wait for no other process, which may have failed.
+        It reads by orbax's handlers: unlike its manager, they wait for no other process, which may have failed. When
+        all have read, `damage_in` tells all of them what is wrong with the values, or ''.
         """
         newest, failure = self._existing_step(), None
         for step in sorted(self.steps(), reverse=True):
@@ -110,7 +114,9 @@ class Saved:
                     raise
                 damage = error
             if everywhere(damage is None):
-                return step, found
+                if not (told := damage_in(found)):
+                    return step, found
+                damage = ValueError(told)
             failure = failure or damage
         raise self._unreadable(newest, failure or RearError("another process cannot read it"))
 
@@ -131,7 +137,7 @@ class Checkpoints(Saved):
     """The checkpoints of one training job, in one folder, written in the background.
 
     A step that is on disk is complete: orbax writes under a temporary name and renames. Each holds the whole state
-    and, as JSON, a record of the config that made it.
+    and, as JSON, a record of the config that made it and checksums of both.
     """
 
     def __init__(self, folder: Path, *, keep: int, keep_every: int = 0):
@@ -165,10 +171,10 @@ class Checkpoints(Saved):
         """
         if step == self.latest_step():
             return
+        kept = {STATE: checksums.of_arrays(state), RECORD: checksums.of_record(record)}
+        items = {STATE: ocp.args.StandardSave(state), RECORD: ocp.args.JsonSave(record)}
         try:
-            self._manager.save(
-                step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
-            )
+            self._manager.save(step, args=ocp.args.Composite(**items, **{CHECKSUMS: ocp.args.JsonSave(kept)}))
         except (OSError, ValueError) as error:
             raise self._failed(error) from error
 
@@ -194,21 +200,23 @@ class Checkpoints(Saved):
         """The newest step that can be read and its state, placed as the `jax.ShapeDtypeStruct`s of `like` say.
 
         Damaged steps after it are renamed, so that they can be taken and saved again. Several processes take the newest
-        that all of them can read.
+        that all of them can read. Damaged is also a step whose arrays are not those that were saved.
 
         Args:
           like: the state that is wanted.
           record: of the config that wants it, as `save` takes it.
 
-        Raises RearError: there is no checkpoint, none can be read, or it holds another state.
+        Raises RearError: there is no checkpoint, none can be read, or it holds another state or one that is not finite.
         """
 
-        def read(folder: epath.Path) -> Any:
+        def read(folder: epath.Path) -> tuple[Any, dict]:
             self._refuse_other_state(folder, like, record)
-            return ocp.StandardCheckpointHandler().restore(folder / STATE, args=ocp.args.StandardRestore(like))
+            state = ocp.StandardCheckpointHandler().restore(folder / STATE, args=ocp.args.StandardRestore(like))
+            return state, _read_checksums(folder)
 
-        step, state = self._newest_readable(read, distributed.everywhere)
+        step, (state, _) = self._newest_readable(read, distributed.everywhere, lambda found: _changed(*found))
         self._set_aside([later for later in self.steps() if later > step], step)
+        self._require_finite(state, step)
         return step, state
 
     def restore_params(self, like: Any, *, ema: bool = False) -> tuple[int, Any]:
@@ -219,12 +227,15 @@ class Checkpoints(Saved):
         self.refuse_other_params(like, ema=ema)
         with self._reading(step):
             params = self._manager.restore(step, args=ocp.args.Composite(state=args))[STATE][name]
+            kept = _read_checksums(self._path(step))
+        if changed := _changed({name: params}, kept):
+            raise self._unreadable(step, ValueError(changed))
         self._require_finite(params, step)
         return step, params
 
-    def _require_finite(self, params: Any, step: int) -> None:
-        """Raises RearError, in every process, where a parameter is NaN or infinite; one array after the other."""
-        leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    def _require_finite(self, tree: Any, step: int) -> None:
+        """Raises RearError, in every process, where an array is NaN or infinite; one array after the other."""
+        leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
         wrong = next((_name_of(path) for path, leaf in leaves if not _is_finite(leaf)), "")
         if not distributed.everywhere(not wrong):
             raise RearError(
@@ -263,7 +274,25 @@ def _read_record(folder: epath.Path) -> dict:
     record = ocp.JsonCheckpointHandler().restore(folder / RECORD, args=ocp.args.JsonRestore())
     if not isinstance(record, dict):
         raise ValueError("its record is no table of settings")
+    if _read_checksums(folder).get(RECORD) not in (None, checksums.of_record(record)):
+        raise ValueError("its record is not the one that was saved")
     return record
+
+
+def _read_checksums(folder: epath.Path) -> dict:
+    """What was saved of the state and of the record; {} in a checkpoint of an earlier version."""
+    if not (folder / CHECKSUMS).exists():
+        return {}
+    kept = ocp.JsonCheckpointHandler().restore(folder / CHECKSUMS, args=ocp.args.JsonRestore())
+    if not (isinstance(kept, dict) and isinstance(kept.get(STATE), dict)):
+        raise ValueError("its checksums are no table")
+    return kept
+
+
+def _changed(tree: Any, kept: dict) -> str:
+    """What to say of arrays that are not those that were saved, or ''; `kept` is of `_read_checksums`."""
+    name = checksums.first_differing(tree, kept.get(STATE, {})) if kept else ""
+    return f"the values of {name} are not those that were saved" if name else ""
 
 
 def _saved_tree(state: epath.Path) -> dict:

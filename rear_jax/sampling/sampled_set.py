@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from rear_jax.data.archive import IMAGES
+from rear_jax.errors import RearError
+from rear_jax.runtime.array_files import map_npy
 from rear_jax.runtime.atomic import atomic_file, read_json
 
 CHUNK = 256  # images that are copied at once
@@ -33,6 +35,7 @@ class SampledSet:
 
         Raises:
           OSError: the disk has no room for the set.
+          RearError: a file of the set is damaged.
         """
         self._folder, mode = folder, "r+" if write else "r"
         if write and not self._is_of(recipe):
@@ -41,8 +44,12 @@ class SampledSet:
             _create(folder / "images.npy", np.uint8, shape)
             _create(folder / "done.npy", np.bool_, shape[:1])
             (folder / "recipe.json").write_text(json.dumps(recipe))
-        self.images = np.load(folder / "images.npy", mmap_mode=mode)
-        self.done = np.load(folder / "done.npy", mmap_mode=mode)
+        remedy = f"delete {folder} and run --job=sample again"
+        self.images = map_npy(folder / "images.npy", remedy, mode)
+        self.done = map_npy(folder / "done.npy", remedy, mode)
+        found = [(array.shape, array.dtype) for array in (self.images, self.done)]
+        if found != [(shape, np.uint8), (shape[:1], np.bool_)]:
+            raise RearError(f"{folder} holds other arrays than {shape[0]} images and their marks: {remedy}.")
 
     def add(self, indices: np.ndarray, images: np.ndarray) -> None:
         """Stores images [b, H, W, 3]; they are on disk before they are marked."""

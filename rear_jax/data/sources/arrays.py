@@ -1,7 +1,6 @@
 """Images in memory: an .npz file of arrays, or Fashion-MNIST."""
 
 import functools
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import SupportsIndex
@@ -15,7 +14,8 @@ from rear_jax.data.sources.decoding import eight_bits, require_sides
 from rear_jax.data.sources.encoded import label_outside
 from rear_jax.data.sources.files import located
 from rear_jax.data.sources.interface import CaptionedSource, ImageSource, SourceSettings
-from rear_jax.errors import UNREADABLE, RearError, one_line
+from rear_jax.errors import RearError
+from rear_jax.runtime.array_files import open_npz
 
 FASHION_MNIST_MARGIN = 2  # pixels of background on each side: 28 -> 32
 
@@ -124,16 +124,9 @@ def open_arrays(path: str, split: str, settings: SourceSettings) -> ImageSource:
     if not file.is_file():
         raise RearError(f"{file} is no file; give the .npz itself as config.data.path")
     prefix = f"{split}_" if split else ""
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            images, labels = arrays[f"{prefix}images"], arrays[f"{prefix}labels"]
-            if not isinstance(images, np.ndarray) or not isinstance(labels, np.ndarray):
-                raise ValueError("a member of it is no array")
-            num_classes = int(arrays["num_classes"]) if "num_classes" in arrays else _count(labels)
-    except KeyError as error:
-        raise RearError(f"{file}: {error.args[0]}; it needs {prefix}images and {prefix}labels") from None
-    except (*UNREADABLE, zipfile.BadZipFile, RuntimeError) as error:  # the latter where a member is encrypted
-        raise RearError(f"{file} is not an .npz of image and label arrays ({one_line(str(error))})") from None
+    with open_npz(file, f"give an .npz with the arrays {prefix}images and {prefix}labels") as arrays:
+        images, labels = arrays.read(f"{prefix}images"), arrays.read(f"{prefix}labels")
+        num_classes = int(arrays.read("num_classes").item()) if "num_classes" in arrays.members else _count(labels)
     return ArraySource(_as_bytes(images, file), _one_a_row(labels), file.stem, num_classes)
 
 

@@ -9,13 +9,13 @@ import json
 import logging
 import os
 import secrets
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from rear_jax.errors import UNREADABLE
+from rear_jax.errors import RearError
+from rear_jax.runtime.array_files import open_npz
 from rear_jax.runtime.atomic import atomic_file
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,6 @@ Arrays = dict[str, np.ndarray]
 
 VERSION = 2  # of what the kinds keep; raise it when that changes
 FACTS = "facts"  # what the index is of
-_BROKEN = (*UNREADABLE, zipfile.BadZipFile, RuntimeError)  # NumPy's and zipfile's
 
 
 def kept_index(files: Sequence[Path], question: str, build: Callable[[], Arrays]) -> Arrays:
@@ -75,14 +74,14 @@ def _digest(content: list) -> str:
 
 def _read(place: Path, facts: np.ndarray) -> Arrays | None:
     """What is kept there, or None where that is nothing, damaged, or of other files."""
-    try:
-        with np.load(place, allow_pickle=False) as arrays:
-            if np.array_equal(arrays[FACTS], facts):
-                return {name: arrays[name] for name in arrays.files if name != FACTS}
-    except FileNotFoundError:
+    if not os.path.exists(place):
         return None
-    except _BROKEN as error:
-        log.warning("%s cannot be read (%s); it is made again", place, error)
+    try:
+        with open_npz(place, "it is made again") as arrays:
+            if np.array_equal(arrays.read(FACTS), facts):
+                return {name: arrays.read(name) for name in arrays.members if name != FACTS}
+    except RearError as error:
+        log.warning("%s", error)
     return None
 
 

@@ -11,7 +11,7 @@ def data() -> ConfigDict:
     data.train_split = "train"  # name of the split for training; '' = no splits ('folder' and 'arrays')
     data.eval_split = "validation"  # name of the split of held-out images
     data.image_size = 256  # pixels along each side
-    data.num_classes = 1000  # number of classes; labels are 0 to num_classes - 1
+    data.num_classes = 1000  # number of classes, labels are from 0; 0 = as many as the training images have
     data.caption_key = "text"  # key or column of the captions, in metadata files, .json files and .parquet files
     # share of the images, or pairs of image and caption, that may be broken, 0 to below 1; broken pairs are left out,
     # and the next good image takes the place of one that cannot be decoded; 0 = none may be

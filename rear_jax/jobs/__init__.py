@@ -10,7 +10,7 @@ from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict
 
 from rear_jax.config.ranges import checked
-from rear_jax.data.sources import forget_splits
+from rear_jax.data.sources import forget_splits, with_class_count
 from rear_jax.errors import RearError
 from rear_jax.jobs import (
     analyze,
@@ -50,8 +50,11 @@ _OTHERS = dict(JOBS)  # which 'study' runs
 JOBS["study"] = Job(functools.partial(study.run, jobs=_OTHERS), functools.partial(study.check, jobs=_OTHERS))
 
 
-def check_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> None:
+def check_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> ConfigDict:
     """Checks jobs that are to run in turn, each for what can be known before the first of them.
+
+    Returns:
+      The settings that they run by: those of `config`, and the number of classes where that is asked of the images.
 
     Raises RearError: there is no job, a name is unknown, a job is not for several processes, a setting is out of its
       range, or a check refuses.
@@ -64,11 +67,12 @@ def check_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> None:
         if jax.process_count() > 1 and not JOBS[name].shared:
             shared = ",".join(other for other, job in JOBS.items() if job.shared)
             raise RearError(f"--job={name} runs in one process: run it on one host, after --job={shared}.")
-    config = checked(config)
-    distributed.agree("jobs, config or workdir", f"{names} {config.to_json_best_effort()} {workdir}")
     forget_splits()
+    config = with_class_count(checked(config))
+    distributed.agree("jobs, config or workdir", f"{names} {config.to_json_best_effort()} {workdir}")
     for place, name in enumerate(names):
         JOBS[name].check(config, workdir, tuple(names[:place]))
+    return config
 
 
 def run_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> None:
@@ -80,7 +84,7 @@ def run_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> None:
     locks = jax.process_count() > 1 or any(name in JOBS and JOBS[name].locks for name in names)
     try:
         with lock.held(workdir) if locks else contextlib.nullcontext():
-            check_all(names, config, workdir)
+            config = check_all(names, config, workdir)
             for name in names:
                 JOBS[name].run(config, workdir)
                 distributed.wait(name)

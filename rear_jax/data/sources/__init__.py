@@ -22,7 +22,7 @@ caption, that is its index.
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+import logging
 from typing import NamedTuple
 
 import numpy as np
@@ -33,28 +33,25 @@ from rear_jax.data.sources.arrays import open_arrays, open_fashion_captions, ope
 from rear_jax.data.sources.broken import warn_once
 from rear_jax.data.sources.folders import class_folders, open_folder
 from rear_jax.data.sources.imagefolder import open_imagefolder
-from rear_jax.data.sources.interface import STRICT, ImageSource, SourceSettings, captioned
+from rear_jax.data.sources.interface import STRICT, ImageSource, SourceKind, SourceSettings, captioned
 from rear_jax.data.sources.tfds_sets import open_tfds
 from rear_jax.data.sources.webdataset import open_webdataset
 from rear_jax.errors import RearError
 from rear_jax.runtime import distributed
 
+log = logging.getLogger(__name__)
+
 FINGERPRINT_IMAGES = 32  # that `fingerprint` reads
 
-SOURCES: dict[str, Callable[[str, str, SourceSettings], ImageSource]] = {
-    "fashion_mnist": open_fashion_mnist,
-    "fashion_captions": open_fashion_captions,
-    "folder": open_folder,
-    "tfds": open_tfds,
-    "arrays": open_arrays,
-    "imagefolder": open_imagefolder,
-    "webdataset": open_webdataset,
-    "parquet": parquet.open_parquet,
-}
-# Kinds whose splits could each number classes of their own -> names of the classes of a split, by number.
-CLASS_NAMES: dict[str, Callable[[str, str], tuple[str, ...]]] = {
-    "folder": class_folders,
-    "parquet": parquet.class_names,
+SOURCES = {
+    "fashion_mnist": SourceKind(open_fashion_mnist),
+    "fashion_captions": SourceKind(open_fashion_captions),
+    "folder": SourceKind(open_folder, class_folders),
+    "tfds": SourceKind(open_tfds),
+    "arrays": SourceKind(open_arrays),
+    "imagefolder": SourceKind(open_imagefolder),
+    "webdataset": SourceKind(open_webdataset),
+    "parquet": SourceKind(parquet.open_parquet, parquet.class_names),
 }
 
 
@@ -94,13 +91,15 @@ def open_source(name: str, path: str, split: str, settings: SourceSettings = STR
     """
     if name not in SOURCES:
         raise RearError(f"unknown image source {name!r}; the known ones are: {', '.join(SOURCES)}")
-    return SOURCES[name](path, split, settings)
+    return SOURCES[name].open(path, split, settings)
 
 
 def source_settings(data: ConfigDict, split: str) -> SourceSettings:
     """What `open_source` needs of `config.data` for a split: the training split numbers the classes of every other."""
-    names = () if split == data.train_split else _training_names(data.source, data.path, data.train_split)
-    return SourceSettings(data.caption_key, data.max_broken_share, names)
+    settings = SourceSettings(data.caption_key, data.max_broken_share)
+    if split == data.train_split:
+        return settings
+    return settings._replace(class_names=_training_names(data.source, data.path, data.train_split, settings))
 
 
 def open_split(data: ConfigDict, split: str) -> ImageSource:
@@ -143,12 +142,32 @@ def _facts(name: str, path: str, split: str, settings: SourceSettings) -> SplitF
     return facts_of(open_source(name, path, split, settings))
 
 
-def _training_names(name: str, path: str, split: str) -> tuple[str, ...]:
+def with_class_count(config: ConfigDict) -> ConfigDict:
+    """The settings with the number of classes of the training images, where `config.data.num_classes` is 0.
+
+    Images with captions count as one class.
+
+    Raises RearError: the images that are asked cannot be opened.
+    """
+    data = config.data
+    if data.num_classes:
+        return config
+    try:
+        facts = _facts(data.source, data.path, data.train_split, source_settings(data, data.train_split))
+    except RearError as error:
+        raise RearError(f"{error}; or set config.data.num_classes, which asks the images where it is 0") from None
+    counted = config.copy_and_resolve_references()
+    counted.data.num_classes = 1 if facts.captioned else facts.num_classes
+    log.info("config.data.num_classes = 0: it is %d, as %s has", counted.data.num_classes, facts.name)
+    return counted
+
+
+def _training_names(name: str, path: str, split: str, settings: SourceSettings) -> tuple[str, ...]:
     """Names of the classes of the training split by number; () where its numbers are those of every split."""
-    if name not in CLASS_NAMES:
+    if name not in SOURCES or not (class_names := SOURCES[name].class_names):
         return ()
     try:
-        return CLASS_NAMES[name](path, split)
+        return class_names(path, split, settings)
     except RearError as error:
         warn_once(f"{error}; the held-out images get class numbers of their own")
         return ()

@@ -45,7 +45,7 @@ class FolderSource(EncodedImages):
 def open_folder(path: str, split: str, settings: SourceSettings) -> ImageSource:
     """See `open_source`."""
     root, left_out = split_folder(path, split), Tally()
-    classes = class_folders(path, split)
+    classes = class_folders(path, split, settings)
     for entry in listed(root):
         if not is_hidden(entry.name) and entry.name not in classes:
             left_out.add(entry.path)
@@ -67,8 +67,9 @@ def open_folder(path: str, split: str, settings: SourceSettings) -> ImageSource:
     return FolderSource(files, labels, root.name, names, contents.of_states(states, names), broken)
 
 
-def class_folders(path: str, split: str) -> tuple[str, ...]:
+def class_folders(path: str, split: str, settings: SourceSettings) -> tuple[str, ...]:
     """Names of the class folders of a split, sorted; raises RearError where the split has no folder."""
+    del settings
     return tuple(entry.name for entry in listed(split_folder(path, split)) if _is_class(entry))
 
 

@@ -1,5 +1,6 @@
 """What a source of images is, with classes or with captions, and how much of it is read."""
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol, SupportsIndex, TypeGuard
 
 import numpy as np
@@ -55,6 +56,19 @@ class CaptionedSource(ImageSource, Protocol):
 def captioned(source: ImageSource) -> TypeGuard[CaptionedSource]:
     """Whether the labels of a source are the numbers of its captions."""
     return hasattr(source, "caption")
+
+
+class SourceKind(NamedTuple):
+    """A kind of source.
+
+    Attributes:
+      open: (path, split, settings) opens a split, see `open_source`.
+      class_names: (path, split, settings) gives the names of the classes of a split by number, () where it has none;
+        None for a kind whose numbers mean the same in every split.
+    """
+
+    open: Callable[[str, str, SourceSettings], ImageSource]
+    class_names: Callable[[str, str, SourceSettings], tuple[str, ...]] | None = None
 
 
 class Spread:

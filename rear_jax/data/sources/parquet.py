@@ -123,8 +123,9 @@ def open_parquet(path: str, split: str, settings: SourceSettings) -> ImageSource
     return ParquetClasses(name, rows, labels, names, broken)
 
 
-def class_names(path: str, split: str) -> tuple[str, ...]:
+def class_names(path: str, split: str, settings: SourceSettings) -> tuple[str, ...]:
     """Names of the classes of a split by number, () where its files have none; raises RearError as `open_parquet`."""
+    del settings
     return _class_names(_schema(split_files(path, split, (".parquet",))[0])[1].metadata or {})
 
 

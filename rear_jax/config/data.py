@@ -12,7 +12,10 @@ def data() -> ConfigDict:
     data.eval_split = "validation"  # name of the split of held-out images
     data.image_size = 256  # pixels along each side
     data.num_classes = 1000  # number of classes, labels are from 0; 0 = as many as the training images have
-    data.caption_key = "text"  # key or column of the captions, in metadata files, .json files and .parquet files
+    # key or column of the captions, in metadata files, .json files and .parquet files; '' = classes, not captions
+    data.caption_key = "text"
+    data.label_key = "label"  # key or column of the classes, in the same files, where there are no captions
+    data.image_key = "image"  # column of the images in .parquet files
     # share of the images, or pairs of image and caption, that may be broken, 0 to below 1; broken pairs are left out,
     # and the next good image takes the place of one that cannot be decoded; 0 = none may be
     data.max_broken_share = 0.001

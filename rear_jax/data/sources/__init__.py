@@ -13,7 +13,7 @@ A source is a random-access sequence of (image, label). `open_source(name, path,
                  `labels`; a `num_classes` in it is heeded.
   imagefolder    images with captions in `<path>/<split>/`, which a metadata.jsonl or metadata.csv there names.
   webdataset     .tar shards of images with captions or class numbers, see `split_files`.
-  parquet        .parquet files with a column of images and one of captions or labels, see `split_files`.
+  parquet        .parquet files with a column of images and one of captions or classes, see `split_files`.
 
 The last three and `fashion_captions` have captions (`captioned`): the label of an image is then the number of its
 caption, that is its index.
@@ -96,7 +96,9 @@ def open_source(name: str, path: str, split: str, settings: SourceSettings = STR
 
 def source_settings(data: ConfigDict, split: str) -> SourceSettings:
     """What `open_source` needs of `config.data` for a split: the training split numbers the classes of every other."""
-    settings = SourceSettings(data.caption_key, data.max_broken_share)
+    settings = SourceSettings(
+        data.caption_key, data.max_broken_share, image_key=data.image_key, label_key=data.label_key
+    )
     if split == data.train_split:
         return settings
     return settings._replace(class_names=_training_names(data.source, data.path, data.train_split, settings))

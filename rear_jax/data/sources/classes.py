@@ -12,6 +12,13 @@ from rear_jax.errors import RearError, one_line
 NAMED = 5  # classes that a message names
 
 
+def numbered(names: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names of classes, sorted, and the number of each of `names` among them, int64 [n]."""
+    known = tuple(sorted(set(names)))
+    numbers = {name: number for number, name in enumerate(known)}
+    return known, np.fromiter((numbers[name] for name in names), np.int64, len(names))
+
+
 def renumbered(own: Sequence[str], training: Sequence[str], where: str) -> np.ndarray:
     """The number in the training split of each class of a split, int64.
 

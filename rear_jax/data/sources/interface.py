@@ -12,6 +12,14 @@ class SourceSettings(NamedTuple):
     caption_key: str = "text"
     max_broken_share: float = 0.0
     class_names: tuple[str, ...] = ()  # by number, from the training split; () where a split numbers its own
+    image_key: str = "image"
+    label_key: str = "label"
+
+    @property
+    def unusual_keys(self) -> tuple[str, ...]:
+        """The keys of images and labels, for `contents`; () for the usual ones."""
+        usual = (self.image_key, self.label_key) == (STRICT.image_key, STRICT.label_key)
+        return () if usual else (self.image_key, self.label_key)
 
 
 STRICT = SourceSettings()  # nothing may be broken

@@ -4,10 +4,20 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+LONGEST_CLASS_NAME = 200  # characters
+
 
 def plain_caption(raw: bytes) -> str:
     """The caption that a text file holds; raises ValueError where it is not UTF-8 or empty."""
     return _filled(_decoded(raw))
+
+
+def class_name(text: str) -> str:
+    """The name of a class; raises ValueError where it is empty or as long as a caption."""
+    name = _filled(text)
+    if len(name) > LONGEST_CLASS_NAME:
+        raise ValueError(f"its class has a name of {len(name)} characters; it may have {LONGEST_CLASS_NAME}")
+    return name
 
 
 def json_record(raw: bytes) -> dict[str, Any]:

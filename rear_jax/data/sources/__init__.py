@@ -12,7 +12,7 @@ A source is a random-access sequence of (image, label). `open_source(name, path,
   arrays         `path` is an .npz with `<split>_images` and `<split>_labels`, or for the split '' `images` and
                  `labels`; a `num_classes` in it is heeded.
   imagefolder    images with captions in `<path>/<split>/`, which a metadata.jsonl or metadata.csv there names.
-  webdataset     .tar shards of images with captions or class numbers, see `split_files`.
+  webdataset     .tar shards of images with captions or classes, see `split_files`.
   parquet        .parquet files with a column of images and one of captions or classes, see `split_files`.
 
 The last three and `fashion_captions` have captions (`captioned`): the label of an image is then the number of its
@@ -28,14 +28,13 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from rear_jax.data.sources import contents, parquet
+from rear_jax.data.sources import contents, parquet, webdataset
 from rear_jax.data.sources.arrays import open_arrays, open_fashion_captions, open_fashion_mnist
 from rear_jax.data.sources.broken import warn_once
 from rear_jax.data.sources.folders import class_folders, open_folder
 from rear_jax.data.sources.imagefolder import open_imagefolder
 from rear_jax.data.sources.interface import STRICT, ImageSource, SourceKind, SourceSettings, captioned
 from rear_jax.data.sources.tfds_sets import open_tfds
-from rear_jax.data.sources.webdataset import open_webdataset
 from rear_jax.errors import RearError
 from rear_jax.runtime import distributed
 
@@ -50,7 +49,7 @@ SOURCES = {
     "tfds": SourceKind(open_tfds),
     "arrays": SourceKind(open_arrays),
     "imagefolder": SourceKind(open_imagefolder),
-    "webdataset": SourceKind(open_webdataset),
+    "webdataset": SourceKind(webdataset.open_webdataset, webdataset.class_names),
     "parquet": SourceKind(parquet.open_parquet, parquet.class_names),
 }
 

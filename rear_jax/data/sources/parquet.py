@@ -15,7 +15,7 @@ import numpy as np
 
 from rear_jax.data.sources import contents
 from rear_jax.data.sources.broken import Broken, Tally
-from rear_jax.data.sources.classes import numbered, renumbered
+from rear_jax.data.sources.classes import by_training, numbered
 from rear_jax.data.sources.encoded import EncodedImages, EncodedPairs
 from rear_jax.data.sources.files import split_files
 from rear_jax.data.sources.interface import ImageSource, SourceSettings
@@ -127,7 +127,7 @@ def open_parquet(path: str, split: str, settings: SourceSettings) -> ImageSource
     rows = Rows(groups, str(index["image"]), index["bad"], length)
     if bool(index["captioned"]):
         return ParquetPairs(name, rows, settings, broken)
-    labels, names = _by_training_names(index, settings.class_names, path)
+    labels, names = by_training(index["class_names"].tolist(), index["labels"], settings.class_names, path)
     return ParquetClasses(name, rows, labels, names, settings.unusual_keys, broken)
 
 
@@ -139,17 +139,6 @@ def class_names(path: str, split: str, settings: SourceSettings) -> tuple[str, .
 def _kept(files: Sequence[Path], settings: SourceSettings) -> Arrays:
     keys = (settings.caption_key, *settings.unusual_keys)
     return kept_index(files, f"parquet {' '.join(keys)}", lambda: _index(files, settings))
-
-
-def _by_training_names(index: Arrays, training: tuple[str, ...], path: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels [n] by the numbers and names of the training split; those of the files where one of them has no names."""
-    own, labels = tuple(index["class_names"].tolist()), index["labels"]
-    if not training or training == own or not own or labels.max(initial=0) >= len(own):
-        return labels, own
-    present = np.unique(labels)
-    numbers = np.zeros(len(own), np.int64)
-    numbers[present] = renumbered([own[label] for label in present.tolist()], training, path)
-    return numbers[labels], training
 
 
 def _index(files: Sequence[Path], settings: SourceSettings) -> Arrays:

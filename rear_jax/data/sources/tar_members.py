@@ -37,7 +37,10 @@ def members_by_key(shard: Path, left_out: Tally) -> dict[str, dict[str, Member]]
             continue
         stem, _, suffix = name.partition(".")
         if info.isreg() and not info.issparse():
-            keys.setdefault(f"{folder}/{stem}", {})[suffix.lower()] = Member(info.offset_data, info.size)
+            members = keys.setdefault(f"{folder}/{stem}", {})
+            if suffix.lower() in members:
+                left_out.add(f"{shard}: {info.name}, of which there is a later one")
+            members[suffix.lower()] = Member(info.offset_data, info.size)
         else:
             left_out.add(f"{shard}: {info.name}")
     return keys

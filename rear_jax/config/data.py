@@ -8,8 +8,11 @@ def data() -> ConfigDict:
     data = ConfigDict()
     data.source = "tfds"  # kind of source; see rear_jax/data/sources/__init__.py
     data.path = "imagenet2012"  # folder, file or TFDS name, as the source needs it; '' = the embedded Fashion-MNIST
-    data.train_split = "train"  # name of the split for training; '' = no splits ('folder' and 'arrays')
+    data.train_split = "train"  # name of the split for training; '' = no splits
     data.eval_split = "validation"  # name of the split of held-out images
+    # share of the images without splits that are held out, above 0 and below 1; a hash of its name decides on each
+    data.held_out_share = 0.05
+    data.held_out_seed = 0  # seed of that hash
     data.image_size = 256  # pixels along each side
     data.num_classes = 1000  # number of classes, labels are from 0; 0 = as many as the training images have
     # key or column of the captions, in metadata files, .json files and .parquet files; '' = classes, not captions

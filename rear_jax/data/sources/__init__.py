@@ -6,16 +6,21 @@ A source is a random-access sequence of (image, label). `open_source(name, path,
                  `split` is 'train' or 'test'.
   fashion_captions  the same images with captions that say what is in them, see rear_jax/data/fashion_captions.py.
   folder         the images are in `<path>/<split>/<class>/`, or for the split '' in `<path>/<class>/`.
+  flat           one class: the images are in `<path>/<split>/`, or in `<path>`, where a hash of each name gives it to
+                 the training split or to the held-out one.
+  archive        the class folders of `folder` inside .zip or .tar files: `<split>/<class>/` in the file `path`, or
+                 `<class>/` in the files of a split, see `split_files`.
   tfds           `path` is a TFDS name ('imagenet2012', looked for in $TFDS_DATA_DIR) or the version folder of a
                  prepared set ('DIR/imagenet2012/5.1.0'), stored as array_record (launch/prepare_imagenet.sh makes
                  one); `split` is one of its splits.
   arrays         `path` is an .npz with `<split>_images` and `<split>_labels`, or for the split '' `images` and
                  `labels`; a `num_classes` in it is heeded.
-  imagefolder    images with captions in `<path>/<split>/`, which a metadata.jsonl or metadata.csv there names.
+  imagefolder    images with captions or classes in `<path>/<split>/`, which a metadata.jsonl or metadata.csv there
+                 names.
   webdataset     .tar shards of images with captions or classes, see `split_files`.
   parquet        .parquet files with a column of images and one of captions or classes, see `split_files`.
 
-The last three and `fashion_captions` have captions (`captioned`): the label of an image is then the number of its
+The last three and `fashion_captions` may have captions (`captioned`): the label of an image is then the number of its
 caption, that is its index.
 """
 
@@ -28,12 +33,11 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from rear_jax.data.sources import contents, parquet, webdataset
+from rear_jax.data.sources import archives, contents, imagefolder, parquet, webdataset
 from rear_jax.data.sources.arrays import open_arrays, open_fashion_captions, open_fashion_mnist
 from rear_jax.data.sources.broken import warn_once
-from rear_jax.data.sources.folders import class_folders, open_folder
-from rear_jax.data.sources.imagefolder import open_imagefolder
-from rear_jax.data.sources.interface import STRICT, ImageSource, SourceKind, SourceSettings, captioned
+from rear_jax.data.sources.folders import class_folders, open_flat, open_folder
+from rear_jax.data.sources.interface import STRICT, HeldOut, ImageSource, SourceKind, SourceSettings, captioned
 from rear_jax.data.sources.tfds_sets import open_tfds
 from rear_jax.errors import RearError
 from rear_jax.runtime import distributed
@@ -46,9 +50,11 @@ SOURCES = {
     "fashion_mnist": SourceKind(open_fashion_mnist),
     "fashion_captions": SourceKind(open_fashion_captions),
     "folder": SourceKind(open_folder, class_folders),
+    "flat": SourceKind(open_flat),
+    "archive": SourceKind(archives.open_archive, archives.class_names),
     "tfds": SourceKind(open_tfds),
     "arrays": SourceKind(open_arrays),
-    "imagefolder": SourceKind(open_imagefolder),
+    "imagefolder": SourceKind(imagefolder.open_imagefolder, imagefolder.class_names),
     "webdataset": SourceKind(webdataset.open_webdataset, webdataset.class_names),
     "parquet": SourceKind(parquet.open_parquet, parquet.class_names),
 }
@@ -96,7 +102,11 @@ def open_source(name: str, path: str, split: str, settings: SourceSettings = STR
 def source_settings(data: ConfigDict, split: str) -> SourceSettings:
     """What `open_source` needs of `config.data` for a split: the training split numbers the classes of every other."""
     settings = SourceSettings(
-        data.caption_key, data.max_broken_share, image_key=data.image_key, label_key=data.label_key
+        data.caption_key,
+        data.max_broken_share,
+        image_key=data.image_key,
+        label_key=data.label_key,
+        held_out=HeldOut((data.train_split, data.eval_split), data.held_out_share, data.held_out_seed),
     )
     if split == data.train_split:
         return settings

@@ -1,9 +1,32 @@
 """What a source of images is, with classes or with captions, and how much of it is read."""
 
+import hashlib
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, SupportsIndex, TypeGuard
 
 import numpy as np
+
+
+class HeldOut(NamedTuple):
+    """How images without splits are divided: each by a hash of its name, whatever other images there are.
+
+    Attributes:
+      splits: the names of the training split and of the held-out one.
+      share: of the images that are held out, in (0, 1).
+      seed: another one holds out other images.
+    """
+
+    splits: tuple[str, str] = ("", "")
+    share: float = 0.05
+    seed: int = 0
+
+    def takes(self, split: str, name: str) -> bool:
+        """Whether a split has the image of this name; where both splits are one, it has all of them."""
+        training, held_out = self.splits
+        if training == held_out or split not in self.splits:
+            return True
+        digest = hashlib.blake2b(f"{self.seed}/{name}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
+        return (int.from_bytes(digest) < self.share * 2**64) == (split == held_out)
 
 
 class SourceSettings(NamedTuple):
@@ -14,6 +37,7 @@ class SourceSettings(NamedTuple):
     class_names: tuple[str, ...] = ()  # by number, from the training split; () where a split numbers its own
     image_key: str = "image"
     label_key: str = "label"
+    held_out: HeldOut = HeldOut()
 
     @property
     def unusual_keys(self) -> tuple[str, ...]:

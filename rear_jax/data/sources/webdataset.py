@@ -21,11 +21,11 @@ from rear_jax.data.sources.encoded import EncodedImages, EncodedPairs
 from rear_jax.data.sources.files import split_files
 from rear_jax.data.sources.interface import ImageSource, SourceSettings
 from rear_jax.data.sources.kept_index import Arrays, kept_index
-from rear_jax.data.sources.tar_members import Member, members_by_key, read_member
+from rear_jax.data.sources.tar_members import COMPRESSED_SUFFIXES, Member, members_by_key, read_member
 from rear_jax.data.sources.texts import caption_at, class_at, class_of, json_record, plain_caption
 from rear_jax.errors import RearError
 
-SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")  # all but the first are refused by name
+SUFFIXES = (".tar", *COMPRESSED_SUFFIXES)  # all but the first are refused by name
 BESIDE = ("txt", "json", "cls")
 
 

@@ -25,6 +25,13 @@ def data() -> ConfigDict:
     return data
 
 
+def inspect() -> ConfigDict:
+    """The job 'inspect', which looks at the images of config.data.train_split and config.data.eval_split."""
+    inspect = ConfigDict()
+    inspect.num_images = 0  # images of each split, evenly spread; 0 = all
+    return inspect
+
+
 def codes() -> ConfigDict:
     """The code files that the job 'tokenize' writes and the job 'train' reads."""
     codes = ConfigDict()

@@ -241,6 +241,7 @@ ALLOWED: dict[str, Allowed] = {
     **_under("data", {"train_split": TEXT, "eval_split": TEXT, "caption_key": TEXT, "max_broken_share": BELOW_ONE}),
     **_under("data", {"label_key": NAME, "image_key": NAME}),
     **_under("data", {"held_out_share": number(0, 1, but=(0, 1)), "held_out_seed": SEED}),
+    "inspect.num_images": whole(0, 10**8),
     **_under("codes", {"augmentation": NAME, "num_shards": whole(1, 10**5), "batch_size": BATCH}),
     **_under("codes", {"in_memory": FLAG, "on_the_fly": FLAG, "max_corrupt_share": BELOW_ONE}),
     **_under("text", {"encoder": PATH, "vocabulary": PATH, "length": whole(0, 2**16), "dtype": TEXT_DTYPE}),

@@ -19,6 +19,7 @@ from rear_jax.jobs import (
     describe,
     evaluate,
     import_codes,
+    inspect_data,
     plan,
     posttrain,
     sample,
@@ -32,10 +33,11 @@ from rear_jax.jobs.job import Job
 from rear_jax.runtime import distributed, lock
 
 JOBS: dict[str, Job] = {
+    "inspect": Job(inspect_data.run, inspect_data.check, locks=False, counts_classes=False),
     "tokenizer": Job(tokenizer.run, tokenizer.check, shared=True),
     "tokenize": Job(tokenize.run, tokenize.check, shared=True),
     "caption": Job(caption.run, caption.check, shared=True),
-    "describe": Job(describe.run, describe.check),
+    "describe": Job(describe.run, describe.check, counts_classes=False),
     "import": Job(import_codes.run, import_codes.check),
     "train": Job(train.run, train.check, shared=True),
     "posttrain": Job(posttrain.run, posttrain.check, shared=True),
@@ -68,7 +70,9 @@ def check_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> Config
             shared = ",".join(other for other, job in JOBS.items() if job.shared)
             raise RearError(f"--job={name} runs in one process: run it on one host, after --job={shared}.")
     forget_splits()
-    config = with_class_count(checked(config))
+    config = checked(config)
+    if any(JOBS[name].counts_classes for name in names):
+        config = with_class_count(config)
     distributed.agree("jobs, config or workdir", f"{names} {config.to_json_best_effort()} {workdir}")
     for place, name in enumerate(names):
         JOBS[name].check(config, workdir, tuple(names[:place]))

@@ -22,7 +22,7 @@ COMMAND = re.compile(r"(?<![\w./])(?:python -m rear_jax\.main|launch/\w+\.sh(?= 
 PATH = re.compile(r"(?<![\w./:])(?:rear_jax|configs|tests|benchmarks|launch|docs|\.ci)/[\w./{},*-]*")
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
-FILES = (".md", ".json", ".py", ".npz", ".png", ".jsonl", ".txt")
+FILES = (".md", ".json", ".py", ".npz", ".png", ".jsonl", ".txt", ".zip", ".tar")
 
 
 def relative(file: Path) -> str:

@@ -125,12 +125,20 @@ def npz_of(**arrays: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def tar_of(suffix: str, texts: list[bytes]) -> bytes:
+def zip_of(method: int) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as archive:
+        for index in range(6):
+            archive.writestr(f"é{index % 2}/{index}.png", encoded("PNG", index))
+    return stream.getvalue()
+
+
+def tar_of(suffix: str, texts: list[bytes], *, folder: str = "") -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for index, text in enumerate(texts):
             for name, content in ((f"é{index}.png", encoded("PNG", index)), (f"é{index}.{suffix}", text)):
-                info = tarfile.TarInfo(name)
+                info = tarfile.TarInfo(folder + name)
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
     return stream.getvalue()
@@ -157,6 +165,11 @@ SOURCES = {  # kind of source, name of the file that is spoilt -> the whole of i
     ("parquet", "a.parquet"): parquet_of(text=["a dog"] * 6),
     ("parquet", "b.parquet"): parquet_of(label=list(range(6))),
     ("imagefolder", "metadata.jsonl"): jsonl_of([{"file_name": f"{i}.png", "text": f"a dog {i}"} for i in range(6)]),
+    ("webdataset", "c.tar"): tar_of("json", [b'{"label": "ant"}'] * 6),
+    ("parquet", "c.parquet"): parquet_of(label=["ant", "bee", "cat"] * 2),
+    ("archive", "a.zip"): zip_of(zipfile.ZIP_DEFLATED),
+    ("archive", "b.zip"): zip_of(zipfile.ZIP_STORED),
+    ("archive", "d.tar"): tar_of("txt", [b""] * 6, folder="é/"),
     ("imagefolder", "metadata.csv"): b"file_name,text\r\n" + b"".join(b'%d.png,"a dog"\r\n' % i for i in range(6)),
 }
 

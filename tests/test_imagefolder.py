@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rear_jax.data.sources import open_source
+from rear_jax.data.sources.interface import SourceSettings, captioned
 from rear_jax.errors import RearError
 from tests.toy_pairs import TOLERANT, picture, write_csv, write_images, write_jsonl, write_kind
 
@@ -80,3 +81,50 @@ def test_metadata_that_changes_is_noticed(tmp_path: Path):
         source.caption(3)
     with pytest.raises(RearError, match="start the run again"):
         source[3]
+
+
+# --- classes
+
+
+def test_classes_may_be_numbers_or_names(tmp_path: Path):
+    names = write_images(tmp_path, 4)
+    for labels, found, class_names in (
+        ((3, 0, 1, 1), [3, 0, 1, 1], ()),
+        (("3", "0", "1", "1"), [3, 0, 1, 1], ()),
+        (("b", "a", "b", "c"), [1, 0, 1, 2], ("a", "b", "c")),
+        (("b", 7, "07", "b"), [2, 1, 0, 2], ("07", "7", "b")),
+    ):
+        write_jsonl(tmp_path, [{"file_name": n, "label": label} for n, label in zip(names, labels, strict=True)])
+        source = open_source("imagefolder", str(tmp_path), "")
+        assert ([source[index][1] for index in range(4)], source.class_names) == (found, class_names)
+        assert source.num_classes == max(found) + 1
+
+
+def test_rows_without_a_class_are_broken(tmp_path: Path):
+    names = write_images(tmp_path, 6)
+    labels = [{"label": "ant"}, {}, {"label": None}, {"label": [1]}, {"label": "bee"}, {"label": "ant"}]
+    write_jsonl(tmp_path, [{"file_name": name, **label} for name, label in zip(names, labels, strict=True)])
+    with pytest.raises(RearError, match=r"config\.data\.label_key = 'label' is none of its keys file_name.*3 of 6"):
+        open_source("imagefolder", str(tmp_path), "")
+    source = open_source("imagefolder", str(tmp_path), "", TOLERANT)
+    assert [source[index][1] for index in range(3)] == [0, 1, 0]
+    np.testing.assert_array_equal(source[1][0], picture(4))
+
+
+def test_captions_come_before_classes_unless_they_are_not_wanted(tmp_path: Path):
+    (name,) = write_images(tmp_path, 1)
+    write_jsonl(tmp_path, [{"file_name": name, "text": "a fox", "kind": "fox"}])
+    assert captioned(open_source("imagefolder", str(tmp_path), ""))
+    source = open_source("imagefolder", str(tmp_path), "", SourceSettings(caption_key="", label_key="kind"))
+    assert (captioned(source), source.class_names) == (False, ("fox",))
+    other = open_source("imagefolder", str(tmp_path), "", SourceSettings(caption_key="", label_key="text"))
+    assert other.contents != source.contents
+
+
+def test_metadata_of_classes_that_changes_is_noticed(tmp_path: Path):
+    (name,) = write_images(tmp_path, 1)
+    write_jsonl(tmp_path, [{"file_name": name, "label": 0}])
+    source = open_source("imagefolder", str(tmp_path), "")
+    (tmp_path / "metadata.jsonl").write_text("{}\n" * 50)
+    with pytest.raises(RearError, match="can no longer be read"):
+        source[0]

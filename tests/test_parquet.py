@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rear_jax.data.sources import open_source, parquet, row_groups
-from rear_jax.data.sources.interface import captioned
+from rear_jax.data.sources.interface import SourceSettings, captioned
 from rear_jax.errors import RearError
 from tests.toy_pairs import CAPTIONS, TOLERANT, check_pairs, picture, records, write_kind
 
@@ -31,15 +31,43 @@ def test_classes_of_parquet(tmp_path: Path):
     assert open_source("parquet", str(tmp_path), "test").num_classes == 2
 
 
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_classes_of_parquet_may_be_names(dictionary: bool, tmp_path: Path):
+    for split, names in (("train", ["bee", "ant", None, " ", "cat", "bee"]), ("test", ["cat", "ant"])):
+        labels = pa.array(names).dictionary_encode() if dictionary else pa.array(names)
+        table = pa.table({"image": records(len(names)), "label": labels})
+        pq.write_table(table, tmp_path / f"{split}-0.parquet", row_group_size=4)
+    train = open_source("parquet", str(tmp_path), "train", TOLERANT)
+    assert train.class_names == ("ant", "bee", "cat")
+    assert [train[index][1] for index in range(4)] == [1, 0, 2, 1]
+    np.testing.assert_array_equal(train[2][0], picture(4))
+    test = open_source("parquet", str(tmp_path), "test", SourceSettings(class_names=train.class_names))
+    assert [test[index][1] for index in range(2)] == [2, 0]
+    assert test.num_classes == 3
+
+
+def test_columns_of_other_names(tmp_path: Path):
+    features = {"info": {"features": {"fine": {"names": ["ant", "bee"]}, "coarse": {"names": ["animal"]}}}}
+    table = pa.table({"img": records(2), "fine": [1, 0], "coarse": [0, 0], "text": ["a", "b"]})
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), tmp_path / "0.parquet")
+    settings = SourceSettings(caption_key="", image_key="img", label_key="fine")
+    fine = open_source("parquet", str(tmp_path), "", settings)
+    assert (fine.class_names, fine[0][1]) == (("ant", "bee"), 1)
+    coarse = open_source("parquet", str(tmp_path), "", settings._replace(label_key="coarse"))
+    assert (coarse.class_names, coarse[0][1]) == (("animal",), 0)
+    assert coarse.contents != fine.contents
+    assert open_source("parquet", str(tmp_path), "", settings._replace(caption_key="text")).caption(1) == "b"
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"img": [b"x"], "text": ["x"]}, "has the columns img, text; it needs image, and text"),
-        ({"image": [b"x"], "caption": ["x"]}, "has the columns image, caption; it needs image, and text"),
+        ({"img": [b"x"], "text": ["x"]}, r"has the columns img, text; it needs image \(config\.data\.image_key\)"),
+        ({"image": [b"x"], "caption": ["x"]}, r"has the columns image, caption; it needs .*, and text \(config"),
         ({"image": [1], "text": ["x"]}, "the column image is int64; it needs encoded images"),
         ({"image": [{"path": "x"}], "text": ["x"]}, "it needs encoded images as bytes"),
         ({"image": [b"x"], "text": [["x"]]}, "the column text is list.*; it needs text"),
-        ({"image": [b"x"], "label": ["x"]}, "the column label is string; it needs integers"),
+        ({"image": [b"x"], "label": [0.5]}, "the column label is double; it needs integers or text"),
         ({"image": pa.array([], pa.binary()), "text": pa.array([], pa.string())}, "holds no rows"),
     ],
 )

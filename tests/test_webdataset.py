@@ -1,6 +1,8 @@
 """Images with captions or classes in shards of tar."""
 
 import gzip
+import io
+import json
 import os
 import tarfile
 from pathlib import Path
@@ -44,6 +46,57 @@ def test_classes_of_webdataset(tmp_path: Path):
     assert (len(source), source.num_classes) == (2, 4)
     assert [source[index][1] for index in range(2)] == [3, 0]
     np.testing.assert_array_equal(source[1][0], picture(1))
+
+
+def with_json(labels: list, suffix: str = "json") -> dict[str, bytes]:
+    members = {}
+    for index, label in enumerate(labels):
+        content = json.dumps({"label": label, "width": 3}) if suffix == "json" else str(label)
+        members |= {f"{index}.jpeg": encoded(picture(index)), f"{index}.{suffix}": content.encode()}
+    return members
+
+
+def test_classes_in_json(tmp_path: Path):
+    write_tar(tmp_path / "train-0.tar", with_json([2, "1", None, -1, True, 0]))
+    numbers = open_source("webdataset", str(tmp_path), "train", TOLERANT)
+    assert ([numbers[index][1] for index in range(3)], numbers.num_classes) == ([2, 1, 0], 3)
+    np.testing.assert_array_equal(numbers[2][0], picture(5))
+    write_tar(tmp_path / "names" / "train-0.tar", with_json(["cat", "ant", "x" * 999, " "]))
+    write_tar(tmp_path / "names" / "test-0.tar", with_json(["cat"]))
+    write_tar(tmp_path / "names" / "val-0.tar", with_json(["dog"]))
+    names = open_source("webdataset", str(tmp_path / "names"), "train", TOLERANT)
+    assert ([names[index][1] for index in range(2)], names.class_names) == ([1, 0], ("ant", "cat"))
+    of_training = SourceSettings(class_names=names.class_names)
+    assert open_source("webdataset", str(tmp_path / "names"), "test", of_training)[0][1] == 1
+    with pytest.raises(RearError, match="classes that the training split lacks: dog"):
+        open_source("webdataset", str(tmp_path / "names"), "val", of_training)
+
+
+def test_classes_where_captions_stand_too(tmp_path: Path):
+    write_tar(tmp_path / "0.tar", with_json([3, 1]) | with_json(["a red fox", "a dog"], "txt"))
+    assert captioned(open_source("webdataset", str(tmp_path), ""))
+    source = open_source("webdataset", str(tmp_path), "", SourceSettings(caption_key=""))
+    assert [source[index][1] for index in range(2)] == [3, 1]
+    (tmp_path / "0.tar").unlink()
+    write_tar(tmp_path / "1.tar", with_json(["cat", "ant"], "txt"))
+    source = open_source("webdataset", str(tmp_path), "", SourceSettings(caption_key=""))
+    assert ([source[index][1] for index in range(2)], source.class_names) == ([1, 0], ("ant", "cat"))
+
+
+def test_missing_classes_are_broken_and_keys_that_come_twice_are_told(tmp_path: Path, caplog):
+    members = with_json([0, 1, 2], "cls")
+    del members["1.cls"], members["2.jpeg"]
+    with tarfile.open(write_tar(tmp_path / "0.tar", members), "a") as tar:
+        content = encoded(picture(5))
+        info = tarfile.TarInfo("0.jpeg")
+        info.size = len(content)
+        tar.addfile(info, io.BytesIO(content))
+    with pytest.raises(RearError, match=r"0\.tar, 1: no \.cls, only \.jpeg.*2 of 3 are broken"):
+        open_source("webdataset", str(tmp_path), "")
+    source = open_source("webdataset", str(tmp_path), "", SourceSettings(max_broken_share=0.9))
+    assert len(source) == 1
+    np.testing.assert_array_equal(source[0][0], picture(5))
+    assert "0.jpeg, of which there is a later one" in caplog.text
 
 
 def test_long_names_and_pax(tmp_path: Path):

@@ -42,6 +42,7 @@ def default() -> ConfigDict:
 
     config.mesh = running.mesh()
     config.data = data.data()
+    config.inspect = data.inspect()
     config.text = text.text()
     config.describe = text.describe()
     config.tokenizer = maskgit_vqgan()  # section of a family in rear_jax/tokenizers

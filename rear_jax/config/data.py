@@ -8,15 +8,28 @@ def data() -> ConfigDict:
     data = ConfigDict()
     data.source = "tfds"  # kind of source; see rear_jax/data/sources/__init__.py
     data.path = "imagenet2012"  # folder, file or TFDS name, as the source needs it; '' = the embedded Fashion-MNIST
-    data.train_split = "train"  # name of the split for training; '' = no splits ('folder' and 'arrays')
+    data.train_split = "train"  # name of the split for training; '' = no splits
     data.eval_split = "validation"  # name of the split of held-out images
+    # share of the images without splits that are held out, above 0 and below 1; a hash of its name decides on each
+    data.held_out_share = 0.05
+    data.held_out_seed = 0  # seed of that hash
     data.image_size = 256  # pixels along each side
-    data.num_classes = 1000  # number of classes; labels are 0 to num_classes - 1
-    data.caption_key = "text"  # key or column of the captions, in metadata files, .json files and .parquet files
+    data.num_classes = 1000  # number of classes, labels are from 0; 0 = as many as the training images have
+    # key or column of the captions, in metadata files, .json files and .parquet files; '' = classes, not captions
+    data.caption_key = "text"
+    data.label_key = "label"  # key or column of the classes, in the same files, where there are no captions
+    data.image_key = "image"  # column of the images in .parquet files
     # share of the images, or pairs of image and caption, that may be broken, 0 to below 1; broken pairs are left out,
     # and the next good image takes the place of one that cannot be decoded; 0 = none may be
     data.max_broken_share = 0.001
     return data
+
+
+def inspect() -> ConfigDict:
+    """The job 'inspect', which looks at the images of config.data.train_split and config.data.eval_split."""
+    inspect = ConfigDict()
+    inspect.num_images = 0  # images of each split, evenly spread; 0 = all
+    return inspect
 
 
 def codes() -> ConfigDict:

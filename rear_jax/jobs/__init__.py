@@ -10,7 +10,7 @@ from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict
 
 from rear_jax.config.ranges import checked
-from rear_jax.data.sources import forget_splits
+from rear_jax.data.sources import forget_splits, with_class_count
 from rear_jax.errors import RearError
 from rear_jax.jobs import (
     analyze,
@@ -19,6 +19,7 @@ from rear_jax.jobs import (
     describe,
     evaluate,
     import_codes,
+    inspect_data,
     plan,
     posttrain,
     sample,
@@ -32,10 +33,11 @@ from rear_jax.jobs.job import Job
 from rear_jax.runtime import distributed, lock
 
 JOBS: dict[str, Job] = {
+    "inspect": Job(inspect_data.run, inspect_data.check, locks=False, counts_classes=False),
     "tokenizer": Job(tokenizer.run, tokenizer.check, shared=True),
     "tokenize": Job(tokenize.run, tokenize.check, shared=True),
     "caption": Job(caption.run, caption.check, shared=True),
-    "describe": Job(describe.run, describe.check),
+    "describe": Job(describe.run, describe.check, counts_classes=False),
     "import": Job(import_codes.run, import_codes.check),
     "train": Job(train.run, train.check, shared=True),
     "posttrain": Job(posttrain.run, posttrain.check, shared=True),
@@ -50,8 +52,11 @@ _OTHERS = dict(JOBS)  # which 'study' runs
 JOBS["study"] = Job(functools.partial(study.run, jobs=_OTHERS), functools.partial(study.check, jobs=_OTHERS))
 
 
-def check_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> None:
+def check_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> ConfigDict:
     """Checks jobs that are to run in turn, each for what can be known before the first of them.
+
+    Returns:
+      The settings that they run by: those of `config`, and the number of classes where that is asked of the images.
 
     Raises RearError: there is no job, a name is unknown, a job is not for several processes, a setting is out of its
       range, or a check refuses.
@@ -64,11 +69,14 @@ def check_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> None:
         if jax.process_count() > 1 and not JOBS[name].shared:
             shared = ",".join(other for other, job in JOBS.items() if job.shared)
             raise RearError(f"--job={name} runs in one process: run it on one host, after --job={shared}.")
-    config = checked(config)
-    distributed.agree("jobs, config or workdir", f"{names} {config.to_json_best_effort()} {workdir}")
     forget_splits()
+    config = checked(config)
+    if any(JOBS[name].counts_classes for name in names):
+        config = with_class_count(config)
+    distributed.agree("jobs, config or workdir", f"{names} {config.to_json_best_effort()} {workdir}")
     for place, name in enumerate(names):
         JOBS[name].check(config, workdir, tuple(names[:place]))
+    return config
 
 
 def run_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> None:
@@ -80,7 +88,7 @@ def run_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> None:
     locks = jax.process_count() > 1 or any(name in JOBS and JOBS[name].locks for name in names)
     try:
         with lock.held(workdir) if locks else contextlib.nullcontext():
-            check_all(names, config, workdir)
+            config = check_all(names, config, workdir)
             for name in names:
                 JOBS[name].run(config, workdir)
                 distributed.wait(name)

@@ -18,9 +18,11 @@ class Job:
         process. What the jobs before will make is not looked for.
       shared: whether several processes run it together.
       locks: whether it makes what other jobs go on from, so that one job at a time may work in a workdir.
+      counts_classes: whether it needs the number of classes, which `config.data.num_classes` = 0 asks of the images.
     """
 
     run: Callable[[ConfigDict, Path], None]
     check: Callable[[ConfigDict, Path, Collection[str]], None]
     shared: bool = False
     locks: bool = True
+    counts_classes: bool = True

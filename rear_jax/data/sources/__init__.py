@@ -6,55 +6,57 @@ A source is a random-access sequence of (image, label). `open_source(name, path,
                  `split` is 'train' or 'test'.
   fashion_captions  the same images with captions that say what is in them, see rear_jax/data/fashion_captions.py.
   folder         the images are in `<path>/<split>/<class>/`, or for the split '' in `<path>/<class>/`.
+  flat           one class: the images are in `<path>/<split>/`, or in `<path>`, where a hash of each name gives it to
+                 the training split or to the held-out one.
+  archive        the class folders of `folder` inside .zip or .tar files: `<split>/<class>/` in the file `path`, or
+                 `<class>/` in the files of a split, see `split_files`.
   tfds           `path` is a TFDS name ('imagenet2012', looked for in $TFDS_DATA_DIR) or the version folder of a
                  prepared set ('DIR/imagenet2012/5.1.0'), stored as array_record (launch/prepare_imagenet.sh makes
                  one); `split` is one of its splits.
   arrays         `path` is an .npz with `<split>_images` and `<split>_labels`, or for the split '' `images` and
                  `labels`; a `num_classes` in it is heeded.
-  imagefolder    images with captions in `<path>/<split>/`, which a metadata.jsonl or metadata.csv there names.
-  webdataset     .tar shards of images with captions or class numbers, see `split_files`.
-  parquet        .parquet files with a column of images and one of captions or labels, see `split_files`.
+  imagefolder    images with captions or classes in `<path>/<split>/`, which a metadata.jsonl or metadata.csv there
+                 names.
+  webdataset     .tar shards of images with captions or classes, see `split_files`.
+  parquet        .parquet files with a column of images and one of captions or classes, see `split_files`.
 
-The last three and `fashion_captions` have captions (`captioned`): the label of an image is then the number of its
+The last three and `fashion_captions` may have captions (`captioned`): the label of an image is then the number of its
 caption, that is its index.
 """
 
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+import logging
 from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from rear_jax.data.sources import contents, parquet
+from rear_jax.data.sources import archives, contents, imagefolder, parquet, webdataset
 from rear_jax.data.sources.arrays import open_arrays, open_fashion_captions, open_fashion_mnist
 from rear_jax.data.sources.broken import warn_once
-from rear_jax.data.sources.folders import class_folders, open_folder
-from rear_jax.data.sources.imagefolder import open_imagefolder
-from rear_jax.data.sources.interface import STRICT, ImageSource, SourceSettings, captioned
+from rear_jax.data.sources.folders import class_folders, open_flat, open_folder
+from rear_jax.data.sources.interface import STRICT, HeldOut, ImageSource, SourceKind, SourceSettings, captioned
 from rear_jax.data.sources.tfds_sets import open_tfds
-from rear_jax.data.sources.webdataset import open_webdataset
 from rear_jax.errors import RearError
 from rear_jax.runtime import distributed
 
+log = logging.getLogger(__name__)
+
 FINGERPRINT_IMAGES = 32  # that `fingerprint` reads
 
-SOURCES: dict[str, Callable[[str, str, SourceSettings], ImageSource]] = {
-    "fashion_mnist": open_fashion_mnist,
-    "fashion_captions": open_fashion_captions,
-    "folder": open_folder,
-    "tfds": open_tfds,
-    "arrays": open_arrays,
-    "imagefolder": open_imagefolder,
-    "webdataset": open_webdataset,
-    "parquet": parquet.open_parquet,
-}
-# Kinds whose splits could each number classes of their own -> names of the classes of a split, by number.
-CLASS_NAMES: dict[str, Callable[[str, str], tuple[str, ...]]] = {
-    "folder": class_folders,
-    "parquet": parquet.class_names,
+SOURCES = {
+    "fashion_mnist": SourceKind(open_fashion_mnist),
+    "fashion_captions": SourceKind(open_fashion_captions),
+    "folder": SourceKind(open_folder, class_folders),
+    "flat": SourceKind(open_flat),
+    "archive": SourceKind(archives.open_archive, archives.class_names),
+    "tfds": SourceKind(open_tfds),
+    "arrays": SourceKind(open_arrays),
+    "imagefolder": SourceKind(imagefolder.open_imagefolder, imagefolder.class_names),
+    "webdataset": SourceKind(webdataset.open_webdataset, webdataset.class_names),
+    "parquet": SourceKind(parquet.open_parquet, parquet.class_names),
 }
 
 
@@ -94,13 +96,21 @@ def open_source(name: str, path: str, split: str, settings: SourceSettings = STR
     """
     if name not in SOURCES:
         raise RearError(f"unknown image source {name!r}; the known ones are: {', '.join(SOURCES)}")
-    return SOURCES[name](path, split, settings)
+    return SOURCES[name].open(path, split, settings)
 
 
 def source_settings(data: ConfigDict, split: str) -> SourceSettings:
     """What `open_source` needs of `config.data` for a split: the training split numbers the classes of every other."""
-    names = () if split == data.train_split else _training_names(data.source, data.path, data.train_split)
-    return SourceSettings(data.caption_key, data.max_broken_share, names)
+    settings = SourceSettings(
+        data.caption_key,
+        data.max_broken_share,
+        image_key=data.image_key,
+        label_key=data.label_key,
+        held_out=HeldOut((data.train_split, data.eval_split), data.held_out_share, data.held_out_seed),
+    )
+    if split == data.train_split:
+        return settings
+    return settings._replace(class_names=_training_names(data.source, data.path, data.train_split, settings))
 
 
 def open_split(data: ConfigDict, split: str) -> ImageSource:
@@ -143,12 +153,32 @@ def _facts(name: str, path: str, split: str, settings: SourceSettings) -> SplitF
     return facts_of(open_source(name, path, split, settings))
 
 
-def _training_names(name: str, path: str, split: str) -> tuple[str, ...]:
+def with_class_count(config: ConfigDict) -> ConfigDict:
+    """The settings with the number of classes of the training images, where `config.data.num_classes` is 0.
+
+    Images with captions count as one class.
+
+    Raises RearError: the images that are asked cannot be opened.
+    """
+    data = config.data
+    if data.num_classes:
+        return config
+    try:
+        facts = _facts(data.source, data.path, data.train_split, source_settings(data, data.train_split))
+    except RearError as error:
+        raise RearError(f"{error}; or set config.data.num_classes, which asks the images where it is 0") from None
+    counted = config.copy_and_resolve_references()
+    counted.data.num_classes = 1 if facts.captioned else facts.num_classes
+    log.info("config.data.num_classes = 0: it is %d, as %s has", counted.data.num_classes, facts.name)
+    return counted
+
+
+def _training_names(name: str, path: str, split: str, settings: SourceSettings) -> tuple[str, ...]:
     """Names of the classes of the training split by number; () where its numbers are those of every split."""
-    if name not in CLASS_NAMES:
+    if name not in SOURCES or not (class_names := SOURCES[name].class_names):
         return ()
     try:
-        return CLASS_NAMES[name](path, split)
+        return class_names(path, split, settings)
     except RearError as error:
         warn_once(f"{error}; the held-out images get class numbers of their own")
         return ()

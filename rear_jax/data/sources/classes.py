@@ -12,6 +12,41 @@ from rear_jax.errors import RearError, one_line
 NAMED = 5  # classes that a message names
 
 
+def numbered(labels: Sequence[int | str]) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names of classes, sorted, and the number of each label among them, int64 [n].
+
+    Where all labels are numbers, they stay as they are, and there are no names.
+    """
+    if all(isinstance(label, int) for label in labels):
+        return (), np.array(labels, np.int64)
+    names = [str(label) for label in labels]
+    known = tuple(sorted(set(names)))
+    numbers = {name: number for number, name in enumerate(known)}
+    return known, np.fromiter((numbers[name] for name in names), np.int64, len(names))
+
+
+def by_training(
+    names: Sequence[str], labels: np.ndarray, training: tuple[str, ...], where: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels [n] by the numbers and names of the training split; those of the split where one of them has no names.
+
+    Args:
+      names: of the split's own classes, () where it has none.
+      labels: int64 [n], the split's own numbers.
+      training: names of the training split, by number; none where the split numbers its own.
+      where: names the split.
+
+    Raises RearError: the training split lacks a class.
+    """
+    own = tuple(names)
+    if not training or training == own or not own or labels.max(initial=0) >= len(own):
+        return labels, own
+    present = np.unique(labels)
+    numbers = np.zeros(len(own), np.int64)
+    numbers[present] = renumbered([own[label] for label in present.tolist()], training, where)
+    return numbers[labels], training
+
+
 def renumbered(own: Sequence[str], training: Sequence[str], where: str) -> np.ndarray:
     """The number in the training split of each class of a split, int64.
 

@@ -4,7 +4,7 @@ import os
 import stat
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, features
@@ -66,6 +66,25 @@ def decode(file: Path | bytes, where: str) -> np.ndarray:
         raise RearError(f"{where} is not a readable image ({reason}); replace or remove it") from None
 
 
+class Look(NamedTuple):
+    """What an image file is: its format and mode as Pillow calls them, its sides in pixels before it is turned."""
+
+    format: str
+    mode: str
+    width: int
+    height: int
+    turned: bool = False  # by its EXIF orientation
+    moving: bool = False  # of several frames
+
+
+def examine(file: Path | bytes, where: str) -> tuple[np.ndarray, Look]:
+    """As `decode`, and what the file is; raises RearError as `decode`."""
+    image = decode(file, where)
+    with _opened(file) as stream, Image.open(stream, formats=FORMATS) as picture:
+        turned = _orientation(picture) in _UPRIGHT
+        return image, Look(picture.format or "", picture.mode, *picture.size, turned, _is_moving(picture))
+
+
 def require_sides(width: int, height: int) -> None:
     """Raises ValueError where a picture of these sides takes too much memory: whole, or resized to be cropped."""
     if width * height > MOST_PIXELS:
@@ -114,6 +133,14 @@ def _orientation(picture: Image.Image) -> int | None:
         return picture.getexif().get(ExifTags.Base.Orientation)
     except _BROKEN:
         return None
+
+
+def _is_moving(picture: Image.Image) -> bool:
+    """Whether there are several frames; later ones may be damaged."""
+    try:
+        return getattr(picture, "n_frames", 1) > 1
+    except _BROKEN:
+        return False
 
 
 def _upright(picture: Image.Image, orientation: int | None) -> Image.Image:

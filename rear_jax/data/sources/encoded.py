@@ -33,6 +33,14 @@ class EncodedImages(ABC):
     def _where(self, index: int) -> str:
         """Names an image in messages."""
 
+    def encoded(self, index: int) -> tuple[Path | bytes, int]:
+        """An image as it lies on the disk, and its label; raises RearError where it is lost."""
+        return self._read(index)
+
+    def where(self, index: int) -> str:
+        """Names an image."""
+        return self._where(index)
+
     def __getitem__(self, index: SupportsIndex) -> tuple[np.ndarray, int]:
         place = self._place(index)
         while True:

@@ -11,9 +11,11 @@ from rear_jax.data.sources.classes import renumbered
 from rear_jax.data.sources.contents import State
 from rear_jax.data.sources.decoding import IMAGE_SUFFIXES, is_hidden, is_image
 from rear_jax.data.sources.encoded import EncodedImages
-from rear_jax.data.sources.files import is_folder, listed, split_folder
+from rear_jax.data.sources.files import is_folder, listed, located, split_folder
 from rear_jax.data.sources.interface import ImageSource, SourceSettings
 from rear_jax.errors import RearError
+
+ONE_CLASS = "image"  # what the class of images without classes is called
 
 
 class FolderSource(EncodedImages):
@@ -45,7 +47,7 @@ class FolderSource(EncodedImages):
 def open_folder(path: str, split: str, settings: SourceSettings) -> ImageSource:
     """See `open_source`."""
     root, left_out = split_folder(path, split), Tally()
-    classes = class_folders(path, split)
+    classes = class_folders(path, split, settings)
     for entry in listed(root):
         if not is_hidden(entry.name) and entry.name not in classes:
             left_out.add(entry.path)
@@ -67,8 +69,33 @@ def open_folder(path: str, split: str, settings: SourceSettings) -> ImageSource:
     return FolderSource(files, labels, root.name, names, contents.of_states(states, names), broken)
 
 
-def class_folders(path: str, split: str) -> tuple[str, ...]:
+def open_flat(path: str, split: str, settings: SourceSettings) -> ImageSource:
+    """See `open_source`."""
+    root, left_out = located(path), Tally()
+    divided = any(name and (root / name).is_dir() for name in (split, *settings.held_out.splits))
+    folder = split_folder(path, split) if divided else root
+    if not folder.is_dir():
+        raise RearError(f"{folder} is no folder; give one with images")
+    states = _images(folder, left_out)
+    if not states:
+        raise RearError(
+            f"{folder} holds no {' '.join(IMAGE_SUFFIXES)} files; put images there, or use config.data.source = "
+            "'folder' for class folders"
+        )
+    kept = [state for state in states if divided or settings.held_out.takes(split, state[0])]
+    if not kept:
+        raise RearError(
+            f"none of the {len(states)} images in {folder} falls to the split {split!r}; set another "
+            "config.data.held_out_share, or add images"
+        )
+    warn_of_left_out(folder.name, left_out)
+    files, broken = [folder / name for name, _ in kept], Broken(folder.name, settings.max_broken_share)
+    return FolderSource(files, [0] * len(files), folder.name, (ONE_CLASS,), contents.of_states(kept), broken)
+
+
+def class_folders(path: str, split: str, settings: SourceSettings) -> tuple[str, ...]:
     """Names of the class folders of a split, sorted; raises RearError where the split has no folder."""
+    del settings
     return tuple(entry.name for entry in listed(split_folder(path, split)) if _is_class(entry))
 
 

@@ -1,7 +1,8 @@
-"""Image files with captions, named by a metadata.jsonl or metadata.csv beside them.
+"""Image files with captions or classes, named by a metadata.jsonl or metadata.csv beside them.
 
 The form is that of `imagefolder` in Hugging Face datasets: each line or row has `file_name`, a path from the folder of
-the metadata file, and the caption under a key of its own. Only the place of each row is kept in memory.
+the metadata file, and the caption under a key of its own; where there is none, the class. Only the place of each row is
+kept in memory, and the number of its class.
 """
 
 import os
@@ -10,60 +11,103 @@ import stat
 from array import array
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rear_jax.data.sources import contents
 from rear_jax.data.sources.broken import Broken, Tally, warn_of_left_out
+from rear_jax.data.sources.classes import by_training, numbered
 from rear_jax.data.sources.decoding import is_hidden, is_image
-from rear_jax.data.sources.encoded import EncodedPairs
+from rear_jax.data.sources.encoded import EncodedImages, EncodedPairs
 from rear_jax.data.sources.files import is_folder, listed, split_folder
 from rear_jax.data.sources.interface import ImageSource, SourceSettings
 from rear_jax.data.sources.metadata import Csv, JsonLines, Metadata
-from rear_jax.data.sources.texts import caption_at, text_at
+from rear_jax.data.sources.texts import caption_at, class_at, text_at
 from rear_jax.errors import RearError
 
 FILE_NAME = "file_name"
 METADATA = ("metadata.jsonl", "metadata.csv")  # names of the metadata file
 
 
-class ImageFolder(EncodedPairs):
-    """The pairs of a metadata file, in its order."""
+class Rows(NamedTuple):
+    """The good rows of a metadata file.
 
-    def __init__(
-        self, name: str, metadata: Metadata, places: np.ndarray, caption_key: str, digits: str, broken: Broken
-    ):
-        """`places`: int64 [n, 2], start and size in bytes of the row of each pair; `digits`: the `contents`."""
-        super().__init__(name, len(places), broken)
-        self._metadata, self._places, self._caption_key, self.contents = metadata, places, caption_key, digits
+    Attributes:
+      metadata: the file.
+      places: int64 [n, 2], start and size in bytes of each row.
+    """
+
+    metadata: Metadata
+    places: np.ndarray
+
+    def where(self, index: int) -> str:
+        """Names a row."""
+        return f"{self.metadata.path}, byte {self.places[index, 0]}"
+
+    def record(self, index: int) -> dict[str, Any]:
+        """A row; raises OSError or ValueError where the file is not as it was."""
+        start, size = self.places[index].tolist()
+        with self.metadata.path.open("rb") as file:
+            file.seek(start)
+            return self.metadata.record(file.read(size))
+
+    def image(self, index: int) -> Path:
+        """The file of an image; raises RearError where the row is not as it was."""
+        try:
+            return self.metadata.path.parent / _file_name(self.record(index), self.metadata.path)
+        except (OSError, ValueError) as error:
+            raise RearError(f"{self.where(index)} can no longer be read ({error}); start the run again") from None
+
+
+class ImageFolder(EncodedPairs):
+    """The images and captions of a metadata file, in its order."""
+
+    def __init__(self, name: str, rows: Rows, caption_key: str, digits: str, broken: Broken):
+        """`digits`: the `contents`."""
+        super().__init__(name, len(rows.places), broken)
+        self._rows, self._caption_key, self.contents = rows, caption_key, digits
 
     def _where(self, index: int) -> str:
-        return f"{self._metadata.path}, byte {self._places[index, 0]}"
+        return self._rows.where(index)
 
     def _caption(self, index: int) -> str:
-        return caption_at(self._record(index), self._caption_key)
+        return caption_at(self._rows.record(index), self._caption_key)
 
     def _image(self, index: int) -> Path:
-        try:
-            return self._metadata.path.parent / _file_name(self._record(index), self._metadata.path)
-        except (OSError, ValueError) as error:
-            raise RearError(f"{self._where(index)} can no longer be read ({error}); start the run again") from None
+        return self._rows.image(index)
 
-    def _record(self, index: int) -> dict[str, Any]:
-        start, size = self._places[index].tolist()
-        with self._metadata.path.open("rb") as file:
-            file.seek(start)
-            return self._metadata.record(file.read(size))
+
+class LabelledFolder(EncodedImages):
+    """The images and classes of a metadata file, in its order."""
+
+    def __init__(
+        self, name: str, rows: Rows, labels: np.ndarray, class_names: tuple[str, ...], digits: str, broken: Broken
+    ):
+        """`labels`: int64 [n]; `digits`: the `contents`."""
+        super().__init__(name, len(class_names) or int(labels.max()) + 1, class_names, broken)
+        self._rows, self._labels, self.contents = rows, labels, digits
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def _where(self, index: int) -> str:
+        return self._rows.where(index)
+
+    def _read(self, index: int) -> tuple[Path, int]:
+        return self._rows.image(index), int(self._labels[index])
 
 
 def open_imagefolder(path: str, split: str, settings: SourceSettings) -> ImageSource:
     """See `open_source`."""
     root = split_folder(path, split)
     metadata = _metadata(root)
+    captioned = _captioned(metadata, settings)
+    beside = settings.caption_key if captioned else settings.label_key
     images = image_states(root)
     rowless, linked = set(images), {}
     broken, places = Tally(), array("q")  # start and size of each row in turn
+    labels: list[int | str] = []
     for start, raw in metadata.rows():
         try:
             record = metadata.record(raw)
@@ -72,22 +116,45 @@ def open_imagefolder(path: str, split: str, settings: SourceSettings) -> ImageSo
             if not found and os.path.isfile(root / name):  # by way of a link to a folder
                 found, linked[name] = True, contents.state_of(root / name)
             rowless.discard(name)
-            caption_at(record, settings.caption_key)
+            label = caption_at(record, beside) if captioned else class_at(record, beside)
             if not found:
                 raise ValueError(f"there is no image {name}")
         except ValueError as error:
             broken.add(f"{metadata.path.name}, byte {start}: {error}")
         else:
             places.extend((start, len(raw)))
+            labels += [] if captioned else [label]
     for name in sorted(rowless):
         broken.add(f"{name} has no row in {metadata.path.name}")
     share = Broken(root.name, settings.max_broken_share)
     share.skip(broken, good=len(places) // 2)
     if not places:
-        raise RearError(f"{metadata.path} has no rows; give each image one with {FILE_NAME} and {settings.caption_key}")
+        raise RearError(f"{metadata.path} has no rows; give each image one with {FILE_NAME} and {beside}")
     states = [*images.items(), *sorted(linked.items()), (metadata.path.name, contents.state_of(metadata.path))]
-    digits = contents.of_states(states, settings.caption_key)
-    return ImageFolder(root.name, metadata, np.array(places).reshape(-1, 2), settings.caption_key, digits, share)
+    rows = Rows(metadata, np.array(places).reshape(-1, 2))
+    if captioned:
+        return ImageFolder(root.name, rows, beside, contents.of_states(states, beside), share)
+    own, numbers = numbered(labels)
+    numbers, names = by_training(own, numbers, settings.class_names, str(root))
+    return LabelledFolder(root.name, rows, numbers, names, contents.of_states(states, beside, names), share)
+
+
+def class_names(path: str, split: str, settings: SourceSettings) -> tuple[str, ...]:
+    """Names of the classes of a split by number, () where they are numbers; raises RearError as `open_imagefolder`."""
+    if _captioned(_metadata(split_folder(path, split)), settings):
+        return ()
+    return open_imagefolder(path, split, settings).class_names
+
+
+def _captioned(metadata: Metadata, settings: SourceSettings) -> bool:
+    """Whether captions are taken, by the first row that can be read."""
+    for row in metadata.rows():
+        try:
+            record = metadata.record(row.raw)
+        except ValueError:
+            continue
+        return settings.caption_key in record or (bool(settings.caption_key) and settings.label_key not in record)
+    return bool(settings.caption_key)
 
 
 def _metadata(root: Path) -> Metadata:

@@ -1,8 +1,32 @@
 """What a source of images is, with classes or with captions, and how much of it is read."""
 
+import hashlib
+from collections.abc import Callable
 from typing import NamedTuple, Protocol, SupportsIndex, TypeGuard
 
 import numpy as np
+
+
+class HeldOut(NamedTuple):
+    """How images without splits are divided: each by a hash of its name, whatever other images there are.
+
+    Attributes:
+      splits: the names of the training split and of the held-out one.
+      share: of the images that are held out, in (0, 1).
+      seed: another one holds out other images.
+    """
+
+    splits: tuple[str, str] = ("", "")
+    share: float = 0.05
+    seed: int = 0
+
+    def takes(self, split: str, name: str) -> bool:
+        """Whether a split has the image of this name; where both splits are one, it has all of them."""
+        training, held_out = self.splits
+        if training == held_out or split not in self.splits:
+            return True
+        digest = hashlib.blake2b(f"{self.seed}/{name}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
+        return (int.from_bytes(digest) < self.share * 2**64) == (split == held_out)
 
 
 class SourceSettings(NamedTuple):
@@ -11,6 +35,15 @@ class SourceSettings(NamedTuple):
     caption_key: str = "text"
     max_broken_share: float = 0.0
     class_names: tuple[str, ...] = ()  # by number, from the training split; () where a split numbers its own
+    image_key: str = "image"
+    label_key: str = "label"
+    held_out: HeldOut = HeldOut()
+
+    @property
+    def unusual_keys(self) -> tuple[str, ...]:
+        """The keys of images and labels, for `contents`; () for the usual ones."""
+        usual = (self.image_key, self.label_key) == (STRICT.image_key, STRICT.label_key)
+        return () if usual else (self.image_key, self.label_key)
 
 
 STRICT = SourceSettings()  # nothing may be broken
@@ -55,6 +88,19 @@ class CaptionedSource(ImageSource, Protocol):
 def captioned(source: ImageSource) -> TypeGuard[CaptionedSource]:
     """Whether the labels of a source are the numbers of its captions."""
     return hasattr(source, "caption")
+
+
+class SourceKind(NamedTuple):
+    """A kind of source.
+
+    Attributes:
+      open: (path, split, settings) opens a split, see `open_source`.
+      class_names: (path, split, settings) gives the names of the classes of a split by number, () where it has none;
+        None for a kind whose numbers mean the same in every split.
+    """
+
+    open: Callable[[str, str, SourceSettings], ImageSource]
+    class_names: Callable[[str, str, SourceSettings], tuple[str, ...]] | None = None
 
 
 class Spread:

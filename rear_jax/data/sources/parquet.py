@@ -1,13 +1,13 @@
 """Images in .parquet files, with captions or with classes, in the form of data sets on the Hugging Face hub.
 
-The column `image` holds encoded images, as bytes or as a record with `bytes`. The column `config.data.caption_key`
-holds the captions; where there is none, the column `label` holds numbers of classes. Files are read in the order of
-their names. The index comes from the captions or labels; no image is read for it.
+The column `config.data.image_key` holds encoded images, as bytes or as a record with `bytes`. The column
+`config.data.caption_key` holds the captions; where there is none, the column `config.data.label_key` holds numbers or
+names of classes. Files are read in the order of their names. The index comes from the captions or labels; no image is
+read for it.
 """
 
-import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,18 +15,18 @@ import numpy as np
 
 from rear_jax.data.sources import contents
 from rear_jax.data.sources.broken import Broken, Tally
-from rear_jax.data.sources.classes import renumbered
+from rear_jax.data.sources.classes import by_training, numbered
 from rear_jax.data.sources.encoded import EncodedImages, EncodedPairs
 from rear_jax.data.sources.files import split_files
 from rear_jax.data.sources.interface import ImageSource, SourceSettings
 from rear_jax.data.sources.kept_index import Arrays, kept_index
+from rear_jax.data.sources.parquet_form import Form, form_of
 from rear_jax.data.sources.row_groups import RowGroups, read_column
-from rear_jax.data.sources.texts import plain_caption
-from rear_jax.errors import RearError, one_line
+from rear_jax.data.sources.texts import class_name, plain_caption
+from rear_jax.errors import RearError
 
 log = logging.getLogger(__name__)
 
-IMAGE, LABEL = "image", "label"
 LARGE_GROUP = 32 * 2**20  # bytes of images in a row group, above which shuffled reading is slow
 
 
@@ -66,10 +66,10 @@ class Rows(NamedTuple):
 class ParquetPairs(EncodedPairs):
     """Images with captions."""
 
-    def __init__(self, name: str, rows: Rows, caption_key: str, broken: Broken):
+    def __init__(self, name: str, rows: Rows, settings: SourceSettings, broken: Broken):
         super().__init__(name, rows.length, broken)
-        self._rows, self._caption_key = rows, caption_key
-        self.contents = contents.of_files(rows.groups.files, caption_key)
+        self._rows, self._caption_key = rows, settings.caption_key
+        self.contents = contents.of_files(rows.groups.files, settings.caption_key, *settings.unusual_keys)
 
     def _where(self, index: int) -> str:
         return self._rows.where(index)
@@ -84,10 +84,18 @@ class ParquetPairs(EncodedPairs):
 class ParquetClasses(EncodedImages):
     """Images with numbers of classes."""
 
-    def __init__(self, name: str, rows: Rows, labels: np.ndarray, class_names: tuple[str, ...], broken: Broken):
+    def __init__(
+        self,
+        name: str,
+        rows: Rows,
+        labels: np.ndarray,
+        class_names: tuple[str, ...],
+        unusual_keys: tuple[str, ...],
+        broken: Broken,
+    ):
         super().__init__(name, len(class_names) or int(labels.max()) + 1, class_names, broken)
         self._rows, self._labels = rows, labels
-        self.contents = contents.of_files(rows.groups.files, class_names)
+        self.contents = contents.of_files(rows.groups.files, class_names, *unusual_keys)
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -102,9 +110,9 @@ class ParquetClasses(EncodedImages):
 def open_parquet(path: str, split: str, settings: SourceSettings) -> ImageSource:
     """See `open_source`."""
     files = split_files(path, split, (".parquet",))
-    name, key = files[0].parent.name, settings.caption_key
+    name = files[0].parent.name
     broken = Broken(name, settings.max_broken_share)
-    index = kept_index(files, f"parquet {key}", lambda: _index(files, key))
+    index = _kept(files, settings)
     length = int(index["group_rows"].sum()) - len(index["bad"])
     broken.skip(Tally.of_arrays(index, "broken"), good=length)
     if not length:
@@ -118,51 +126,36 @@ def open_parquet(path: str, split: str, settings: SourceSettings) -> ImageSource
     groups = RowGroups(files, index["group_file"], index["group_rows"])
     rows = Rows(groups, str(index["image"]), index["bad"], length)
     if bool(index["captioned"]):
-        return ParquetPairs(name, rows, key, broken)
-    labels, names = _by_training_names(index, settings.class_names, path)
-    return ParquetClasses(name, rows, labels, names, broken)
+        return ParquetPairs(name, rows, settings, broken)
+    labels, names = by_training(index["class_names"].tolist(), index["labels"], settings.class_names, path)
+    return ParquetClasses(name, rows, labels, names, settings.unusual_keys, broken)
 
 
-def class_names(path: str, split: str) -> tuple[str, ...]:
+def class_names(path: str, split: str, settings: SourceSettings) -> tuple[str, ...]:
     """Names of the classes of a split by number, () where its files have none; raises RearError as `open_parquet`."""
-    return _class_names(_schema(split_files(path, split, (".parquet",))[0])[1].metadata or {})
+    return tuple(_kept(split_files(path, split, (".parquet",)), settings)["class_names"].tolist())
 
 
-def _by_training_names(index: Arrays, training: tuple[str, ...], path: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels [n] by the numbers and names of the training split; those of the files where one of them has no names."""
-    own, labels = tuple(index["class_names"].tolist()), index["labels"]
-    if not training or training == own or not own or labels.max(initial=0) >= len(own):
-        return labels, own
-    present = np.unique(labels)
-    numbers = np.zeros(len(own), np.int64)
-    numbers[present] = renumbered([own[label] for label in present.tolist()], training, path)
-    return numbers[labels], training
+def _kept(files: Sequence[Path], settings: SourceSettings) -> Arrays:
+    keys = (settings.caption_key, *settings.unusual_keys)
+    return kept_index(files, f"parquet {' '.join(keys)}", lambda: _index(files, settings))
 
 
-class _Form(NamedTuple):
-    """What the columns of a file are."""
-
-    image: str
-    captioned: bool
-    class_names: tuple[str, ...]
-
-
-def _index(files: Sequence[Path], caption_key: str) -> Arrays:
+def _index(files: Sequence[Path], settings: SourceSettings) -> Arrays:
     """What is kept of the files; raises RearError where their columns are not as they should be."""
     group_file, group_rows, group_bytes, bad, labels = [], [], [], [], []
-    broken, form = Tally(), None
+    broken, form = Tally(), form_of(files[0], settings)[1]
     for number, path in enumerate(files):
-        metadata, found = _opened(path, caption_key)
-        form = form or found
+        metadata, found = form_of(path, settings)
         if found != form:
             raise RearError(f"{path} has other columns or classes than {files[0]}; leave it out")
         before, in_file = sum(group_rows), 0  # rows
         for group in range(metadata.num_row_groups):
             facts = metadata.row_group(group)
-            cells = read_column(path, caption_key if form.captioned else LABEL, group).to_pylist()
+            cells = read_column(path, form.beside, group).to_pylist()
             if len(cells) != facts.num_rows:
                 raise RearError(f"{path}: row group {group} has {len(cells)} of {facts.num_rows} rows; copy it again")
-            values, reasons = ([], _captionless(cells)) if form.captioned else _labels(cells)
+            values, reasons = _values(cells, form)
             labels += values
             for row, reason in reasons.items():
                 bad.append(before + in_file + row)
@@ -171,71 +164,28 @@ def _index(files: Sequence[Path], caption_key: str) -> Arrays:
             group_rows.append(facts.num_rows)
             group_bytes.append(_bytes_of(facts, form.image))
             in_file += facts.num_rows
+    names, labels = numbered(labels) if form.named else (form.class_names, labels)
     numbers = {"group_file": group_file, "group_rows": group_rows, "group_bytes": group_bytes, "bad": bad}
     return {
         **{name: np.array(values, np.int64) for name, values in (numbers | {"labels": labels}).items()},
         **{"image": np.array(form.image), "captioned": np.array(form.captioned)},
-        "class_names": np.array(form.class_names, np.str_),
+        "class_names": np.array(names, np.str_),
         **broken.arrays("broken"),
     }
 
 
-def _opened(path: Path, caption_key: str) -> tuple[Any, _Form]:
-    """The footer of a file, and what its columns are; raises RearError where it has none that are fit."""
-    import pyarrow as pa  # here, because other sources need none of it
-
-    metadata, schema = _schema(path)
-    captioned = caption_key in schema.names
-    if IMAGE not in schema.names or not (captioned or LABEL in schema.names):
-        raise RearError(
-            f"{path} has the columns {', '.join(schema.names)}; it needs {IMAGE}, and {caption_key} "
-            f"(config.data.caption_key) or {LABEL}"
-        )
-    kind, beside = schema.field(IMAGE).type, schema.field(caption_key if captioned else LABEL).type
-    fields = [field.name for field in kind] if pa.types.is_struct(kind) else []
-    if "bytes" not in fields and not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        raise RearError(f"{path}: the column {IMAGE} is {kind}; it needs encoded images as bytes")
-    if pa.types.is_dictionary(beside):
-        beside = beside.value_type
-    fit = (pa.types.is_string, pa.types.is_large_string) if captioned else (pa.types.is_integer,)
-    if not any(check(beside) for check in fit):
-        column = caption_key if captioned else LABEL
-        raise RearError(f"{path}: the column {column} is {beside}; it needs {'text' if captioned else 'integers'}")
-    names = () if captioned else _class_names(schema.metadata or {})
-    return metadata, _Form(f"{IMAGE}.bytes" if fields else IMAGE, captioned, names)
-
-
-def _schema(path: Path) -> tuple[Any, Any]:
-    """The footer of a file and the types of its columns; raises RearError where there are none."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            return file.metadata, file.schema_arrow
-    except (pa.ArrowException, OSError, ValueError) as error:
-        reason = one_line(str(error))
-        raise RearError(f"{path} is no whole .parquet file ({reason}); copy it again or remove it") from None
-
-
-def _class_names(metadata: Mapping[bytes, bytes]) -> tuple[str, ...]:
-    """Names of the classes, where Hugging Face datasets wrote them into the schema."""
-    try:
-        names = json.loads(metadata[b"huggingface"])["info"]["features"][LABEL]["names"]
-    except (KeyError, ValueError, TypeError, RecursionError):
-        return ()
-    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
-
-
-def _captionless(cells: Sequence[bytes | None]) -> dict[int, str]:
-    """Why some of the captions of a group are of no use, by row in it."""
-    reasons = {}
+def _values(cells: Sequence[Any], form: Form) -> tuple[list, dict[int, str]]:
+    """The good labels or names of a group, none of captions, and why its other cells are of no use, by row in it."""
+    if not form.captioned and not form.named:
+        return _labels(cells)
+    names, reasons = [], {}
     for row, value in enumerate(cells):
         try:
-            plain_caption(value or b"")
+            text = plain_caption(value or b"")
+            names += [] if form.captioned else [class_name(text)]
         except ValueError as error:
             reasons[row] = str(error)
-    return reasons
+    return names, reasons
 
 
 def _labels(cells: Sequence[int | None]) -> tuple[list[int], dict[int, str]]:

@@ -15,6 +15,7 @@ from rear_jax.errors import UNREADABLE, RearError, one_line
 
 log = logging.getLogger(__name__)
 
+COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")  # of files that are refused
 COMPRESSED = {b"\x1f\x8b": "gzip -d", b"BZh": "bzip2 -d", b"\xfd7zXZ": "xz -d", b"\x28\xb5\x2f\xfd": "zstd -d"}
 
 
@@ -31,13 +32,16 @@ def members_by_key(shard: Path, left_out: Tally) -> dict[str, dict[str, Member]]
     Raises RearError: the shard is compressed, cut off, or damaged.
     """
     keys: dict[str, dict[str, Member]] = {}
-    for info in _headers(shard):
+    for info in headers(shard):
         folder, _, name = info.name.rpartition("/")
         if info.isdir() or any(is_hidden(part) for part in info.name.split("/") if part not in (".", "..")):
             continue
         stem, _, suffix = name.partition(".")
         if info.isreg() and not info.issparse():
-            keys.setdefault(f"{folder}/{stem}", {})[suffix.lower()] = Member(info.offset_data, info.size)
+            members = keys.setdefault(f"{folder}/{stem}", {})
+            if suffix.lower() in members:
+                left_out.add(f"{shard}: {info.name}, of which there is a later one")
+            members[suffix.lower()] = Member(info.offset_data, info.size)
         else:
             left_out.add(f"{shard}: {info.name}")
     return keys
@@ -56,7 +60,8 @@ def read_member(shard: Path, member: Member) -> bytes:
     return content
 
 
-def _headers(shard: Path) -> Iterator[tarfile.TarInfo]:
+def headers(shard: Path) -> Iterator[tarfile.TarInfo]:
+    """The headers of all members, folders and links among them; raises RearError as `members_by_key`."""
     try:
         _refuse_compressed(shard)
         size = shard.stat().st_size

@@ -4,10 +4,35 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+LONGEST_CLASS_NAME = 200  # characters
+MOST_CLASSES = 2**31
+
 
 def plain_caption(raw: bytes) -> str:
     """The caption that a text file holds; raises ValueError where it is not UTF-8 or empty."""
     return _filled(_decoded(raw))
+
+
+def class_name(text: str) -> str:
+    """The name of a class; raises ValueError where it is empty or as long as a caption."""
+    name = _filled(text)
+    if len(name) > LONGEST_CLASS_NAME:
+        raise ValueError(f"its class has a name of {len(name)} characters; it may have {LONGEST_CLASS_NAME}")
+    return name
+
+
+def class_of(value: Any) -> int | str:
+    """The number or the name of a class; raises ValueError where this value is neither."""
+    if isinstance(value, str):
+        name = class_name(value)
+        value = int(name) if name.isascii() and name.isdecimal() and str(int(name)) == name else name
+    if isinstance(value, str):
+        return value
+    if type(value) is not int:
+        raise ValueError(f"its class is of the type {type(value).__name__}")
+    if not 0 <= value < MOST_CLASSES:
+        raise ValueError(f"its class is {value}")
+    return value
 
 
 def json_record(raw: bytes) -> dict[str, Any]:
@@ -35,6 +60,13 @@ def caption_at(record: Mapping[str, Any], key: str) -> str:
     if key not in record:
         raise ValueError(f"config.data.caption_key = {key!r} is none of its keys {', '.join(record) or '(none)'}")
     return text_at(record, key)
+
+
+def class_at(record: Mapping[str, Any], key: str) -> int | str:
+    """The class under `config.data.label_key`; raises ValueError where the record has none."""
+    if key not in record:
+        raise ValueError(f"config.data.label_key = {key!r} is none of its keys {', '.join(record) or '(none)'}")
+    return class_of(record[key])
 
 
 def _decoded(raw: bytes) -> str:

@@ -31,6 +31,7 @@ from rear_jax.jobs import (
 )
 from rear_jax.jobs.job import Job
 from rear_jax.runtime import distributed, lock
+from rear_jax.sampling.conditions import scored
 
 JOBS: dict[str, Job] = {
     "inspect": Job(inspect_data.run, inspect_data.check, locks=False, counts_classes=False),
@@ -70,7 +71,7 @@ def check_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> Config
             shared = ",".join(other for other, job in JOBS.items() if job.shared)
             raise RearError(f"--job={name} runs in one process: run it on one host, after --job={shared}.")
     forget_splits()
-    config = checked(config)
+    config = _of(names, config)
     if any(JOBS[name].counts_classes for name in names):
         config = with_class_count(config)
     distributed.agree("jobs, config or workdir", f"{names} {config.to_json_best_effort()} {workdir}")
@@ -79,12 +80,17 @@ def check_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> Config
     return config
 
 
+def _of(names: Sequence[str], config: ConfigDict) -> ConfigDict:
+    """The settings of a command that runs these jobs, in their ranges; a set that 'evaluate' scores has its size."""
+    return scored(checked(config)) if "evaluate" in names else checked(config)
+
+
 def run_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> None:
     """Checks all jobs, then runs them in turn; no process begins with one before all have ended the one before it.
 
     Raises RearError: as `check_all`; another process works in `workdir`; besides, whatever the jobs raise.
     """
-    config = checked(config)
+    config = _of(names, config)
     locks = jax.process_count() > 1 or any(name in JOBS and JOBS[name].locks for name in names)
     try:
         with lock.held(workdir) if locks else contextlib.nullcontext():

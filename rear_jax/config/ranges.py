@@ -281,7 +281,7 @@ def checked(config: ConfigDict) -> ConfigDict:
     Raises RearError: a value is out of its range or of a wrong type, or the config has other settings than `default()`.
     """
     copy = config.copy_and_resolve_references()
-    found = dict(_leaves(copy))
+    found = dict(leaves(copy))
     if missing := [key for key in ALLOWED if key not in found and not key.startswith(OPEN)]:
         raise RearError(f"config lacks {missing[0]}: a config file starts from rear_jax.config.default().")
     for key, (section, name) in found.items():
@@ -296,13 +296,13 @@ def checked(config: ConfigDict) -> ConfigDict:
     return copy
 
 
-def _leaves(section: ConfigDict, prefix: str = "") -> Iterator[tuple[str, tuple[ConfigDict, str]]]:
+def leaves(section: ConfigDict, prefix: str = "") -> Iterator[tuple[str, tuple[ConfigDict, str]]]:
     """Dotted name of each setting, with the section and the key that it has there."""
     for name in section:
         key = f"{prefix}{name}"
         if isinstance(section[name], ConfigDict):
             if f"{key}." not in FREE:
-                yield from _leaves(section[name], f"{key}.")
+                yield from leaves(section[name], f"{key}.")
         else:
             yield key, (section, name)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from rear_jax.jobs import (
     plan,
     posttrain,
     sample,
+    show,
     study,
     sweep,
     tokenize,
@@ -31,23 +33,32 @@ from rear_jax.jobs import (
 from rear_jax.jobs.job import Job
 from rear_jax.runtime import distributed, lock
 
+log = logging.getLogger(__name__)
+
 JOBS: dict[str, Job] = {
-    "tokenizer": Job(tokenizer.run, tokenizer.check, shared=True),
-    "tokenize": Job(tokenize.run, tokenize.check, shared=True),
-    "caption": Job(caption.run, caption.check, shared=True),
-    "describe": Job(describe.run, describe.check),
-    "import": Job(import_codes.run, import_codes.check),
-    "train": Job(train.run, train.check, shared=True),
-    "posttrain": Job(posttrain.run, posttrain.check, shared=True),
-    "sample": Job(sample.run, sample.check, shared=True),
-    "evaluate": Job(evaluate.run, evaluate.check),
-    "analyze": Job(analyze.run, analyze.check),
-    "sweep": Job(sweep.run, sweep.check),
-    "convert": Job(convert.run, convert.check),
-    "plan": Job(plan.run, plan.check, locks=False),
+    "tokenizer": Job(tokenizer.run, tokenizer.check, shared=True, leaves=("tokenizer", "reconstructions.png")),
+    "tokenize": Job(tokenize.run, tokenize.check, shared=True, leaves=("codes/header.json",)),
+    "caption": Job(caption.run, caption.check, shared=True, leaves=("captions",)),
+    "describe": Job(describe.run, describe.check, leaves=("descriptions",)),
+    "import": Job(import_codes.run, import_codes.check, leaves=("codes/header.json",)),
+    "train": Job(train.run, train.check, shared=True, leaves=("generator",)),
+    "posttrain": Job(
+        posttrain.run, posttrain.check, shared=True, leaves=("posttrained", "posttrained_decoder", "posttrain.png")
+    ),
+    "sample": Job(sample.run, sample.check, shared=True, leaves=("samples.npz", "samples.png", "samples.json")),
+    "evaluate": Job(evaluate.run, evaluate.check, leaves=("report.md", "scores.json")),
+    "analyze": Job(analyze.run, analyze.check, leaves=("analyze.md",)),
+    "sweep": Job(sweep.run, sweep.check, leaves=("sweep.md", "sweep.png")),
+    "convert": Job(convert.run, convert.check, leaves=("converted",)),
+    "plan": Job(plan.run, plan.check, locks=False, leaves=("plan.md",)),
 }
 _OTHERS = dict(JOBS)  # which 'study' runs
-JOBS["study"] = Job(functools.partial(study.run, jobs=_OTHERS), functools.partial(study.check, jobs=_OTHERS))
+JOBS["study"] = Job(
+    functools.partial(study.run, jobs=_OTHERS),
+    functools.partial(study.check, jobs=_OTHERS),
+    leaves=("study.md", "study.png"),
+)
+JOBS["show"] = Job(functools.partial(show.run, jobs=dict(JOBS)), show.check, locks=False)
 
 
 def check_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> None:
@@ -84,7 +95,15 @@ def run_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> None:
             for name in names:
                 JOBS[name].run(config, workdir)
                 distributed.wait(name)
+                _say_where_to_look(name, workdir)
     except JaxRuntimeError as error:
         if jax.process_count() == 1 or str(error).startswith("RESOURCE_EXHAUSTED"):
             raise
         raise distributed.lost(error) from error
+
+
+def _say_where_to_look(name: str, workdir: Path) -> None:
+    """The last line of a job in the log."""
+    if found := JOBS[name].found(workdir):
+        curves = f"; curves: tensorboard --logdir={workdir / 'tensorboard'}" if name in show.TRAINED_BY else ""
+        log.info("%s: done. See %s%s", name, ", ".join(map(str, found)), curves)

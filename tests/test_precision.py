@@ -16,7 +16,8 @@ from rear_jax.generators.dropout import Dropout, drop
 from rear_jax.generators.layers import HeadsLinear
 from rear_jax.metrics import efficientnet, inception, lpips, perceptual
 from rear_jax.metrics.features import efficientnet_features
-from rear_jax.plan import chips, flops, roofline
+from rear_jax.plan import chips, roofline
+from rear_jax.runtime import flops
 from rear_jax.runtime.mesh import make_mesh
 from rear_jax.runtime.precision import (
     Linear,

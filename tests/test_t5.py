@@ -14,8 +14,7 @@ from jax.sharding import PartitionSpec
 from safetensors.numpy import save_file
 
 from rear_jax.errors import RearError
-from rear_jax.plan import flops
-from rear_jax.runtime import sharding
+from rear_jax.runtime import flops, sharding
 from rear_jax.runtime.precision import standing_in_for
 from rear_jax.text import t5, t5_files
 from rear_jax.text.t5 import T5Encoder

@@ -17,6 +17,7 @@ from rear_jax.errors import RearError
 from rear_jax.generators.family import CHOICES
 from rear_jax.generators.layers import PROJECTORS
 from rear_jax.runtime.precision import PRECISIONS
+from rear_jax.runtime.trackers import TRACKERS as WRITERS
 
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes, of a file and with its folders, on Linux
 LONGEST_SHOWN = 80  # characters of a value in a message
@@ -122,6 +123,7 @@ LOOP = {
     "checkpoint_every": STEPS,
     "keep_checkpoints": whole(1, 10**6),  # of 0, nothing would be left
     "keep_every": STEPS_OR_NONE,
+    "profile_steps": several(STEPS, 0, 2),
 }
 OPTIMIZER = {
     "learning_rate": number(0, 1e3),
@@ -235,6 +237,7 @@ SAMPLER = {"guidance_scale": SCALE, "guidance_power": number(0, 100), "temperatu
 ALLOWED: dict[str, Allowed] = {
     "jobs": several(NAME, 0, 100),
     "seed": SEED,
+    "writers": several(choice(WRITERS), 0, len(WRITERS)),
     **dict.fromkeys(("tokenizer_from", "codes_from", "captions_from", "init_from"), PATH),
     **_under("mesh", {"data": AXIS, "fsdp": AXIS, "tensor": AXIS, "divide_state": FLAG}),
     **_under("data", {"source": NAME, "path": PATH, "image_size": PIXELS, "num_classes": whole(1, 2**24)}),

@@ -31,7 +31,8 @@ from rear_jax.jobs import (
     train,
 )
 from rear_jax.jobs.job import Job
-from rear_jax.runtime import distributed, lock
+from rear_jax.runtime import distributed, lock, trackers
+from rear_jax.runtime.atomic import write_json
 
 log = logging.getLogger(__name__)
 
@@ -92,10 +93,13 @@ def run_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> None:
     try:
         with lock.held(workdir) if locks else contextlib.nullcontext():
             check_all(names, config, workdir)
-            for name in names:
-                JOBS[name].run(config, workdir)
-                distributed.wait(name)
-                _say_where_to_look(name, workdir)
+            if locks and distributed.is_first():
+                write_json(workdir / "config.json", config.to_dict())
+            with trackers.tracking(config.writers, workdir, config.to_dict()):
+                for name in names:
+                    JOBS[name].run(config, workdir)
+                    distributed.wait(name)
+                    _say_where_to_look(name, workdir)
     except JaxRuntimeError as error:
         if jax.process_count() == 1 or str(error).startswith("RESOURCE_EXHAUSTED"):
             raise

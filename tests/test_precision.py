@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -224,7 +225,7 @@ class TestProducts:
             return loss(params | {"kernel": kernel}, x)
 
         wanted, found = (jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(params, x) for f in (loss, prepared))
-        jax.tree.map(np.testing.assert_array_equal, found, wanted)
+        chex.assert_trees_all_equal(found, wanted)
         assert found[1][0]["kernel"].dtype == jnp.float32
         nothing = jax.grad(lambda factor: loss(params | {"kernel": Prepared(params["kernel"], factor, ())}, x))(rounded)
         assert not nothing.any()

@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -147,7 +148,7 @@ class TestFiles:
         assert t5_files.sizes(open_weights(tmp_path)) == SIZES
         loaded = t5_files.load(str(tmp_path / "model.safetensors"), jnp.float32)
         assert loaded.module == MODULE
-        jax.tree.map(np.testing.assert_array_equal, loaded.params, params())
+        chex.assert_trees_all_equal(loaded.params, params())
 
     def test_bfloat16(self, tmp_path):
         save_file(tensors(), tmp_path / "a.safetensors")
@@ -213,7 +214,7 @@ class TestShards:
         with pytest.raises(KeyError, match="absent"):
             found["absent"]
         loaded = t5_files.load(str(tmp_path), "float32")
-        jax.tree.map(np.testing.assert_array_equal, loaded.params, params())
+        chex.assert_trees_all_equal(loaded.params, params())
 
     def test_files_of_pytorch(self, tmp_path):
         zipped = Path(__file__).parent / "data" / "state_dict_zip.pt"

@@ -24,14 +24,12 @@ from rear_jax import generators, tokenizers
 from rear_jax.config import alitok, alitok_generator, default, llamagen, llamagen_vq, maskgit_vqgan, rar
 from rear_jax.errors import RearError
 from rear_jax.generators.interface import Generator
-from rear_jax.plan import chips, flops
+from rear_jax.runtime import chips, flops
 from rear_jax.training import objectives
 
 REFERENCE = pathlib.Path(__file__).with_name("torch_reference.py")
 SIZES = {"width": 384, "layers": 6, "heads": 6, "codes": 256, "codebook": 1024}  # what two CPU cores manage
 NETWORKS = {"rar": (rar, maskgit_vqgan), "llamagen": (llamagen, llamagen_vq), "alitok": (alitok_generator, alitok)}
-TPU_KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}
-OTHER_BOARDS = ("pcie", "nvl")  # slower than the SXM boards of the same name, which rear_jax/plan/chips.py has
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # how XLA's message begins
 
 
@@ -118,13 +116,8 @@ def read_config(path: str) -> ConfigDict:
 
 
 def chip() -> chips.Chip | None:
-    """The published numbers of the devices that are here, if rear_jax/plan/chips.py has them."""
-    kind = jax.devices()[0].device_kind
-    words = re.findall(r"\w+", kind.lower())
-    if set(words) & set(OTHER_BOARDS):
-        return None
-    known = chips.TPUS.get(TPU_KINDS.get(kind, ""))
-    return known or next((board for name, board in chips.GPUS.items() if name in words), None)
+    """The published numbers of the devices that are here, if rear_jax/runtime/chips.py has them."""
+    return chips.of_kind(jax.devices()[0].device_kind)
 
 
 def peak(ceiling: float, dtype: str) -> Peak:

@@ -27,7 +27,8 @@ from ml_collections import ConfigDict
 from rear_jax import artifacts
 from rear_jax.generators.attention_kernels import KERNELS
 from rear_jax.generators.stack import REMAT
-from rear_jax.plan import flops, programs
+from rear_jax.plan import programs
+from rear_jax.runtime import flops
 from rear_jax.runtime.mesh import make_mesh
 from rear_jax.training import fitting, objectives
 from rear_jax.training.state import TrainState

@@ -22,7 +22,7 @@ fi
 if $dry_run || [[ ! -d .venv ]]; then
   run "$uv" venv --python=3.12 .venv
 fi
-run "$uv" pip install --quiet --python=.venv/bin/python --requirements=requirements.txt "jax[tpu]"
+run "$uv" pip install --quiet --python=.venv/bin/python --editable='.[text,tpu]'
 
 if $dry_run || ! command -v gcsfuse >/dev/null; then
   key=/usr/share/keyrings/cloud.google.asc

@@ -1,7 +1,8 @@
-"""The door: `python -m rear_jax.main --config=configs/quickstart.py --workdir=DIR [--job=train,sample] [--dry_run]`."""
+"""The door: `rear-jax --config=quickstart --workdir=DIR [--job=train,sample] [--dry_run]`."""
 
 import errno
 import itertools
+import logging
 import os
 import re
 import sys
@@ -11,43 +12,47 @@ from pathlib import Path
 from typing import Any
 
 import absl.logging
+import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from rear_jax import jobs
+from rear_jax import help, jobs
+from rear_jax.config import files
 from rear_jax.config.ranges import PATH, checked
 from rear_jax.errors import RearError, printable
-from rear_jax.runtime import determinism, distributed
+from rear_jax.runtime import command_line, determinism, distributed
 from rear_jax.runtime.progress import set_up_logging
 from rear_jax.runtime.stopping import Interrupted
+
+log = logging.getLogger(__name__)
 
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)  # errors that the user can mend
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Experiment to run, a file such as configs/rear_l.py. Change a setting by --config.key=value."
+    "config", None, "Experiment to run: a name of `rear-jax configs`, or a file; with NAME:OPTION, in a variant."
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for everything that the jobs leave; a second run with the same folder goes on there."
 )
 _JOB = flags.DEFINE_list(
-    "job", None, f"Jobs to run in turn, of {', '.join(jobs.JOBS)}; without the flag, those of config.jobs."
+    "job", None, "Jobs to run in turn, with commas between; without the flag, those that the config names."
 )
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run",
     False,
-    "Check settings, files, labels, mesh and batches of all jobs, say what would run, and run nothing.",
+    "Check settings, files, labels, mesh and batches of all jobs, and run nothing.",
 )
 _DETERMINISTIC = flags.DEFINE_bool(
     "deterministic",
     False,
-    "On GPUs: only operations that give the same result in every run, so that a resumed run repeats an unbroken one "
-    "bit for bit. It costs speed. CPUs and TPUs do so in any case.",
+    "On GPUs: a resumed run repeats an unbroken one bit for bit. It costs speed. CPUs and TPUs do so in any case.",
 )
 _ADDRESS = flags.DEFINE_string("coordinator_address", None, "host:port of process 0; by default the cluster is asked.")
 _COUNT = flags.DEFINE_integer("num_processes", None, "How many processes take part; with --coordinator_address.")
 _INDEX = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0; with --coordinator_address.")
 flags.mark_flags_as_required(["config", "workdir"])
 
+CONFIG_FLAGS = ("--config", "-config")
 SWEPT = re.compile(r"--config\.sample\.(guidance_scale|guidance_power)=")  # in what absl says of a wrong value
 RAISED = re.compile(r"[A-Za-z_.]+(Error|Exception): ")  # the line of a traceback that names the exception
 
@@ -64,6 +69,7 @@ def main(arguments: list[str]) -> None:
             determinism.ask_for()
         distributed.start(_ADDRESS.value, _COUNT.value, _INDEX.value)
         _open(workdir)
+        _introduce()
         determinism.note(asked=_DETERMINISTIC.value)
         if _DRY_RUN.value:
             jobs.check_all(names, config, workdir)
@@ -133,10 +139,24 @@ def _open(workdir: Path) -> None:
         ) from error
 
 
+def _introduce() -> None:
+    """What a log begins with: command, versions, devices."""
+    log.info("command: %s", command_line.typed())
+    log.info("%s", help.version())
+    processes = jax.process_count()
+    where = f"{processes} process{'' if processes == 1 else 'es'}"
+    log.info("devices: %d x %s, %s", jax.device_count(), jax.devices()[0].device_kind, where)
+
+
 def _parse(arguments: list[str]) -> list[str]:
     """absl's parser; what is wrong with a flag, the config file or a value is one line."""
     absl.logging.set_verbosity(absl.logging.FATAL)  # what libraries log on the way to an error that we report
+    said = help.answer(arguments[1:], _own_flags())
+    if said is not None:
+        print(said)
+        sys.exit(0)
     try:
+        arguments = [_found(word, before) for before, word in itertools.pairwise(["", *arguments])]
         rest = flags.FLAGS(arguments)
     except flags.Error as error:
         several = SWEPT.search(str(error))
@@ -146,10 +166,22 @@ def _parse(arguments: list[str]) -> list[str]:
         sys.exit(printable(f"error: {error}"))
     except Exception as error:
         sys.exit(printable(f"error: {_of_config_file(error, _config_file(arguments))}"))
-    file = _config_file(arguments)
-    if not Path(file).is_file():
-        sys.exit(printable(f"error: --config={file} does not exist: give a file such as configs/quickstart.py."))
     return rest
+
+
+def _own_flags() -> list[flags.Flag]:
+    """Those of this file, in its order."""
+    holders = (_CONFIG, _WORKDIR, _JOB, _DRY_RUN, _DETERMINISTIC, _ADDRESS, _COUNT, _INDEX)
+    return [flags.FLAGS[holder.name] for holder in holders]
+
+
+def _found(word: str, before: str) -> str:
+    """A word of the command line; if it names the config, with the path of that file in the place of its name."""
+    flag, _, value = ("", "", word) if before in CONFIG_FLAGS else word.partition("=")
+    if not (before in CONFIG_FLAGS or flag in CONFIG_FLAGS) or not value:
+        return word
+    name, colon, option = value.partition(":")
+    return f"{flag}{'=' if flag else ''}{files.find(name)}{colon}{option}"
 
 
 def _told(error: flags.Error) -> str:
@@ -177,10 +209,9 @@ def _config_file(arguments: list[str]) -> str:
     """The file of the flag --config, which absl does not tell where reading it failed."""
     given = ""
     for one, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
-        if one in ("--config", "-config"):
-            given = following
-        elif one.startswith(("--config=", "-config=")):
-            given = one.partition("=")[2]
+        flag, equals, value = one.partition("=")
+        if flag in CONFIG_FLAGS:
+            given = value if equals else following
     return given.partition(":")[0]
 
 

@@ -5,6 +5,7 @@ import itertools
 import math
 import shutil
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -225,7 +226,7 @@ def test_splash_attention_is_divided_over_the_mesh(rows):
         return self_attention(jnp.stack(qkv, 2), Preparation(), kernel="plain").reshape(qkv[0].shape)
 
     wanted = of(plain)(*inputs)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, wanted)
+    chex.assert_trees_all_close(got, wanted, atol=1e-4)
     assert {gradient.sharding.spec for gradient in got[1]} == {spec}
     assert "all-gather" not in program.as_text()
 
@@ -269,7 +270,7 @@ def test_a_text_encoder_is_divided_over_the_mesh(axis):
         given = jax.device_put(params, places), *jax.device_put((ids, mask), split(mesh))
         program = encode.lower(*given).compile()
         found = program(*given)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, wanted)
+    chex.assert_trees_all_close(found, wanted, atol=1e-5)
     assert bytes_per_device(params, places) < 0.3 * bytes_per_device(params, replicated(mesh))
     in_blocks = [one.kind for one in hlo.collectives(hlo.parse(program.as_text())) if one.times == module.depth]
     kinds = {"fsdp": ["all-gather"] * 7, "tensor": ["all-reduce"] * 2, "all": ["all-gather"] * 7 + ["all-reduce"] * 2}
@@ -327,7 +328,7 @@ def test_our_attention_is_divided_over_the_mesh(rows, turned, kernel):
         program = jax.jit(of(functools.partial(kernel, interpret=True))).lower(placed, *norms).compile()
         got = program(placed, *norms)
     wanted = of(plain)(qkv, *norms)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, wanted)
+    chex.assert_trees_all_close(got, wanted, atol=1e-4)
     assert got[1][0].sharding.spec == spec
     assert "all-gather" not in program.as_text()
 

@@ -7,6 +7,7 @@ That its numbers are the authors' is in golden_checks/alitok_generator.py.
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -246,7 +247,7 @@ def test_files_out_and_in_again(model, tmp_path):
     config.model.update(target_positions=model.target_positions, prefix_tokens=3)
     config.data.num_classes, config.tokenizer.codebook_size = 5, 12
     back = published.read_params(path, config, FAMILY, generators.shapes(model))
-    jax.tree.map(np.testing.assert_array_equal, back, params)
+    chex.assert_trees_all_equal(back, params)
 
 
 def test_a_published_file_serves_rear(tmp_path):

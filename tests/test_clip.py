@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,14 +111,14 @@ def test_files_come_back(layout, tmp_path):
     save_file(tensors(layout), tmp_path / "clip.safetensors")
     network, found = clip_files.load(str(tmp_path / "clip.safetensors"), precision="high")
     assert network == SMALL.clone(precision="high")
-    jax.tree.map(np.testing.assert_array_equal, found, params())
+    chex.assert_trees_all_equal(found, params())
 
 
 def test_a_file_of_hps_comes_back(tmp_path):
     layout = clip_files.OPEN_CLIP
     torch_writer.save(tmp_path / "HPS_v2.1_compressed.pt", params(), layout.torch_name, under="state_dict")
     _, found = clip_files.load(str(tmp_path / "HPS_v2.1_compressed.pt"))
-    jax.tree.map(np.testing.assert_array_equal, found, params())
+    chex.assert_trees_all_equal(found, params())
 
 
 def write(path: Path, layout: str, without: str = "", **changes: np.ndarray) -> str:

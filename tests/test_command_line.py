@@ -74,6 +74,7 @@ def test_a_config_file_is_named_however_the_flag_is_written(tmp_path):
     file.write_text("import nothing_there")
     assert f"--config={file} fails" in said("--config", str(file), f"--workdir={tmp_path}")
     assert f"--config={tmp_path}/none.py does not exist" in said(f"--config={tmp_path}/none.py", "--workdir=a")
+    assert "Did you mean rear_l?" in said("--config", "rear_ll", "--workdir=a")
 
 
 def workdirs(tmp_path):

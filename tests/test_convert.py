@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import chex
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -50,7 +51,7 @@ def test_out_and_in_again_bit_for_bit(trained, files, tmp_path, kind, ending):
     toy.run(tmp_path, "convert", convert__source=str(files / f"{kind}.{ending}"))
     before, after = stored(trained / kind), stored(tmp_path / "converted")
     assert jax.tree.structure(before) == jax.tree.structure(after)
-    jax.tree.map(np.testing.assert_array_equal, before, after)
+    chex.assert_trees_all_equal(before, after)
 
 
 @pytest.mark.slow
@@ -130,7 +131,7 @@ def test_fine_tuning_a_tokenizer_starts_from_it(files, tmp_path):
     )
     config = toy.config()
     want = artifacts.read_tokenizer(pathlib.Path(source), config, toy.tokenizer(config))
-    jax.tree.map(np.testing.assert_array_equal, want, stored(tmp_path / "tokenizer")["tokenizer"])
+    chex.assert_trees_all_equal(want, stored(tmp_path / "tokenizer")["tokenizer"])
 
 
 def refused_by_check_and_job(workdir: pathlib.Path, message: str, **changes) -> None:

@@ -11,14 +11,16 @@ from absl import flags
 from ml_collections import config_flags
 
 from rear_jax import jobs, main
-from rear_jax.config import default
+from rear_jax.config import default, files
 from tests.test_architecture import FLOORS
 from tests.toy import ROOT
 
 MOST_WORDS = 25  # of a sentence
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "launch" / "README.md"]
 TEXTS = [*GUIDES, *sorted((ROOT / "benchmarks").glob("*.md"))]
-COMMAND = re.compile(r"(?<![\w./])(?:python -m rear_jax\.main|launch/\w+\.sh(?= [^\n`]* -- ))[^\n`]*")
+COMMAND = re.compile(
+    r"(?<![\w./])(?:python -m rear_jax\.main|rear-jax(?= --config=)|launch/\w+\.sh(?= [^\n`]* -- ))[^\n`]*"
+)
 PATH = re.compile(r"(?<![\w./:])(?:rear_jax|configs|tests|benchmarks|launch|docs|\.ci)/[\w./{},*-]*")
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
@@ -43,7 +45,7 @@ def found(pattern: re.Pattern, files: list[Path]) -> list:
 def arguments_of(command: str) -> list[str]:
     """What a shell gives to `rear_jax.main`, from its own command or from one of launch/."""
     words = shlex.split(command, comments=True)
-    start = 3 if words[0] == "python" else words.index("--") + 1
+    start = 3 if words[0] == "python" else 1 if words[0] == "rear-jax" else words.index("--") + 1
     end = next((place for place, word in enumerate(words) if word in ("&&", "|", ";")), len(words))
     return words[start:end]
 
@@ -68,9 +70,10 @@ def test_commands_can_be_typed(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     arguments = arguments_of(command)
     config = next((word.removeprefix("--config=") for word in arguments if word.startswith("--config=")), "")
-    assert re.match(r"configs/\w+\.py(:|$)", config)
-    assert (ROOT / config.partition(":")[0]).is_file()
-    values = parse(arguments)
+    name = config.partition(":")[0]
+    assert re.fullmatch(r"configs/\w+\.py", name) or name in files.names()
+    found_there = [word.replace(f"={config}", f"={files.find(name)}{config[len(name) :]}") for word in arguments]
+    values = parse(found_there)
     assert values.workdir
     assert set(values.job or values.config.jobs) <= set(jobs.JOBS)
 

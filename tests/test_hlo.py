@@ -8,7 +8,8 @@ from jax.experimental import pallas as pl
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rear_jax import generators
-from rear_jax.plan import chips, flops, hlo, layouts
+from rear_jax.plan import chips, hlo, layouts
+from rear_jax.runtime import flops
 from rear_jax.runtime.mesh import make_mesh, split
 from rear_jax.training import objectives
 from rear_jax.training.state import adamw

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import pathlib
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -268,7 +269,7 @@ def test_out_and_in_again(tmp_path):
     file = tmp_path / "janus.safetensors"
     save_file(tensors, file)
     back = published.read_params(file, janus_config(**LANGUAGE), FAMILY, generators.shapes(MODEL))
-    jax.tree.map(np.testing.assert_array_equal, back, PARAMS)
+    chex.assert_trees_all_equal(back, PARAMS)
 
 
 def test_what_a_file_lacks_is_named_by_its_published_name():

@@ -7,6 +7,7 @@ import shutil
 import tracemalloc
 import types
 
+import chex
 import jax
 import ml_dtypes
 import numpy as np
@@ -93,9 +94,9 @@ def test_each_network_is_read_by_its_own_keys(config, tensors, params, places, f
         found = artifacts.read_generator(places[form], config, generator, None)
     count = len(layout.torch_shapes(found, generators.family_of(generator).layout.torch_name))
     assert f"{count} tensors (0 MB) are of this generator; leaving out {len(tensors) - count} others" in caplog.text
-    jax.tree.map(np.testing.assert_array_equal, found, params[0])
+    chex.assert_trees_all_equal(found, params[0])
     of_tokenizer = artifacts.read_tokenizer(places[form], config, tokenizer)
-    jax.tree.map(np.testing.assert_array_equal, of_tokenizer, params[1])
+    chex.assert_trees_all_equal(of_tokenizer, params[1])
 
 
 def test_an_index_is_a_name_of_its_folder(config, places):
@@ -103,7 +104,7 @@ def test_an_index_is_a_name_of_its_folder(config, places):
     place = places["shards"] / "model.safetensors.index.json"
     assert published.weights_file(places["shards"]) == place
     found = [artifacts.read_generator(p, config, toy.generator(config), None) for p in (place, places["shards"])]
-    jax.tree.map(np.testing.assert_array_equal, *found)
+    chex.assert_trees_all_equal(*found)
 
 
 def test_nothing_else_is_read(config, tensors, monkeypatch):

@@ -167,7 +167,7 @@ def test_tpu_actions_alone(tmp_path: Path):
 
 def test_tpu_setup(tmp_path: Path):
     commands = dry_run(tmp_path, "tpu_setup.sh", "my-bucket")
-    assert any(command.endswith("--requirements=requirements.txt 'jax[tpu]'") for command in commands)
+    assert any(command.endswith("'--editable=.[text,tpu]'") for command in commands)
     assert commands[-1] == "gcsfuse --implicit-dirs --rename-dir-limit=1000000 my-bucket /mnt/bucket"
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -221,7 +222,7 @@ def test_converter_round_trip_and_what_files_carry_beside(model):
     tensors = layout.to_torch(params, FAMILY.layout.torch_name) | {"freqs_cis": np.zeros(3), "causal_mask": np.zeros(3)}
     assert all(value.shape[-1] for value in tensors.values())
     back = layout.from_torch(tensors, generators.shapes(model), FAMILY.layout.torch_name, ignore=FAMILY.layout.ignore)
-    jax.tree.map(np.testing.assert_array_equal, back, params)
+    chex.assert_trees_all_equal(back, params)
     sizes = {"width": 16, "depth": 2, "mlp_width": 32, "condition": model.condition}
     if model.condition == "text":
         sizes |= {"caption_length": 4, "caption_dim": 6}

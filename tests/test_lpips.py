@@ -4,6 +4,7 @@ import functools
 import json
 import shutil
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,12 +118,12 @@ def test_small_images_are_refused():
 
 
 def test_published_files_give_the_parameters(files, tmp_path):
-    jax.tree.map(np.testing.assert_array_equal, lpips.load(**files), params())
+    chex.assert_trees_all_equal(lpips.load(**files), params())
     whole = {"scaling_layer.shift": np.zeros(3, np.float32)}  # as the state dict of a whole lpips.LPIPS has them
     whole |= {k.replace("lin", "lins."): v for k, v in tensors().items() if k.startswith("lin")}
     save_file(whole, tmp_path / "whole.safetensors")
     again = lpips.load(files["vgg16"], str(tmp_path / "whole.safetensors"))
-    jax.tree.map(np.testing.assert_array_equal, again, params())
+    chex.assert_trees_all_equal(again, params())
     back = to_torch(again, lpips.torch_name)
     assert all(np.array_equal(back[key], value) for key, value in tensors().items())
 

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -138,7 +139,7 @@ KEY = jax.random.key(2)
 def test_blocks_in_a_scan_with_remat_have_the_gradients_of_the_plain_form(monkeypatch):
     wanted = layers(monkeypatch, PLAIN, remat=False)
     got = layers(monkeypatch, INTERPRETED, remat=True)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, wanted)
+    chex.assert_trees_all_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import importlib.util
 import pathlib
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -201,7 +202,7 @@ def test_the_gradient_flows_straight_through(name):
     gradients, want = both(params)
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(want))
     assert largest > 0
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * largest), gradients["encoder"], want)
+    chex.assert_trees_all_close(gradients["encoder"], want, atol=1e-4 * largest)
     np.testing.assert_array_equal(gradients["codebook"], 0.0)
 
 
@@ -301,7 +302,7 @@ def test_a_file_goes_out_and_comes_back(name, tmp_path):
     section.update(layout.sizes(read))
     assert section == shrunk(SECTIONS[name](), channel_mult=(1, 2, 2))
     again = from_torch(read, tokenizers.shapes(tokenizer), layout.torch_name, ignore=layout.ignore)
-    jax.tree.map(np.testing.assert_array_equal, again, params)
+    chex.assert_trees_all_equal(again, params)
 
 
 @pytest.mark.parametrize("name", SECTIONS)

@@ -3,6 +3,7 @@
 import collections
 import importlib.util
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,7 +94,7 @@ def test_queries_keys_and_values_are_those_of_a_linear_layer():
         heads = HeadsLinear(4, jnp.float32, use_bias=bias)
         linear = Linear(72, use_bias=bias, kernel_init=heads.kernel_init)
         params = linear.init(jax.random.key(0), x)
-        jax.tree.map(np.testing.assert_array_equal, params, heads.init(jax.random.key(0), x))
+        chex.assert_trees_all_equal(params, heads.init(jax.random.key(0), x))
         out = heads.apply(params, x)
         assert out.shape == (2, 5, 3, 4, 6)
         np.testing.assert_allclose(out.reshape(2, 5, 72), linear.apply(params, x), atol=1e-6)

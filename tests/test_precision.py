@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +17,8 @@ from rear_jax.generators.dropout import Dropout, drop
 from rear_jax.generators.layers import HeadsLinear
 from rear_jax.metrics import efficientnet, inception, lpips, perceptual
 from rear_jax.metrics.features import efficientnet_features
-from rear_jax.plan import chips, flops, roofline
+from rear_jax.plan import chips, roofline
+from rear_jax.runtime import flops
 from rear_jax.runtime.mesh import make_mesh
 from rear_jax.runtime.precision import (
     Linear,
@@ -223,7 +225,7 @@ class TestProducts:
             return loss(params | {"kernel": kernel}, x)
 
         wanted, found = (jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(params, x) for f in (loss, prepared))
-        jax.tree.map(np.testing.assert_array_equal, found, wanted)
+        chex.assert_trees_all_equal(found, wanted)
         assert found[1][0]["kernel"].dtype == jnp.float32
         nothing = jax.grad(lambda factor: loss(params | {"kernel": Prepared(params["kernel"], factor, ())}, x))(rounded)
         assert not nothing.any()

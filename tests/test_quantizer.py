@@ -1,5 +1,6 @@
 """Vector quantisation: values by hand, gradients, moving averages, revival."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -157,7 +158,7 @@ def test_usage_and_revival_depend_on_shares_not_on_the_batch_size() -> None:
     thrice = quantizer.update_codebook(
         CODEBOOK, state, jnp.tile(latents, (3, 1)), jnp.tile(codes, 3), key, decay=0.9, revive_below=0.0, method="ema"
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), once, thrice)
+    chex.assert_trees_all_close(once, thrice, rtol=1e-5, atol=1e-7)
 
 
 def test_unknown_method_is_refused() -> None:

@@ -2,7 +2,7 @@
 
 import json
 
-import jax
+import chex
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -28,7 +28,7 @@ def test_a_file_goes_out_and_comes_back(kind, tmp_path):
     wanted = {key: value for key, value in section(kind).items() if key in found}
     assert found == wanted
     again = from_torch(read, tokenizers.shapes(tokenizer), layout.torch_name, ignore=layout.ignore)
-    jax.tree.map(np.testing.assert_array_equal, again, params)
+    chex.assert_trees_all_equal(again, params)
     config = toy.config(tokenizer=section(kind), data__image_size=16)
     for key in ("quantize.embedding.weight", "latent_tokens"):
         save_file({k: v for k, v in read.items() if k != key}, file)
@@ -74,7 +74,7 @@ def test_a_hub_folder_is_read_like_a_file(tmp_path):
     tokenizer, params = tiny("codes", encoder_heads=8, decoder_heads=8)
     config = toy.config(tokenizer=section("codes", encoder_heads=8, decoder_heads=8), data__image_size=16)
     folder = hub_folder(tmp_path / "hub", params)
-    jax.tree.map(np.testing.assert_array_equal, artifacts.read_tokenizer(folder, config, tokenizer), params)
+    chex.assert_trees_all_equal(artifacts.read_tokenizer(folder, config, tokenizer), params)
     config.convert.source = str(folder)
     jobs.JOBS["convert"].run(config, tmp_path)
     assert (tmp_path / "converted").is_dir()
@@ -136,7 +136,7 @@ def test_a_hub_folder_goes_out_and_comes_back(kind, tmp_path, monkeypatch):
         "dataset": {"preprocessing": {"crop_size": 16}},
     }
     back = artifacts.read_tokenizer(tmp_path / "hub", config, tokenizer)
-    jax.tree.map(np.testing.assert_array_equal, back, params)
+    chex.assert_trees_all_equal(back, params)
     with pytest.raises(RearError, match=r"hub' exists already: name a new folder"):
         jobs.JOBS["convert"].run(config, tmp_path / "again")
 

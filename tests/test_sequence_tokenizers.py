@@ -3,6 +3,7 @@
 import importlib.util
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -186,7 +187,7 @@ def test_the_first_stage_learns_the_proxys_codes_and_leaves_the_proxy_alone():
         "pixel_codebook": False,
         "pixel_decoder": False,
     }
-    jax.tree.map(np.testing.assert_array_equal, after["tokenizer"]["pixel_decoder"], proxy_params["decoder"])
+    chex.assert_trees_all_equal(after["tokenizer"]["pixel_decoder"], proxy_params["decoder"])
 
 
 @pytest.mark.slow
@@ -232,7 +233,7 @@ def test_both_stages_as_jobs(trained, tmp_path):
     maskgit = artifacts.load_tokenizer(toy.config(tokenizer_from=proxy), tmp_path).params
     places = (tmp_path / stage / "tokenizer" for stage in ("first", "second"))
     first, second = (artifacts.read_tokenizer(place, config, tokenizer) for place in places)
-    jax.tree.map(np.testing.assert_array_equal, first["pixel_decoder"], maskgit["decoder"])
+    chex.assert_trees_all_equal(first["pixel_decoder"], maskgit["decoder"])
     np.testing.assert_array_equal(first["pixel_codebook"], maskgit["codebook"])
     assert {part for part, has_moved in moved(first, second).items() if not has_moved} == {"encoder", "codebook"}
     assert (tmp_path / "second" / "reconstructions.png").exists()
@@ -277,7 +278,7 @@ def test_a_decoder_of_pixels_on_an_encoder_that_was_trained_with_codes(tmp_path)
     assert set(tokenizers.shapes(pixels)) == {"encoder", "codebook", "decoder"}
     read = artifacts.read_encoder(place, config, pixels)
     assert set(read) == {"encoder", "codebook"}
-    jax.tree.map(np.testing.assert_array_equal, read, {part: params[part] for part in read})
+    chex.assert_trees_all_equal(read, {part: params[part] for part in read})
     config.tokenizer.legacy_reshape = False
     with pytest.raises(RearError, match=r"another config: tokenizer\.legacy_reshape \(was True, now False\)\. "):
         artifacts.read_encoder(place, config, pixels)

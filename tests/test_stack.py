@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,7 @@ def test_policies_and_unrolling_change_no_gradient(compiled, params):
     plain = compiled["none"](params)
     assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(plain["blocks"]))
     for name in ("products", "full"):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, compiled[name](params))
+        chex.assert_trees_all_close(plain, compiled[name](params), rtol=1e-4, atol=1e-6)
 
 
 def test_each_policy_keeps_less(compiled):
@@ -116,4 +117,4 @@ def test_taps_are_the_outputs_of_their_blocks(taps):
         return model.apply({"params": params}, x)
 
     got, wanted = (jax.value_and_grad(summed(run), argnums=(0, 1))(params, x) for run in (scanned, looped))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, wanted)
+    chex.assert_trees_all_close(got, wanted, rtol=1e-5, atol=1e-5)

@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -14,8 +15,7 @@ from jax.sharding import PartitionSpec
 from safetensors.numpy import save_file
 
 from rear_jax.errors import RearError
-from rear_jax.plan import flops
-from rear_jax.runtime import sharding
+from rear_jax.runtime import flops, sharding
 from rear_jax.runtime.precision import standing_in_for
 from rear_jax.text import t5, t5_files
 from rear_jax.text.t5 import T5Encoder
@@ -148,7 +148,7 @@ class TestFiles:
         assert t5_files.sizes(open_weights(tmp_path)) == SIZES
         loaded = t5_files.load(str(tmp_path / "model.safetensors"), jnp.float32)
         assert loaded.module == MODULE
-        jax.tree.map(np.testing.assert_array_equal, loaded.params, params())
+        chex.assert_trees_all_equal(loaded.params, params())
 
     def test_bfloat16(self, tmp_path):
         save_file(tensors(), tmp_path / "a.safetensors")
@@ -214,7 +214,7 @@ class TestShards:
         with pytest.raises(KeyError, match="absent"):
             found["absent"]
         loaded = t5_files.load(str(tmp_path), "float32")
-        jax.tree.map(np.testing.assert_array_equal, loaded.params, params())
+        chex.assert_trees_all_equal(loaded.params, params())
 
     def test_files_of_pytorch(self, tmp_path):
         zipped = Path(__file__).parent / "data" / "state_dict_zip.pt"

@@ -5,6 +5,7 @@ import json
 import threading
 import time
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,7 +63,7 @@ def test_moving_average():
     before = state.new_state(PARAMS, optimizer, ema=True)
     after = state.apply_gradients(before, PARAMS, optimizer, ema_decay=0.75)
     want = jax.tree.map(lambda a, p: 0.75 * a + 0.25 * p, before.ema, after.params)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), after.ema, want)
+    chex.assert_trees_all_close(after.ema, want, rtol=1e-6)
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])
@@ -129,6 +130,13 @@ def test_loop_feeds_batch_n_and_key_n(tmp_path):
     assert float(final.params["sum"]) == pytest.approx(sum(range(6)) + noise, rel=1e-6)
     run_loop(tmp_path / "two", add, steps=4)
     assert float(run_loop(tmp_path / "two", add).params["sum"]) == float(final.params["sum"])
+
+
+def test_the_step_is_traced_once(tmp_path):
+    chex.clear_trace_counter()
+    run_loop(tmp_path, chex.assert_max_traces(add, n=1))
+    with pytest.raises(AssertionError, match="traced > 0 times"):
+        run_loop(tmp_path / "never", chex.assert_max_traces(add, n=0))
 
 
 def test_input_wait_and_counts_are_written(tmp_path):

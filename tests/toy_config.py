@@ -42,6 +42,7 @@ def get_config():
     config.train.loop.steps = 12
     config.train.loop.batch_size = 8
     config.train.loop.log_every = 3
+    config.train.loop.picture_every = 0
     config.train.loop.checkpoint_every = 4
     config.train.optimizer.warmup_steps = 2
 

@@ -28,6 +28,8 @@ def default() -> ConfigDict:
     """The default experiment: reAR on ImageNet-1k at 256 pixels, with the tokenizer MaskGIT-VQGAN."""
     config = ConfigDict()
     config.jobs = ("train",)  # jobs that run one after another; the flag --job replaces them
+    # services that get numbers and pictures too, besides metrics.jsonl and TensorBoard: 'wandb', 'mlflow'
+    config.writers = ()
     config.seed = 0  # seed of initial parameters, training, data order and samples
     # tokenizer to use: a folder from job 'tokenizer' or 'convert', a published file or a hub folder;
     # '' = <workdir>/tokenizer

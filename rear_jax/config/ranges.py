@@ -17,6 +17,7 @@ from rear_jax.errors import RearError
 from rear_jax.generators.family import CHOICES
 from rear_jax.generators.layers import PROJECTORS
 from rear_jax.runtime.precision import PRECISIONS
+from rear_jax.runtime.trackers import TRACKERS as WRITERS
 
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes, of a file and with its folders, on Linux
 LONGEST_SHOWN = 80  # characters of a value in a message
@@ -124,6 +125,7 @@ LOOP = {
     "checkpoint_every": STEPS,
     "keep_checkpoints": whole(1, 10**6),  # of 0, nothing would be left
     "keep_every": STEPS_OR_NONE,
+    "profile_steps": several(STEPS, 0, 2),
 }
 OPTIMIZER = {
     "learning_rate": number(0, 1e3),
@@ -239,6 +241,7 @@ SAMPLER = {"guidance_scale": SCALE, "guidance_power": number(0, 100), "temperatu
 ALLOWED: dict[str, Allowed] = {
     "jobs": several(NAME, 0, 100),
     "seed": SEED,
+    "writers": several(choice(WRITERS), 0, len(WRITERS)),
     **dict.fromkeys(("codes_from", "captions_from"), PATH),
     **dict.fromkeys(("tokenizer_from", "init_from"), PATH),
     **_under("mesh", {"data": AXIS, "fsdp": AXIS, "tensor": AXIS, "divide_state": FLAG}),
@@ -292,7 +295,7 @@ def checked(config: ConfigDict) -> ConfigDict:
     Raises RearError: a value is out of its range or of a wrong type, or the config has other settings than `default()`.
     """
     copy = config.copy_and_resolve_references()
-    found = dict(_leaves(copy))
+    found = dict(leaves(copy))
     if missing := [key for key in ALLOWED if key not in found and not key.startswith(OPEN)]:
         raise RearError(f"config lacks {missing[0]}: a config file starts from rear_jax.config.default().")
     for key, (section, name) in found.items():
@@ -307,13 +310,13 @@ def checked(config: ConfigDict) -> ConfigDict:
     return copy
 
 
-def _leaves(section: ConfigDict, prefix: str = "") -> Iterator[tuple[str, tuple[ConfigDict, str]]]:
+def leaves(section: ConfigDict, prefix: str = "") -> Iterator[tuple[str, tuple[ConfigDict, str]]]:
     """Dotted name of each setting, with the section and the key that it has there."""
     for name in section:
         key = f"{prefix}{name}"
         if isinstance(section[name], ConfigDict):
             if f"{key}." not in FREE:
-                yield from _leaves(section[name], f"{key}.")
+                yield from leaves(section[name], f"{key}.")
         else:
             yield key, (section, name)
 

@@ -14,6 +14,8 @@ def loop_settings(**changes: int) -> ConfigDict:
     loop.keep_checkpoints = 2  # number of newest checkpoints that stay on disk
     # steps between two checkpoints that stay on disk for ever, a multiple of checkpoint_every; 0 = none
     loop.keep_every = 0
+    # first and last step of a profile in <workdir>/tensorboard, such as (100, 105); () = none
+    loop.profile_steps = ()
     loop.lock().update(changes)  # which knows no other keys
     return loop.unlock()
 

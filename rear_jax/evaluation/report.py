@@ -37,6 +37,19 @@ def write(workdir: Path, result: dict) -> None:
         file.write_text("\n".join(lines))
 
 
+def text_table(result: dict) -> str:
+    """The scores for a terminal: a line for each, a column for each set of images."""
+    sets = result["scores"]
+    names = list(dict.fromkeys(name for values in sets.values() for name in values))
+    rows = [["", *sets], *([name, *(_cell(values.get(name)) for values in sets.values())] for name in names)]
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    return "\n".join("  ".join(map(str.rjust, row, widths)) for row in rows)
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
 def recipe_lines(recipe: dict) -> list[str]:
     """A Markdown list, a line for each entry; those of nested recipes under both names."""
     return [f"- {key}: {value}" for key, value in _flat(recipe)]

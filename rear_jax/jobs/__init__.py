@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from rear_jax.jobs import (
     plan,
     posttrain,
     sample,
+    show,
     study,
     sweep,
     tokenize,
@@ -30,27 +32,43 @@ from rear_jax.jobs import (
     train,
 )
 from rear_jax.jobs.job import Job
-from rear_jax.runtime import distributed, lock
+from rear_jax.runtime import distributed, lock, trackers
+from rear_jax.runtime.atomic import write_json
 from rear_jax.sampling.conditions import scored
 
+log = logging.getLogger(__name__)
+
 JOBS: dict[str, Job] = {
-    "inspect": Job(inspect_data.run, inspect_data.check, locks=False, counts_classes=False),
-    "tokenizer": Job(tokenizer.run, tokenizer.check, shared=True),
-    "tokenize": Job(tokenize.run, tokenize.check, shared=True),
-    "caption": Job(caption.run, caption.check, shared=True),
-    "describe": Job(describe.run, describe.check, counts_classes=False),
-    "import": Job(import_codes.run, import_codes.check),
-    "train": Job(train.run, train.check, shared=True),
-    "posttrain": Job(posttrain.run, posttrain.check, shared=True),
-    "sample": Job(sample.run, sample.check, shared=True),
-    "evaluate": Job(evaluate.run, evaluate.check),
-    "analyze": Job(analyze.run, analyze.check),
-    "sweep": Job(sweep.run, sweep.check),
-    "convert": Job(convert.run, convert.check),
-    "plan": Job(plan.run, plan.check, locks=False),
+    "inspect": Job(
+        inspect_data.run,
+        inspect_data.check,
+        locks=False,
+        counts_classes=False,
+        leaves=("inspect.md", "inspect.json"),
+    ),
+    "tokenizer": Job(tokenizer.run, tokenizer.check, shared=True, leaves=("tokenizer", "reconstructions.png")),
+    "tokenize": Job(tokenize.run, tokenize.check, shared=True, leaves=("codes/header.json",)),
+    "caption": Job(caption.run, caption.check, shared=True, leaves=("captions",)),
+    "describe": Job(describe.run, describe.check, counts_classes=False, leaves=("descriptions",)),
+    "import": Job(import_codes.run, import_codes.check, leaves=("codes/header.json",)),
+    "train": Job(train.run, train.check, shared=True, leaves=("generator",)),
+    "posttrain": Job(
+        posttrain.run, posttrain.check, shared=True, leaves=("posttrained", "posttrained_decoder", "posttrain.png")
+    ),
+    "sample": Job(sample.run, sample.check, shared=True, leaves=("samples.npz", "samples.png", "samples.json")),
+    "evaluate": Job(evaluate.run, evaluate.check, leaves=("report.md", "scores.json")),
+    "analyze": Job(analyze.run, analyze.check, leaves=("analyze.md",)),
+    "sweep": Job(sweep.run, sweep.check, leaves=("sweep.md", "sweep.png")),
+    "convert": Job(convert.run, convert.check, leaves=("converted",)),
+    "plan": Job(plan.run, plan.check, locks=False, leaves=("plan.md",)),
 }
 _OTHERS = dict(JOBS)  # which 'study' runs
-JOBS["study"] = Job(functools.partial(study.run, jobs=_OTHERS), functools.partial(study.check, jobs=_OTHERS))
+JOBS["study"] = Job(
+    functools.partial(study.run, jobs=_OTHERS),
+    functools.partial(study.check, jobs=_OTHERS),
+    leaves=("study.md", "study.png"),
+)
+JOBS["show"] = Job(functools.partial(show.run, jobs=dict(JOBS)), show.check, locks=False, counts_classes=False)
 
 
 def check_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> ConfigDict:
@@ -95,10 +113,21 @@ def run_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> None:
     try:
         with lock.held(workdir) if locks else contextlib.nullcontext():
             config = check_all(names, config, workdir)
-            for name in names:
-                JOBS[name].run(config, workdir)
-                distributed.wait(name)
+            if locks and distributed.is_first():
+                write_json(workdir / "config.json", config.to_dict())
+            with trackers.tracking(config.writers, workdir, config.to_dict()):
+                for name in names:
+                    JOBS[name].run(config, workdir)
+                    distributed.wait(name)
+                    _say_where_to_look(name, workdir)
     except JaxRuntimeError as error:
         if jax.process_count() == 1 or str(error).startswith("RESOURCE_EXHAUSTED"):
             raise
         raise distributed.lost(error) from error
+
+
+def _say_where_to_look(name: str, workdir: Path) -> None:
+    """The last line of a job in the log."""
+    if found := JOBS[name].found(workdir):
+        curves = f"; curves: tensorboard --logdir={workdir / 'tensorboard'}" if name in show.TRAINED_BY else ""
+        log.info("%s: done. See %s%s", name, ", ".join(map(str, found)), curves)

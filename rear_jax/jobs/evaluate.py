@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import json
 import logging
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -71,7 +70,7 @@ def run(config: ConfigDict, workdir: Path, place: Path | None = None) -> None:
     result = {"scores": score_all(config, workdir, place, given), "recipe": recipe}
     write_json(place / "scores.json", result)
     report.write(place, result)
-    log.info("evaluate: wrote %s; the recipe of its scores: %s", place / "report.md", json.dumps(recipe))
+    log.info("evaluate: wrote %s, with the recipe of the scores\n%s", place / "report.md", report.text_table(result))
 
 
 def gather(config: ConfigDict, workdir: Path, place: Path) -> Compared:
@@ -219,8 +218,6 @@ def score_all(config: ConfigDict, workdir: Path, place: Path, given: Compared) -
     if given.held_out:
         compared = compare if _fits(given.plan, given.held_out) else lambda *_: {}
         found |= score_tokenizer(config, given, by_label, compared)
-    for name, values in found.items():
-        log.info("evaluate: %s: %s", name, "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
     return found
 
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,9 +19,27 @@ from rear_jax.data.sources.interface import ImageSource, Spread
 from rear_jax.evaluation import watching
 from rear_jax.runtime import distributed
 from rear_jax.runtime.mesh import check_batch, make_mesh
+from rear_jax.sampling.preview import previewer
 from rear_jax.training import fitting, loop, objectives
+from rear_jax.training.state import TrainState
 
 log = logging.getLogger(__name__)
+
+
+class _Reading(NamedTuple):
+    """What training reads.
+
+    Attributes:
+      stream: start step -> iterator of this process's share of each batch.
+      counts: what is counted while batches are read.
+      condition: labels [n] -> what the generator is conditioned on.
+      num_conditions: labels are below it.
+    """
+
+    stream: Callable[[int], Iterator[dict[str, Any]]]
+    counts: Callable[[], dict[str, float]]
+    condition: Callable[[np.ndarray], Any]
+    num_conditions: int
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -51,9 +70,15 @@ def run(config: ConfigDict, workdir: Path) -> None:
     watch = None
     if config.train.evaluate_every:
         watch = config.train.evaluate_every, watching.Watch(config, workdir, model, tokenizer, record).look
-    stream, counts = _batches(config, workdir, tokenizer, model, reader)
+    read = _reading(config, workdir, tokenizer, model, reader)
+    preview = previewer(config, model, tokenizer, read.condition, read.num_conditions)
+
+    def draw(state: TrainState) -> dict[str, np.ndarray]:
+        return {"samples": preview(state.params if state.ema is None else state.ema)}
+
     devices = make_mesh(config.mesh)
-    fitting.train(config, learn, loop.Run(stream, devices, record, checkpoints, workdir, watch=watch, counts=counts))
+    run = loop.Run(read.stream, devices, record, checkpoints, workdir, draw=draw, watch=watch, counts=read.counts)
+    fitting.train(config, learn, run)
     checkpoints.close()
 
 
@@ -110,21 +135,28 @@ def _facts(header: CodesHeader, model: nn.Module) -> SplitFacts:
     return SplitFacts(header.source, header.num_classes, header.num_images, generators.takes_text(model), header.images)
 
 
-def _batches(
+def _reading(
     config: ConfigDict,
     workdir: Path,
     tokenizer: artifacts.Tokenizer,
     model: nn.Module,
     reader: artifacts.TextReader | None,
-):
-    """start step -> iterator of this process's share of each batch; and what is counted while they are read."""
+) -> _Reading:
+    """Opens codes or images, and the captions beside them."""
     split = config.data.train_split
 
-    def conditioned(stream: Callable[[int], Iterator[dict]], source: ImageSource | SplitFacts):
+    def conditioned(
+        stream: Callable[[int], Iterator[dict]], source: ImageSource | SplitFacts, counts: Callable[[], dict]
+    ) -> _Reading:
         if not generators.takes_text(model):
-            return stream
+            return _Reading(stream, counts, lambda labels: labels, config.data.num_classes)
         conditions = artifacts.open_conditions(config, workdir, model, split, source, reader)
-        return lambda start: artifacts.with_conditions(stream(start), conditions)
+        condition = (lambda labels: reader.encode_once(conditions(labels))) if reader else conditions
+
+        def both(start: int) -> Iterator[dict[str, Any]]:
+            return artifacts.with_conditions(stream(start), conditions)
+
+        return _Reading(both, counts, condition, source.num_classes)
 
     if config.codes.on_the_fly:
         source = open_split(config.data, split)
@@ -132,7 +164,7 @@ def _batches(
 
         some = Spread(source, config.train.num_images or len(source))
         loop_settings, augment = config.train.loop, config.tokenizer_training.augmentation
-        return conditioned(batches.training_stream(some, config, loop_settings, augment), source), dict
+        return conditioned(batches.training_stream(some, config, loop_settings, augment), source, dict)
 
     codes = open_codes(
         artifacts.codes_folder(config, workdir),
@@ -155,4 +187,4 @@ def _batches(
             process_count=jax.process_count(),
         )
 
-    return conditioned(from_codes, _facts(codes.header, model)), lambda: {"corrupt_records": codes.num_corrupt}
+    return conditioned(from_codes, _facts(codes.header, model), lambda: {"corrupt_records": codes.num_corrupt})

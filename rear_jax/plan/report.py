@@ -7,10 +7,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rear_jax.plan.chips import GIB
-from rear_jax.plan.flops import HALF
 from rear_jax.plan.hlo import Collective
 from rear_jax.plan.roofline import Plan
 from rear_jax.runtime.figures import table
+from rear_jax.runtime.flops import HALF
 from rear_jax.training import fitting
 
 NAMES = {

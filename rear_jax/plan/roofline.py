@@ -13,10 +13,10 @@ from jax.errors import JaxRuntimeError
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rear_jax.plan import flops, hlo, kernels, programs
+from rear_jax.plan import hlo, kernels, programs
 from rear_jax.plan.chips import GIB, Topology
 from rear_jax.plan.programs import PROGRAMS, Program, microbatches_of, with_batch
-from rear_jax.runtime import sharding
+from rear_jax.runtime import flops, sharding
 from rear_jax.runtime.mesh import make_mesh
 from rear_jax.runtime.precision import standing_in_for
 from rear_jax.training import fitting

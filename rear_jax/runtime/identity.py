@@ -34,7 +34,17 @@ TRAINING = {  # a training job goes on only from a state with the same values
 STUDY = ("seed", "data.", "tokenizer.", "model.", "method.", "train.", "posttrain.")  # what a variant is trained by
 STATE = ("model.", "tokenizer.", "method.", "train.", "tokenizer_training.", "posttrain.")  # shapes inside a state
 # No parameter depends on these.
-FREE = ("dtype", "precision", "attention", "remat", "unroll", "dropout", "token_dropout", "accumulation")
+FREE = (
+    "dtype",
+    "precision",
+    "attention",
+    "remat",
+    "unroll",
+    "dropout",
+    "token_dropout",
+    "accumulation",
+    "profile_steps",
+)
 
 
 def refuse_changes(saved: dict, now: ConfigDict, settings: tuple[str, ...], place: str) -> None:

@@ -2,20 +2,27 @@
 
 import logging
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
 from typing import Self
 
 from tqdm import tqdm
 
+log = logging.getLogger(__name__)
+
+EVERY = 60.0  # seconds between two lines of a job that has no terminal
+
 
 class ProgressBar:
-    """Shows how far a job is, its speed and the time left.
+    """Shows how far a job is, its speed and the time left: a bar on a terminal, else a line in the log every minute.
 
     A job may begin in the middle: `start` counts as done, and the speed is that of this run alone.
     """
 
     def __init__(self, name: str, *, total: int, unit: str, start: int = 0):
+        self._name, self._total, self._unit, self._start, self._done = name, total, unit, start, start
+        self._began = self._said = time.monotonic()
         self._bar = tqdm(
             total=total,
             initial=start,
@@ -28,15 +35,30 @@ class ProgressBar:
 
     def update(self, done: int, **values: float) -> None:
         """Moves the bar to `done` and shows the latest values beside it."""
-        if values:
+        if self._bar.disable:
+            self._say(done, logged=bool(values))
+        elif values:
             self._bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()}, refresh=False)
-        self._bar.update(done - self._bar.n)
+        self._bar.update(done - self._done)
+        self._done = done
 
     def over(self, items: Iterable[Sized]) -> Iterator[Sized]:
         """Passes batches on and moves by the length of each."""
         for item in items:
             yield item
-            self.update(self._bar.n + len(item))
+            self.update(self._done + len(item))
+
+    def _say(self, done: int, *, logged: bool) -> None:
+        """Logs a line if the last one is a minute old; `logged` is whether others have just said where the job is."""
+        now = time.monotonic()
+        if not logged and now - self._said < EVERY:
+            return
+        self._said = now
+        if not logged and done > self._start:
+            rate = (done - self._start) / (now - self._began)
+            left = tqdm.format_interval((self._total - done) / rate)
+            where = f"{self._name}: {self._unit} {done} of {self._total}"
+            log.info("%s, %.3g %s/s, %s left", where, rate, self._unit, left)
 
     def __enter__(self) -> Self:
         return self

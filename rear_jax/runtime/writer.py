@@ -1,4 +1,4 @@
-"""Where numbers and pictures go: metrics.jsonl, TensorBoard, and the log."""
+"""Where numbers and pictures go: metrics.jsonl, TensorBoard, the log, and the services of `config.writers`."""
 
 import json
 import logging
@@ -14,13 +14,17 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from rear_jax.errors import RearError
-from rear_jax.runtime import distributed
+from rear_jax.runtime import distributed, trackers
 from rear_jax.runtime.atomic import atomic_file
 from rear_jax.runtime.pictures import save_png
 
 log = logging.getLogger("rear_jax.metrics")
 
 FLUSH_SECONDS = 20  # at least so often, TensorBoard sees what is new
+GROUPS = {  # of tags, which TensorBoard shows together -> the metrics that are not of the objective
+    "speed": ("steps_per_second", "images_per_second", "input_wait", "mfu", "device_hours", "corrupt_records"),
+    "optimizer": ("learning_rate", "gradient_norm", "last_gradient_norm"),
+}
 
 
 class MetricWriter:
@@ -31,6 +35,7 @@ class MetricWriter:
 
     def __init__(self, workdir: Path, job: str, *, start_step: int):
         self._job = job
+        self._trackers = trackers.active(workdir)
         self._file = workdir / "metrics.jsonl"
         self._pictures = workdir / "pictures"
         self._board = None
@@ -38,23 +43,29 @@ class MetricWriter:
             _forget_after(self._file, job, start_step)
             self._board = _Board(workdir / "tensorboard" / job, start_step + 1)
 
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        """One line of numbers."""
+    def write(self, step: int, metrics: dict[str, float], *, progress: str = "") -> None:
+        """One line of numbers; in the log, `progress` stands in the place of the step."""
         if self._board is None:
             return
         record = {"job": self._job, "step": step, **metrics}
         with self._file.open("a") as file:
             file.write(json.dumps(record) + "\n")
         for name, value in metrics.items():
-            self._board.add(summary.scalar(name, value), step)
+            self._board.add(summary.scalar(tag_of(name), value), step)
+        for prefix, tracker in self._trackers:
+            group = f"{prefix}{self._job}"
+            tracker.numbers(group, step, {f"{group}/{tag_of(name)}": value for name, value in metrics.items()})
         shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        log.info("%s step %d  %s", self._job, step, shown)
+        log.info("%s %s  %s", self._job, progress or f"step {step}", shown)
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """One picture [H, W, 3] uint8: to TensorBoard, and the newest of its name to a PNG."""
         if self._board is None:
             return
-        self._board.add(summary.image(name, image, dataformats="HWC"), step)
+        self._board.add(summary.image(f"pictures/{name}", image, dataformats="HWC"), step)
+        for prefix, tracker in self._trackers:
+            group = f"{prefix}{self._job}"
+            tracker.picture(group, step, f"{group}/pictures/{name}", image)
         save_png(self._pictures / f"{self._job}_{name}.png", image)
 
     def __enter__(self) -> Self:
@@ -63,6 +74,12 @@ class MetricWriter:
     def __exit__(self, *exception) -> None:
         if self._board is not None:
             self._board.close()
+
+
+def tag_of(name: str) -> str:
+    """A metric's tag, with the group that it stands in."""
+    group = next((group for group, names in GROUPS.items() if name in names), "objective")
+    return f"{group}/{name}"
 
 
 class _Board:

@@ -14,7 +14,7 @@ import html.parser
 import re
 from urllib.parse import unquote_plus
 
-import ftfy
+from rear_jax.runtime.extras import needed
 
 VERSION = 1  # of the rules, for fingerprints of features
 PASSES = 2
@@ -105,6 +105,8 @@ def clean_once(caption: str) -> str:
     text = _apply(SIGNS, _without_tags(text))
     if text.count("-") + text.count("_") > MOST_JOINTS:
         text = re.sub("[-_]", " ", text)
+    with needed("text"):
+        import ftfy
     text = _unescape(_unescape(ftfy.fix_text(text))).strip()
     return _apply(WORDS, text).strip()
 

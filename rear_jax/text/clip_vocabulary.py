@@ -15,12 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ftfy
 import numpy as np
 from jaxtyping import Int
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from rear_jax.errors import RearError
+from rear_jax.runtime.extras import needed
 
 CONTEXT_LENGTH = 77  # positions of a text
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -52,6 +51,8 @@ class CLIPVocabulary:
 
         Raises RearError: the ids are not those of a CLIP, or a merge has a piece without an id.
         """
+        with needed("text"):
+            from tokenizers import Regex, Tokenizer, models, pre_tokenizers
         check(ids, merges, source)
         self.size, self.start, self.end, self.context_length = len(ids), ids[START], ids[END], context_length
         self._pieces = Tokenizer(models.BPE(dict(ids), merges, end_of_word_suffix=END_OF_WORD))
@@ -77,6 +78,8 @@ class CLIPVocabulary:
 
 def clean(text: str) -> str:
     """Repairs a text: encoding, HTML escapes, blanks; in lower case."""
+    with needed("text"):
+        import ftfy
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return re.sub(r"\s+", " ", text).strip().lower()
 

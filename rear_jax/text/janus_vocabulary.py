@@ -12,14 +12,17 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tokenizers
 from jaxtyping import Bool, Int
 
 from rear_jax.errors import RearError
+from rear_jax.runtime.extras import needed
 from rear_jax.text.vocabulary import in_unicode
+
+if TYPE_CHECKING:
+    import tokenizers
 
 MOST_BYTES = 64 * 2**20  # of a file; the published ones have less than a tenth
 MOST_TOKENS = 2**24  # of a vocabulary; the published ones have about 100 thousand
@@ -166,7 +169,7 @@ def _read(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _model(content: bytes, path: Path) -> tokenizers.Tokenizer:
+def _model(content: bytes, path: Path) -> "tokenizers.Tokenizer":
     """The model of a file, without cutting and padding, in which all of `SPECIAL` are special tokens."""
     described = _described(content, path)
     added = {token["content"]: token for token in described["added_tokens"]}
@@ -174,6 +177,8 @@ def _model(content: bytes, path: Path) -> tokenizers.Tokenizer:
         if name not in added:
             raise RearError(f"{path} has no special token {name}: it is of another network; {FROM_JANUS}.")
         added[name]["special"] = True  # whatever the file says: only then it can be kept out of a text
+    with needed("text"):
+        import tokenizers
     try:
         model = tokenizers.Tokenizer.from_str(json.dumps(described))
         model.encode("\ue000")  # fails where the model has no token for a byte

@@ -7,18 +7,21 @@ encoders, so that everything else treats it like them.
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-import tokenizers
-from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from rear_jax.errors import RearError
 from rear_jax.runtime.atomic import atomic_file
+from rear_jax.runtime.extras import needed
 from rear_jax.text.t5 import T5Encoder
 from rear_jax.text.t5_files import torch_name
 from rear_jax.text.vocabulary import SPECIAL
 from rear_jax.weights import safetensors_file
+
+if TYPE_CHECKING:
+    import tokenizers
 
 WEIGHTS, VOCABULARY = "model.safetensors", "tokenizer.json"
 LEAST = {"depth": 1, "heads": 1, "head_size": 1, "mlp_width": 1, "vocabulary_size": 4}
@@ -52,8 +55,11 @@ def make(folder: Path, captions: Iterable[str], sizes: Mapping[str, int], *, see
     safetensors_file.save(folder / WEIGHTS, params, torch_name)  # last: an encoder is there when its weights are
 
 
-def words_of(captions: Iterable[str], size: int) -> tokenizers.Tokenizer:
+def words_of(captions: Iterable[str], size: int) -> "tokenizers.Tokenizer":
     """A vocabulary of at most `size` words and marks of punctuation, the most frequent ones of captions."""
+    with needed("text"):
+        import tokenizers
+        from tokenizers import models, normalizers, pre_tokenizers, trainers
     vocabulary = tokenizers.Tokenizer(models.WordLevel(unk_token="<unk>"))
     vocabulary.normalizer = normalizers.Lowercase()
     vocabulary.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -10,11 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
-import tokenizers
 from jaxtyping import Bool, Int
 
 from rear_jax.errors import RearError
+from rear_jax.runtime.extras import needed
 
 LENGTH = 120  # tokens of a caption, with the end token, in LlamaGen
 PAD, END, UNKNOWN = 0, 1, 2
@@ -75,6 +74,8 @@ class T5Vocabulary:
 
 def _read_json(content: bytes, path: Path) -> tuple[Split, int, dict[str, int | None]]:
     """How `tokenizer.json` splits a text, its size, and the ids of its special tokens."""
+    with needed("text"):
+        import tokenizers
     try:
         model = tokenizers.Tokenizer.from_str(content.decode())
         model.encode("\ue000")  # fails where the model has no token for what it does not know
@@ -91,6 +92,8 @@ def _read_sentencepiece(content: bytes, path: Path) -> tuple[Split, int, dict[st
     """The same of `spiece.model`."""
     if not content:
         raise _damaged(path, "it is empty")
+    with needed("text"):
+        import sentencepiece
     try:
         model = sentencepiece.SentencePieceProcessor(model_proto=content)
     except RuntimeError as error:

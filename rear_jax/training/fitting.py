@@ -13,7 +13,7 @@ this open. The job then compiles its program, and compares what it takes with wh
 
 With ROWS = 8 images of 256 codes a microbatch computes 6 FLOPs x 2048 codes for each parameter. It moves some 20 bytes
 of it: the parameter, forward and backward, and the sum of gradients. These 600 FLOPs a byte are more than any chip of
-`plan/chips.py` makes in the time that its memory moves a byte (153 for an A100, 240 for v5e, 560 for v6e).
+`runtime/chips.py` makes in the time that its memory moves a byte (153 for an A100, 240 for v5e, 560 for v6e).
 
 Memory grows along a line, nearly, with the images of a microbatch, so that a few programs tell which one fits.
 
@@ -46,6 +46,7 @@ from rear_jax.training.state import TrainState
 log = logging.getLogger(__name__)
 
 GIB = 2**30
+PLAIN = {"attention": "plain", "remat": "none"}  # settings of `config.model` whose program says what a step computes
 ROWS = 8  # images a device that a microbatch is to have at least
 ROWS_OF_CPUS = 4  # the same on CPUs, where one that has as few is fastest
 USED = 0.95  # share of a device's memory; the rest is for weights as they are read, the next batch, pictures, gaps
@@ -217,6 +218,7 @@ def train(config: ConfigDict, learn: Callable[[ConfigDict], loop.Learning], run:
     """
     learning = learn(config)
     job = learning.job
+    run = dataclasses.replace(run, plain=lambda: learn(_plain(config)))
     if not is_open(config, job):
         return loop.train(learning, run)
     loop.agree(job, run)
@@ -231,6 +233,13 @@ def train(config: ConfigDict, learn: Callable[[ConfigDict], loop.Learning], run:
     changed = {name: run.record[name] | chosen[name].to_dict() for name in (job, "model")}
     run = dataclasses.replace(run, record=run.record | changed, compiled=compiled)
     return loop.train(learn(chosen), run)
+
+
+def _plain(config: ConfigDict) -> ConfigDict:
+    """The config of the same computation in its plain form: nothing is computed twice, no kernel hides operations."""
+    plain = config.copy_and_resolve_references()
+    plain.model.update({key: value for key, value in PLAIN.items() if key in plain.model})
+    return plain
 
 
 def _earlier(config: ConfigDict, job: str, run: loop.Run) -> Choice | None:

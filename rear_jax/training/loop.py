@@ -12,17 +12,21 @@ from typing import Any
 
 import jax
 import numpy as np
+from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rear_jax.errors import RearError
-from rear_jax.runtime import distributed, divided, sharding
+from rear_jax.runtime import distributed, divided, flops, sharding
+from rear_jax.runtime.atomic import atomic_file
 from rear_jax.runtime.checkpoints import Checkpoints, abstract
 from rear_jax.runtime.input_wait import InputWait
 from rear_jax.runtime.mesh import put_batch, replicated, split
+from rear_jax.runtime.profile import Profile
 from rear_jax.runtime.progress import ProgressBar
 from rear_jax.runtime.stopping import Interrupted, StopSign, any_raised
-from rear_jax.runtime.writer import MetricWriter
+from rear_jax.runtime.writer import MetricWriter, read_metrics
+from rear_jax.training.speed import Speed, peak
 from rear_jax.training.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -106,6 +110,7 @@ class Run:
       watch: a number of steps, and what is called with step and state whenever so many more have been made.
       counts: what is written beside the metrics of a log step; it is counted on this process, as `input_wait` is.
       compiled: the job's program, if it is compiled already.
+      plain: gives the same computation without what saves memory, whose operations are counted; None: it is plain.
     """
 
     batches: Callable[[int], Iterator[dict[str, np.ndarray]]]
@@ -117,6 +122,7 @@ class Run:
     watch: tuple[int, Callable[[int, TrainState], None]] | None = None
     counts: Callable[[], dict[str, float]] = dict
     compiled: Any = None
+    plain: Callable[[], Learning] | None = None
 
 
 def train(learning: Learning, run: Run) -> TrainState:
@@ -145,6 +151,7 @@ def train(learning: Learning, run: Run) -> TrainState:
         batch = put_batch(next(stream), mesh)
         stop = StopSign(mesh, ahead=AHEAD)
         compiled = run.compiled or compiled_step(learning, mesh)
+        share = _share_of_second(learning, run, mesh)
         pending: list[Metrics] = []  # of the steps since the last log step
         newest: collections.deque[Metrics] = collections.deque(maxlen=AHEAD + 1)
         with (
@@ -152,11 +159,14 @@ def train(learning: Learning, run: Run) -> TrainState:
             contextlib.closing(stream),
             MetricWriter(run.workdir, job, start_step=start) as writer,
             ProgressBar(job, total=settings.steps, start=start, unit="step") as bar,
+            Profile(job, run.workdir / "tensorboard" / job, settings.profile_steps) as profile,
             stop.listening(),
             InputWait() as wait,
         ):
-            since = time.perf_counter()
+            spent = _device_hours(run.workdir, job)
+            speed = Speed(mesh, settings.steps, settings.batch_size, share=share, spent=spent)
             for step in range(start + 1, settings.steps + 1):
+                profile.before(step, state)
                 state, metrics, answer = compiled(state, batch, stop.flags(), frozen)
                 pending.append(metrics)
                 newest.append(metrics)
@@ -164,16 +174,20 @@ def train(learning: Learning, run: Run) -> TrainState:
                     batch = put_batch(next(stream), mesh)  # while the step runs
                 if len(newest) > AHEAD:
                     jax.block_until_ready(newest[0])
+                profile.after(step, metrics)
                 stopping = stop.stops_after(answer)
                 last = step == settings.steps or stopping
                 save = last or step % settings.checkpoint_every == 0
                 if save or step % settings.log_every == 0:
                     means = _finite_means(job, step, pending, checkpoints)
-                    rate = len(pending) / (time.perf_counter() - since)
-                    speed = {"steps_per_second": rate, "images_per_second": rate * settings.batch_size}
-                    writer.write(step, means | speed | {"input_wait": wait.share()} | run.counts())
+                    rates, progress = speed.of(step, len(pending))
+                    counts = {"input_wait": wait.share()} | run.counts()
+                    writer.write(step, means | rates | counts, progress=progress)
                     bar.update(step, loss=means["loss"])
-                    pending, since = [], time.perf_counter()
+                    pending = []
+                    speed.restart()
+                else:
+                    bar.update(step)
                 if save:
                     checkpoints.save(step, state, run.record)
                 if run.draw is not None and settings.picture_every and (last or step % settings.picture_every == 0):
@@ -208,6 +222,7 @@ def compiled_step(learning: Learning, mesh: Mesh) -> Any:
     """The one program of the job, compiled from shapes before the clock of the first step starts."""
     state, batch, frozen = learning.arguments(mesh)
     since = time.perf_counter()
+    log.info("%s: compiling the training step; at full size this takes minutes", learning.job)
     with jax.set_mesh(mesh):
         flags = StopSign(mesh, ahead=AHEAD).flags()
         compiled = program(learning, mesh, state).lower(state, batch, flags, frozen).compile()
@@ -228,6 +243,12 @@ def check(job: str, settings: ConfigDict) -> None:
             f"{job}: loop.keep_every = {settings.keep_every} is no multiple of loop.checkpoint_every = "
             f"{settings.checkpoint_every}."
         )
+    profiled = tuple(settings.profile_steps)
+    if profiled and not (len(profiled) == 2 and profiled[0] <= profiled[1] <= settings.steps):
+        raise RearError(
+            f"{job}: loop.profile_steps = {profiled}: give the first and the last step, up to loop.steps = "
+            f"{settings.steps}, or () for no profile."
+        )
 
 
 def _restore_or_init(learning: Learning, run: Run, wanted: TrainState) -> TrainState:
@@ -238,10 +259,38 @@ def _restore_or_init(learning: Learning, run: Run, wanted: TrainState) -> TrainS
     log.info("%s: state of %.1f MB, %.1f MB of it on each device of %s", job, whole, part, dict(mesh.shape))
     if run.checkpoints.latest_step() is None:
         given = jax.device_put(learning.given, sharding.shardings(learning.given, mesh, learning.rules, "params/"))
-        return jax.jit(learning.init, out_shardings=places)(given)
+        state = jax.jit(learning.init, out_shardings=places)(given)
+        _write_parameters(job, state.params, run.workdir)
+        return state
     step, state = run.checkpoints.restore(wanted, run.record)
     log.info("%s: going on from step %d", job, step)
     return state
+
+
+def _write_parameters(job: str, params: Any, workdir: Path) -> None:
+    """Name, shape, number, mean and standard deviation of each parameter, to the log and a file; all processes call."""
+    table = parameter_overview.get_parameter_overview(params, include_stats="global")
+    if distributed.is_first():
+        with atomic_file(workdir / f"parameters_{job}.txt") as file:
+            file.write_text(f"{table}\n")
+        log.info("%s: parameters at the start\n%s", job, table)
+
+
+def _share_of_second(learning: Learning, run: Run, mesh: Mesh) -> float | None:
+    """The share of a second that a step takes at the peak of the devices; None where that is not known."""
+    whole = peak(mesh)
+    if whole is None:
+        return None
+    plain = run.plain() if run.plain else learning
+    state, batch, frozen = plain.arguments(mesh)
+    flags = StopSign(mesh, ahead=AHEAD).flags()
+    return flops.count(program(plain, mesh, state).trace(state, batch, flags, frozen).jaxpr) / whole
+
+
+def _device_hours(workdir: Path, job: str) -> float:
+    """What the runs that this one continues have taken."""
+    written = [record["device_hours"] for record in read_metrics(workdir, job) if "device_hours" in record]
+    return max(written, default=0.0)
 
 
 def _finite_means(job: str, step: int, pending: list[Metrics], checkpoints: Checkpoints) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,7 @@ def apply_gradients(
     state: TrainState, gradients: Any, optimizer: optax.GradientTransformation, *, ema_decay: float = 0.0
 ) -> TrainState:
     """One optimiser step; `extra` stays as it is."""
+    chex.assert_trees_all_equal_shapes(gradients, state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray, Shaped
@@ -33,6 +34,7 @@ class Objective(NamedTuple):
 
 def prediction(logits: jax.Array, codes: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Mean cross-entropy of codes [B, N] under logits [B, N, K], and its metrics."""
+    chex.assert_shape(logits, (*codes.shape, None))
     cross_entropy = jnp.mean(losses.next_code_cross_entropy(logits, codes))
     correct = jnp.mean(losses.correct_codes(logits, codes))
     return cross_entropy, {"loss": cross_entropy, "cross_entropy": cross_entropy, "correct_codes": correct}

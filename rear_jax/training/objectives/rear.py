@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import chex
 import jax
 from ml_collections import ConfigDict
 
@@ -33,8 +34,10 @@ def rear_loss(model: Any, config: ConfigDict) -> LossFunction:
         loss, metrics = prediction(out.logits, codes)
         metrics["noise"] = replaced.mean()
         if out.shallow is not None:
+            targets = codebook[codes]
+            chex.assert_equal_shape([out.shallow, out.deep, targets])
             terms = losses.codebook_embedding_losses(
-                out.shallow, out.deep, codebook[codes], replaced, reading=method.embedding_reading
+                out.shallow, out.deep, targets, replaced, reading=method.embedding_reading
             )
             loss += method.embedding_weight * sum(getattr(terms, name) for name in TERMS[method.embedding_terms])
             metrics |= {"shallow": terms.shallow, "deep": terms.deep, "loss": loss}

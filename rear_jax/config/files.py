@@ -1,0 +1,51 @@
+"""The experiments that come with the package: the files of `configs/`, found by name from any folder."""
+
+import ast
+import difflib
+from pathlib import Path
+
+from rear_jax.errors import RearError
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def folder() -> Path:
+    """Where the experiments are: within the installed package, or beside it in a checkout."""
+    installed = PACKAGE / "configs"
+    return installed if installed.is_dir() else PACKAGE.parent / "configs"
+
+
+def names() -> list[str]:
+    """Of all experiments, such as 'rear_l', in order."""
+    return sorted(file.stem for file in folder().glob("*.py"))
+
+
+def find(name_or_path: str | Path) -> Path:
+    """The file of an experiment.
+
+    Args:
+      name_or_path: a name of `names()`, or a file. `configs/NAME.py`, where there is no such file, is that of the
+        package.
+
+    Raises RearError: there is none; the message names the nearest that there is.
+    """
+    text = str(name_or_path)
+    if text in names():
+        return folder() / f"{text}.py"
+    path = Path(text).expanduser()
+    if path.is_file():
+        return path
+    if path.parent == Path("configs") and path.suffix == ".py" and path.stem in names():
+        return folder() / path.name
+    near = difflib.get_close_matches(path.stem, names(), 1)
+    hint = f"Did you mean {near[0]}? " if near else ""
+    raise RearError(
+        f"--config={text} does not exist, and no config has this name. {hint}`rear-jax configs` lists those that there "
+        "are; or give a file."
+    )
+
+
+def summary(name: str) -> str:
+    """The first line of what an experiment says of itself."""
+    said = ast.get_docstring(ast.parse((folder() / f"{name}.py").read_text())) or ""
+    return said.partition("\n")[0]

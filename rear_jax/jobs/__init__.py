@@ -33,7 +33,6 @@ from rear_jax.jobs.job import Job
 from rear_jax.runtime import distributed, lock
 
 JOBS: dict[str, Job] = {
-    "inspect": Job(inspect_data.run, inspect_data.check, locks=False, counts_classes=False),
     "tokenizer": Job(tokenizer.run, tokenizer.check, shared=True),
     "tokenize": Job(tokenize.run, tokenize.check, shared=True),
     "caption": Job(caption.run, caption.check, shared=True),
@@ -46,6 +45,7 @@ JOBS: dict[str, Job] = {
     "analyze": Job(analyze.run, analyze.check),
     "sweep": Job(sweep.run, sweep.check),
     "convert": Job(convert.run, convert.check),
+    "inspect": Job(inspect_data.run, inspect_data.check, locks=False, counts_classes=False),
     "plan": Job(plan.run, plan.check, locks=False),
 }
 _OTHERS = dict(JOBS)  # which 'study' runs
@@ -72,7 +72,7 @@ def check_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> Config
     forget_splits()
     config = checked(config)
     if any(JOBS[name].counts_classes for name in names):
-        config = with_class_count(config)
+        config = checked(with_class_count(config))
     distributed.agree("jobs, config or workdir", f"{names} {config.to_json_best_effort()} {workdir}")
     for place, name in enumerate(names):
         JOBS[name].check(config, workdir, tuple(names[:place]))

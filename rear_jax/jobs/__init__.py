@@ -39,13 +39,6 @@ from rear_jax.sampling.conditions import scored
 log = logging.getLogger(__name__)
 
 JOBS: dict[str, Job] = {
-    "inspect": Job(
-        inspect_data.run,
-        inspect_data.check,
-        locks=False,
-        counts_classes=False,
-        leaves=("inspect.md", "inspect.json"),
-    ),
     "tokenizer": Job(tokenizer.run, tokenizer.check, shared=True, leaves=("tokenizer", "reconstructions.png")),
     "tokenize": Job(tokenize.run, tokenize.check, shared=True, leaves=("codes/header.json",)),
     "caption": Job(caption.run, caption.check, shared=True, leaves=("captions",)),
@@ -60,6 +53,13 @@ JOBS: dict[str, Job] = {
     "analyze": Job(analyze.run, analyze.check, leaves=("analyze.md",)),
     "sweep": Job(sweep.run, sweep.check, leaves=("sweep.md", "sweep.png")),
     "convert": Job(convert.run, convert.check, leaves=("converted",)),
+    "inspect": Job(
+        inspect_data.run,
+        inspect_data.check,
+        locks=False,
+        counts_classes=False,
+        leaves=("inspect.md", "inspect.json"),
+    ),
     "plan": Job(plan.run, plan.check, locks=False, leaves=("plan.md",)),
 }
 _OTHERS = dict(JOBS)  # which 'study' runs
@@ -91,7 +91,7 @@ def check_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> Config
     forget_splits()
     config = _of(names, config)
     if any(JOBS[name].counts_classes for name in names):
-        config = with_class_count(config)
+        config = checked(with_class_count(config))
     distributed.agree("jobs, config or workdir", f"{names} {config.to_json_best_effort()} {workdir}")
     for place, name in enumerate(names):
         JOBS[name].check(config, workdir, tuple(names[:place]))

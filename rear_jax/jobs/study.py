@@ -138,7 +138,7 @@ def _changed(base: ConfigDict, changes: ConfigDict, option: str) -> ConfigDict:
     except TypeError as error:
         raise RearError(f"{option}: {error}.") from None
     try:
-        return with_class_count(ranges.checked(variant))
+        return ranges.checked(with_class_count(ranges.checked(variant)))
     except RearError as error:
         raise RearError(f"{option}: {error}") from None
 

@@ -23,9 +23,9 @@ FLOORS = (  # the ground floor first: a module imports from lower floors, or fro
     {"artifacts", "experiments"},
     {"sampling"},
     {"training"},
-    {"evaluation", "plan"},
+    {"evaluation", "plan", "pipeline"},
     {"jobs"},
-    {"main"},
+    {"main", ""},  # the latter is the package itself
 )
 LIBRARY = ("losses", "noise", "orders", "guidance", "grpo")  # what other projects import
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 400, 80
@@ -74,7 +74,7 @@ def functions(file: Path) -> Iterator[ast.FunctionDef]:
 
 
 def test_every_module_has_a_floor():
-    assert {unit(module) for module in MODULES} - {""} == set().union(*FLOORS)
+    assert {unit(module) for module in MODULES} == set().union(*FLOORS)
 
 
 @pytest.mark.parametrize("file", FILES, ids=name_of)

@@ -9,6 +9,7 @@ import jax
 from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict
 
+from rear_jax.config import downloads
 from rear_jax.config.ranges import checked
 from rear_jax.data.sources import forget_splits
 from rear_jax.errors import RearError
@@ -55,7 +56,7 @@ def check_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> None:
     """Checks jobs that are to run in turn, each for what can be known before the first of them.
 
     Raises RearError: there is no job, a name is unknown, a job is not for several processes, a setting is out of its
-      range, or a check refuses.
+      range, a file of a hub cannot be fetched, or a check refuses.
     """
     if not names:
         raise RearError(f"no job to run: name some of {', '.join(JOBS)}.")
@@ -67,6 +68,7 @@ def check_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> None:
             raise RearError(f"--job={name} runs in one process: run it on one host, after --job={shared}.")
     config = _of(names, config)
     distributed.agree("jobs, config or workdir", f"{names} {config.to_json_best_effort()} {workdir}")
+    config = downloads.fetched(config)
     forget_splits()
     for place, name in enumerate(names):
         JOBS[name].check(config, workdir, tuple(names[:place]))
@@ -87,6 +89,7 @@ def run_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> None:
     try:
         with lock.held(workdir) if locks else contextlib.nullcontext():
             check_all(names, config, workdir)
+            config = downloads.fetched(config)
             for name in names:
                 JOBS[name].run(config, workdir)
                 distributed.wait(name)

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rear_jax import artifacts
-from rear_jax.config import ranges
+from rear_jax.config import downloads, ranges
 from rear_jax.errors import RearError
 from rear_jax.evaluation import report
 from rear_jax.jobs.evaluate import SAMPLES
@@ -128,7 +128,7 @@ def _changed(base: ConfigDict, changes: ConfigDict, option: str) -> ConfigDict:
     except TypeError as error:
         raise RearError(f"{option}: {error}.") from None
     try:
-        return ranges.checked(variant)
+        return downloads.fetched(ranges.checked(variant))
     except RearError as error:
         raise RearError(f"{option}: {error}") from None
 

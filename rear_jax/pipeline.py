@@ -140,7 +140,7 @@ class Pipeline:
             "images_per_class": num,
         }
         config = self._with_settings(given, seed)
-        conditions = self._conditions([wanted] if isinstance(wanted, int | str) else list(wanted), num)
+        conditions = self._conditions([wanted] if isinstance(wanted, int | str | np.integer) else list(wanted), num)
         labels, images = conditions.labels, np.empty((len(conditions.labels), *draw.image_shape(config)), np.uint8)
         with jax.set_mesh(self._mesh):
             program = self._program(sampler_of(config.sample))
@@ -195,6 +195,8 @@ class Pipeline:
     def _conditions(self, wanted: list[int | str], num: int) -> Conditions:
         """What a call draws for, in the order of the call."""
         model = self.generator.module
+        if not wanted or not all(isinstance(one, int | str | np.integer) for one in wanted):
+            raise RearError(f"sample takes classes, by number or name, or prompts; it got {str(wanted)[:99]}.")
         if not generators.takes_text(model):
             numbers = class_numbers(wanted, self.config.data, "classes")
             every = np.arange(self.config.data.num_classes, dtype=np.int32)

@@ -59,7 +59,7 @@ def test_seeds_and_settings_decide(model):
 def test_a_program_is_compiled_once_for_each_shape(published):
     model = rear_jax.load(toy.config(), **published)
     for seed in (0, 1):
-        model.sample([1, 2], num=2, seed=seed)
+        model.sample(np.array([1, 2]), num=2, seed=seed)
         model.decode(model.encode(np.zeros((3, 32, 32, 3), np.uint8)))
     (program,) = model._programs.values()
     assert (program._cache_size(), model._encode._cache_size(), model._decode._cache_size()) == (1, 1, 1)
@@ -99,6 +99,8 @@ def test_a_tokenizer_alone(published):
     [
         (lambda model: model.sample(10), "classes: there is no class 10: give 0 to 9"),
         (lambda model: model.sample("boot"), "classes: no class is called 'boot'. The nearest: 'Ankle boot' (9)"),
+        (lambda model: model.sample([]), "sample takes classes, by number or name, or prompts; it got []."),
+        (lambda model: model.sample([2.5]), "sample takes classes, by number or name, or prompts; it got [2.5]."),
         (lambda model: model.sample(0, top_p=0.0), "config.sample.top_p = 0.0: give a number of 0 to 1, not 0."),
         (lambda model: model.sample(0, num=0), "config.sample.images_per_class = 0: give a whole number"),
         (lambda model: model.sample(0, seed=-1), "config.seed = -1: give a whole number"),

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rear_jax import jobs
 from rear_jax.data import sources
 from rear_jax.data.codes import write_shard
 from rear_jax.data.codes_header import CodesHeader
 from rear_jax.errors import RearError
+from rear_jax.jobs import train
 from rear_jax.runtime import lock
 from rear_jax.runtime.array_files import write_npy
 from rear_jax.runtime.atomic import write_json
@@ -175,20 +175,21 @@ def test_a_second_signal_while_the_state_is_saved(tmp_path, monkeypatch):
     same_end(tmp_path / "run", tmp_path / "whole", steps=[2, 3, 4, 6, 8])
 
 
-def test_training_on_codes_of_other_images_says_so(trained, tmp_path, caplog):
+def test_training_on_codes_of_other_images_says_so(tmp_path, caplog):
     """And asks for no images where there are none."""
-    places = {"tokenizer_from": str(trained / "tokenizer"), "codes_from": str(trained / "codes")}
+    images = sources.split_facts(toy.config().data, "test").contents
+    header = CodesHeader(9, 1, "center", 4, 16, 32, 10, "f00", "set", "test", 1, images=images)
     told = {}
     for name, changes in {
         "same": {},
         "other": {"data__train_split": "train"},
         "none": {"data__source": "folder", "data__path": str(tmp_path / "lost")},
     }.items():
-        sources.forget_splits()
         caplog.clear()
         with caplog.at_level("INFO", logger="rear_jax"):
-            jobs.JOBS["train"].check(toy.config(**places, **changes), tmp_path, ())
+            train._tell_of_other_images(header, toy.config(**changes), tmp_path)
         told[name] = caplog.text
+    sources.forget_splits()
     assert "other images" not in told["same"] + told["none"]
-    assert "holds codes of other images: a file or label has been added" in told["other"]
+    assert "codes holds codes of other images: a file or label has been added" in told["other"]
     assert "not compared with their images: the image path" in told["none"]

@@ -209,7 +209,7 @@ def _require_sizes(found: Family, tensors: Mapping[str, np.ndarray], config: Con
         told = ", ".join(f"{key} {size!r} (config: {settings.get(key)!r})" for key, size in wrong.items())
         raise RearError(
             f"{path} is {name} with config.{found.SECTION}.{told}: use that network's config"
-            f"{_flags(found.SECTION, wrong) if wrong.keys() <= settings.keys() - {'name'} else ''}."
+            f"{_flags(found.SECTION, wrong) if wrong.keys() <= {*settings} - {'name'} else ''}."
         )
 
 

@@ -62,14 +62,19 @@ def test_a_run_asks_no_network_and_writes_in_its_workdir_alone(tmp_path):
     (tmp_path / "watch.py").write_text(WATCH)
     workdir, cache = tmp_path / "run", tmp_path / "cache"
     command = [sys.executable, str(tmp_path / "watch.py"), str(tmp_path / "events"), f"--config={toy.CONFIG}"]
-    environment = toy.environment() | {"JAX_COMPILATION_CACHE_DIR": str(cache), "TMPDIR": str(tmp_path / "tmp")}
-    (tmp_path / "tmp").mkdir()
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    environment = toy.environment() | {"JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment |= {
+        "TMPDIR": str(temporary),
+        "MPLCONFIGDIR": str(temporary),
+    }  # matplotlib lists the system's fonts once
     done = subprocess.run(
         [*command, f"--workdir={workdir}"], env=environment, capture_output=True, text=True, check=False, timeout=600
     )
     assert done.returncode == 0, done.stderr
     events = [json.loads(line) for line in (tmp_path / "events").read_text().splitlines()]
-    places = (str(workdir), str(cache), str(tmp_path / "tmp"), os.devnull)
+    places = (str(workdir), str(cache), str(temporary), os.devnull)
     assert {event for event, _ in events} == {"write"}, [event for event in events if event[0] != "write"]
     assert any(place.startswith(str(workdir)) for _, place in events)
     assert [place for _, place in events if not place.startswith(places)] == []

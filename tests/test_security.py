@@ -27,6 +27,8 @@ def note(event, arguments):
     writes = event == "open" and isinstance(arguments[0], str) and (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR)
     if writes or event in ("os.rename", "os.mkdir", "os.remove", "os.symlink", "os.truncate"):
         path = arguments[1] if event == "os.rename" else arguments[0]
+        if event == "os.remove" and arguments[1] >= 0:  # a name in a folder that is open
+            path = os.path.join(os.readlink(f"/proc/self/fd/{arguments[1]}"), os.fsdecode(path))
         print(json.dumps(["write", os.path.abspath(os.fsdecode(path))]), file=events, flush=True)
     elif event in ("socket.connect", "socket.bind", "socket.getaddrinfo", "socket.sendto", "os.system",
                    "os.exec", "os.posix_spawn", "subprocess.Popen", "urllib.Request", "http.client.connect"):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -223,12 +224,19 @@ def _require_sizes(found: Family, tensors: Mapping[str, np.ndarray], config: Con
         ) from error
     if hub and (path / HUB_CONFIG).is_file():
         sizes |= _hub_sizes(hub, path / HUB_CONFIG)
-    wrong = [
-        f"{key} {size!r} (config: {settings.get(key)!r})" for key, size in sizes.items() if settings.get(key) != size
-    ]
+    wrong = {key: size for key, size in sizes.items() if settings.get(key) != size}
     if wrong:
         name, _ = found.published_size(sizes)
-        raise RearError(f"{path} is {name} with config.{found.SECTION}.{', '.join(wrong)}: use that network's config.")
+        told = ", ".join(f"{key} {size!r} (config: {settings.get(key)!r})" for key, size in wrong.items())
+        raise RearError(
+            f"{path} is {name} with config.{found.SECTION}.{told}: use that network's config"
+            f"{_flags(found.SECTION, wrong) if wrong.keys() <= {*settings} - {'name'} else ''}."
+        )
+
+
+def _flags(section: str, sizes: Mapping[str, Any]) -> str:
+    """How a message goes on where settings of the same section are all that has to change."""
+    return ", or set " + " ".join(shlex.quote(f"--config.{section}.{key}={size}") for key, size in sizes.items())
 
 
 def _hub_sizes(hub: layout.Hub, path: Path) -> dict[str, Any]:

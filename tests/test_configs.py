@@ -42,11 +42,11 @@ MILLIONS = {  # published sizes, which leave the training-only projectors out
 }
 
 
-def load(file: pathlib.Path):
+def load(file: pathlib.Path, *options: str):
     spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config()
+    return module.get_config(*options)
 
 
 def test_all_are_here():

@@ -10,7 +10,8 @@ from rear_jax.runtime.mesh import make_mesh
 from rear_jax.training import fitting
 from tests import toy
 
-SMALL = ("fashion_alitok", "fashion_titok", "fashion_t2i", "freedoom", "quickstart", "study_va_pi")  # for two CPU cores
+# for two CPU cores
+SMALL = ("fashion_alitok", "fashion_titok", "fashion_t2i", "freedoom", "quickstart", "study_rear", "study_va_pi")
 
 _SPEC = importlib.util.spec_from_file_location("published", toy.ROOT / "benchmarks" / "published.py")
 published = importlib.util.module_from_spec(_SPEC)

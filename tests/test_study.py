@@ -83,6 +83,22 @@ def test_the_va_pi_study_watches_all_variants_over_the_same_images():
     assert config.sweep.guidance_scale == (1.0, config.sample.guidance_scale)
 
 
+@pytest.mark.parametrize("name", ["parts", "long", "prior", "noise", "after_ar"])
+def test_every_study_of_va_pi_begins_with_the_generator_as_it_was(name):
+    config = load(toy.ROOT / "configs" / "study_va_pi.py", name)
+    first, *others = config.study.variants.items()
+    assert first[1].posttrain.optimizer.learning_rate == 0.0
+    assert others
+    assert config.posttrain.loop.steps == (400 if name == "long" else 64)
+
+
+def test_the_rear_study_changes_the_objective_alone():
+    config = load(toy.ROOT / "configs" / "study_rear.py")
+    assert all(list(changes) == ["method"] for changes in config.study.variants.values())
+    assert config.sweep.confirm
+    assert len(set(map(str, config.study.variants.values()))) == len(config.study.variants) == 7
+
+
 @pytest.mark.slow
 def test_a_study_runs_once_and_leaves_its_tables(tmp_path):
     frozen = {"posttrain": {"optimizer": {"learning_rate": 0.0, "final_learning_rate": 0.0}}}

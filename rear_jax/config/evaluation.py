@@ -70,6 +70,9 @@ def evaluate() -> ConfigDict:
     evaluate.kid_subsets = 100  # number of random pairs of subsets for KID
     evaluate.kid_subset_size = 1000  # images in each subset; 0 = no KID
     evaluate.tokenizer = True  # True = also score held-out images and their reconstructions
+    # True = samples also get their distance from reconstructions of num_reference held-out images, which is what the
+    # generator loses beyond its tokenizer
+    evaluate.reconstructed_reference = False
     evaluate.cache = ""  # folder for computed references; '' = <workdir>/references
     return evaluate
 

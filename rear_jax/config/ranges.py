@@ -295,6 +295,7 @@ ALLOWED: dict[str, Allowed] = {
     **_under(
         "evaluate", {"network": NAME, "inception": WEIGHTS, "reference": WEIGHTS, "cache": PATH, "tokenizer": FLAG}
     ),
+    "evaluate.reconstructed_reference": FLAG,
     **_under("evaluate", {"feature_size": PIXELS, "batch_size": BATCH, "neighbours": whole(1, 1000)}),
     **_under("evaluate", {"num_reference": IMAGES, "num_compared": IMAGES}),
     **_under("evaluate", {"kid_subsets": whole(1, 10**5), "kid_subset_size": whole(0, 10**6)}),

@@ -6,13 +6,32 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from rear_jax import tokenizers
 from rear_jax.artifacts import Tokenizer
+from rear_jax.evaluation.reference import RealImages
 from rear_jax.metrics.perceptual import PerceptualNetwork
 from rear_jax.metrics.similarity import psnr, ssim
 from rear_jax.runtime import local_devices
 from rear_jax.tokenizers import quantizer
+
+
+class ReconstructedImages(RealImages):
+    """A number of images of a split after the tokenizer, as a set to compare with."""
+
+    def __init__(self, data: ConfigDict, split: str, wanted: int, tokenizer: Tokenizer):
+        super().__init__(data, split, wanted)
+        self._tokenizer = tokenizer
+        self.name += f", after the tokenizer {tokenizer.fingerprint}"
+
+    def batches(self, batch_size: int, labels: list[np.ndarray]) -> Iterator[np.ndarray]:
+        """As those of the images themselves."""
+        return Reconstructions(self._tokenizer, None).over(super().batches(batch_size, labels))
+
+    def fingerprint(self) -> str:
+        """Names the set by its images and by what has decoded them."""
+        return f"{super().fingerprint()} {self._tokenizer.fingerprint} {self._tokenizer.decoder_fingerprint}"
 
 
 class Reconstructions:

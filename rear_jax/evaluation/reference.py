@@ -110,13 +110,18 @@ def plan_reference(config: ConfigDict, network: Network) -> ReferencePlan:
             raise RearError(f"{images.path} is no reference: it has neither images arr_0 nor statistics of Inception.")
         size = images.shape[1] if images.shape else 0
         name = f"{images.path.name}: {len(images)} images"
-        content = images.fingerprint
-    else:
-        images = RealImages(config.data, config.data.train_split, settings.num_reference)
-        name, size, content = images.name, images.size, images.fingerprint()
+        return ReferencePlan(images, name, _fingerprint(images.fingerprint, network, settings), size, statistics)
+    return plan_of(RealImages(config.data, config.data.train_split, settings.num_reference), network, settings)
+
+
+def plan_of(images: RealImages, network: Network, settings: ConfigDict) -> ReferencePlan:
+    """To compare with these very images; `settings` are `config.evaluate`."""
+    return ReferencePlan(images, images.name, _fingerprint(images.fingerprint(), network, settings), images.size, None)
+
+
+def _fingerprint(content: str, network: Network, settings: ConfigDict) -> str:
     decides = (content, network.weights, network.extractor.recipe, settings.num_compared)
-    fingerprint = hashlib.sha256(repr(decides).encode()).hexdigest()[:16]
-    return ReferencePlan(images, name, fingerprint, size, statistics)
+    return hashlib.sha256(repr(decides).encode()).hexdigest()[:16]
 
 
 def require_scores(

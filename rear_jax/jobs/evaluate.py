@@ -14,7 +14,7 @@ from rear_jax.errors import RearError
 from rear_jax.evaluation import reference, report, text_fit
 from rear_jax.evaluation.label_scores import LabelScores, Nothing, label_scores
 from rear_jax.evaluation.label_scores import recipe_of as recipe_of_labels
-from rear_jax.evaluation.reconstructions import Reconstructions
+from rear_jax.evaluation.reconstructions import ReconstructedImages, Reconstructions
 from rear_jax.evaluation.reference import RealImages, ReferencePlan
 from rear_jax.evaluation.samples import Samples, not_comparable, open_samples
 from rear_jax.metrics import scores
@@ -41,6 +41,7 @@ class Compared:
 
     network: Network
     plan: ReferencePlan
+    reconstructed: ReferencePlan | None
     samples: Samples | None
     held_out: RealImages | None
     tokenizer: artifacts.Tokenizer | None
@@ -82,12 +83,17 @@ def gather(config: ConfigDict, workdir: Path, place: Path) -> Compared:
     network = load_network(settings)
     plan = reference.plan_reference(config, network)
     held_out = _held_out(config, network, plan, samples.images.shape if samples else None)
-    tokenizer = lpips = None
-    if settings.tokenizer:
+    tokenizer = lpips = reconstructed = None
+    if settings.tokenizer or settings.reconstructed_reference:
         _, decoder_posttrained = posttraining.sampled_stage(config)
         tokenizer = artifacts.load_tokenizer(config, workdir, decoder_posttrained=decoder_posttrained)
+    if settings.tokenizer:
         lpips = _lpips(config)
-    return Compared(network, plan, samples, held_out, tokenizer, lpips, text_fit.scorers(config))
+    if settings.reconstructed_reference and samples:
+        images = ReconstructedImages(config.data, config.data.eval_split, settings.num_reference, tokenizer)
+        reconstructed = reference.plan_of(images, network, settings)
+        scores.require_size(reconstructed.name, reconstructed.size, *samples.images.shape[1:3])
+    return Compared(network, plan, reconstructed, samples, held_out, tokenizer, lpips, text_fit.scorers(config))
 
 
 def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
@@ -102,9 +108,12 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     text_fit.check(config)
     network = reference.outline_network(config.evaluate)
     _held_out(config, network, reference.plan_reference(config, network), shape)
-    if config.evaluate.tokenizer:
+    if config.evaluate.tokenizer or config.evaluate.reconstructed_reference:
         _, decoder_posttrained = posttraining.sampled_stage(config)
         artifacts.check_tokenizer(config, workdir, before, decoder_posttrained=decoder_posttrained)
+    if config.evaluate.reconstructed_reference and shape:
+        scores.require_size("reconstructions", config.data.image_size, *shape[1:3])
+    if config.evaluate.tokenizer:
         _lpips(config)
 
 
@@ -177,6 +186,8 @@ def make_recipe(config: ConfigDict, given: Compared) -> dict:
         count, height, width, _ = given.samples.images.shape
         recipe["samples_file"] = f"{count} images of {height}x{width}, content {given.samples.images.fingerprint}"
         recipe["samples"] = given.samples.recipe
+    if given.reconstructed:
+        recipe["reconstructed_reference"] = f"{given.reconstructed.name}, {given.reconstructed.fingerprint}"
     if given.held_out:
         recipe["held_out"] = (
             f"{given.held_out.name}, {given.held_out.size} pixels, content {given.held_out.fingerprint()}"
@@ -213,6 +224,10 @@ def score_all(config: ConfigDict, workdir: Path, place: Path, given: Compared) -
         batches = by_label.watched(images.batches(settings.batch_size), SAMPLES)
         described = reference.describe(batches, len(images), extractor, SAMPLES)
         found[SAMPLES] = compare(described, labels, SAMPLES)
+        if given.reconstructed:
+            after = reference.prepare_reference(given.reconstructed, extractor, settings, folder)
+            distance = frechet_distance(scores.moments(described.pooled), after.moments)
+            found[SAMPLES][f"{scores.distance_name(extractor)} from reconstructions"] = distance
         if labels is not None and (prompts := text_fit.prompts_in(place)):
             found[SAMPLES] |= text_fit.scores(given.text_scorers, images, labels, prompts, settings.batch_size)
     if given.held_out:

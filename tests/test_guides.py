@@ -1,5 +1,6 @@
 """The commands of the guides at toy size: somebody who types them in their order gets what the page promises."""
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -87,3 +88,35 @@ def test_pictures_are_small():
     sizes = {file.name: file.stat().st_size for file in (ROOT / "docs").glob("method_*.png")}
     assert len(sizes) == 6
     assert max(sizes.values()) < 100_000, sizes
+
+
+def templates() -> list[str]:
+    """Every text in the code, with … for what is put into it."""
+    texts = []
+    for file in (ROOT / "rear_jax").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = (part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+                texts.append("".join(parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return texts
+
+
+MESSAGES = re.findall(r"^### `(.*)`$", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def code() -> list[str]:
+    return templates()
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_messages_still_occur(message: str, code: list[str]):
+    """Its words occur in one text of the code, in their order."""
+    pattern = re.compile(".*".join(re.escape(part) for part in message.split("…")), re.DOTALL)
+    assert any(pattern.search(text) for text in code)
+
+
+def test_there_are_twenty_messages_or_more():
+    assert len(set(MESSAGES)) >= 20

@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -120,3 +121,14 @@ def test_messages_still_occur(message: str, code: list[str]):
 
 def test_there_are_twenty_messages_or_more():
     assert len(set(MESSAGES)) >= 20
+
+
+LAUNCHES = found(re.compile(r"^launch/\w+\.sh .*$", re.MULTILINE), [ROOT / "launch" / "README.md"])
+
+
+@pytest.mark.parametrize("command", LAUNCHES)
+def test_launches_are_what_the_scripts_take(command: str):
+    script, *arguments = shlex.split(command)
+    done = subprocess.run([ROOT / script, "--dry-run", *arguments], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout

@@ -69,12 +69,12 @@ def _on_site(path: str) -> str | None:
 
 
 def settings_page() -> str:
-    """Every setting with its default, what it means, and its range: a table for each section."""
+    """Every setting with its default, what it means, and its range: a list for each section."""
     lines = [
         "# Settings",
         "Write a setting behind `--config.` on the command line, such as `--config.train.loop.steps=1000`. "
         "Or set it in a config file. This page is made from `rear_jax/config`.",
-        "The sections `model` and `tokenizer` belong to families of networks. Each family has its own table.",
+        "The sections `model` and `tokenizer` belong to families of networks. Each family has its own list.",
     ]
     config, sections = default(), {}
     for setting in help.described(config):
@@ -84,7 +84,7 @@ def settings_page() -> str:
             for family in FAMILIES[name].values():
                 lines += [f"## `{name}`: {family.name}", *_of_family(name, family)]
         else:
-            lines += [f"## `{name}`" if name else "## General", _table(settings)]
+            lines += [f"## `{name}`" if name else "## General", _list(settings)]
     return "\n\n".join(lines) + "\n"
 
 
@@ -96,7 +96,7 @@ def _of_family(section: str, family: Any) -> Iterator[str]:
     said = dict(_attributes(family.network))
     yield inspect.getdoc(family.network).partition("\n\n")[0].replace("\n", " ")
     found = [one for one in help.described(config) if one.key.startswith(f"{section}.")]
-    yield _table(one._replace(said=said.get(one.key.rpartition(".")[2], "")) for one in found)
+    yield _list(one._replace(said=said.get(one.key.rpartition(".")[2], "")) for one in found)
 
 
 def _attributes(network: type) -> Iterator[tuple[str, str]]:
@@ -108,9 +108,10 @@ def _attributes(network: type) -> Iterator[tuple[str, str]]:
                 yield name, " ".join(text.split())
 
 
-def _table(settings: Iterable[help.Setting]) -> str:
-    rows = ["| setting | default | meaning | range |", "|---|---|---|---|"]
+def _list(settings: Iterable[help.Setting]) -> str:
+    lines = []
     for one in settings:
-        cells = (f"`{one.key}`", f"`{one.value!r}`", one.said, one.allowed)
-        rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-    return "\n".join(rows)
+        words = [text for text in (one.said, f"*Range: {one.allowed}.*" if one.allowed else "") if text]
+        told = "<br>".join(words).replace("<workdir>", "`<workdir>`")
+        lines.append(f"- `{one.key} = {one.value!r}`<br>{told}")
+    return "\n".join(lines)

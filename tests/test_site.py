@@ -4,6 +4,7 @@
 """
 
 import importlib.util
+import re
 
 import pytest
 import yaml
@@ -74,14 +75,19 @@ def test_links(page, link, on_site):
 
 
 def test_every_setting_is_on_the_page_with_its_default_and_range():
-    rows = [line.split(" | ") for line in hooks.settings_page().splitlines() if line.startswith("| `")]
-    told = {row[0].strip("| `"): row for row in rows}
+    entries = [line for line in hooks.settings_page().splitlines() if line.startswith("- `")]
+    told = {entry.split(" = ")[0].removeprefix("- `"): entry for entry in entries}
     for key, (section, name) in leaves(default()):
         if not key.startswith(("model.", "tokenizer.")):
-            _, value, meaning, allowed = told[key]
-            assert value == f"`{section[name]!r}`"
+            first, *meaning, allowed = told[key].split("<br>")
+            assert first == f"- `{key} = {section[name]!r}`"
             assert meaning or key.startswith("text."), key
-            assert allowed.strip(" |") == ALLOWED[key].words
+            assert allowed == f"*Range: {ALLOWED[key].words}.*"
+
+
+def test_nothing_on_the_page_of_settings_reads_as_html():
+    plain = re.sub(r"`[^`]*`|<br>", "", hooks.settings_page())
+    assert re.findall(r"<\w+", plain) == []
 
 
 def test_every_setting_of_a_family_is_explained():

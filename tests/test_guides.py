@@ -34,18 +34,20 @@ def small(*more: str) -> list[str]:
     return [f"--config.{setting}" for setting in (*shlex.split(SMALL.replace("'", "")), *more)]
 
 
-def commands_of(page: str) -> list[list[str]]:
-    """The arguments of a page's commands of `rear_jax.main`, in their order."""
-    return [arguments_of(case.values[0]) for case in found(COMMAND, [ROOT / "docs" / page])]
+def follow(page: str, folder: Path, names: dict[str, str], *more: str, only: str = "") -> None:
+    """Runs the commands of a page, or those alone that have a word, in a folder.
 
-
-def follow(page: str, folder: Path, names: dict[str, str], *more: str) -> None:
-    """Runs the commands of a page in a folder, with files in the place of those that are published."""
-    for arguments in commands_of(page):
-        words = [re.sub(r"=configs/", f"={ROOT}/configs/", word) for word in arguments]
-        replaced = [f"{flag}={names.get(value, value)}" for flag, _, value in (word.partition("=") for word in words)]
-        values = parse([*replaced, *small(*more)])
-        jobs.run_all(values.job, checked(values.config), (folder / values.workdir).resolve())
+    `names` says what takes the place of a value of a flag, such as a published file; `more` are further settings.
+    """
+    for case in found(COMMAND, [ROOT / "docs" / page]):
+        if only in case.values[0]:
+            words = (word.partition("=") for word in arguments_of(case.values[0]))
+            given = [
+                f"{flag}={names.get(value, value)}".replace("=configs/", f"={ROOT}/configs/")
+                for flag, _, value in words
+            ]
+            values = parse([*given, *small(*more)])
+            jobs.run_all(values.job, checked(values.config), (folder / values.workdir).resolve())
 
 
 @pytest.fixture
@@ -73,6 +75,14 @@ def test_own_photos(photos: Path):
     made = {str(file.relative_to(photos / "runs")) for file in (photos / "runs").glob("*/*")}
     promised = ("photos/inspect.md", "photos/reconstructions.png", "photos/samples.png", "large/samples.png")
     assert {*promised, "scored/report.md"} <= made
+
+
+@pytest.mark.slow
+def test_published_weights_are_trained_further(photos: Path, trained: Path):
+    files = {"maskgit-vqgan-imagenet-f16-256.bin": f"{trained}/tokenizer", "rar_b.bin": f"{trained}/generator"}
+    sizes = ("data.image_size=32", "tokenizer.channel_mult=(1,1,1,1)", "data.num_classes=10")
+    follow("published_models.md", photos, files, *sizes, "train.optimizer.learning_rate=1e-4", only="rar_b.bin")
+    assert (photos / "DIR" / "samples.png").is_file()
 
 
 @pytest.mark.slow

@@ -5,8 +5,10 @@ import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from rear_jax import jobs
 from rear_jax.config import default, files
@@ -60,15 +62,38 @@ def usage(shown: Iterable[flags.Flag]) -> str:
     return "\n".join([*lines, *_entry("jobs:", ", ".join(jobs.JOBS))])
 
 
-def settings() -> str:
-    """Every setting of the default experiment: name, value, and what its comment or its range says."""
+class Setting(NamedTuple):
+    """One setting of a config.
+
+    Attributes:
+      key: dotted name.
+      value: what it is there.
+      said: the comment on it in `rear_jax/config`, '' where its section is that of a family.
+      allowed: its range in words, '' where it has none.
+    """
+
+    key: str
+    value: Any
+    said: str
+    allowed: str
+
+
+def described(config: ConfigDict) -> Iterator[Setting]:
+    """Every setting of a config, in its order."""
     said = dict(_comments())
-    lines = []
-    for key, (section, name) in leaves(default()):
+    for key, (section, name) in leaves(config):
         *parents, _ = key.split(".")
         made_by = parents[-1] if parents else ""
-        text = said.get((MADE_BY.get(made_by, made_by), name)) or (ALLOWED[key].words if key in ALLOWED else "")
-        lines += [f"--config.{key}={section[name]!r}", *textwrap.wrap(text, WIDTH, **_indented(4))]
+        allowed = ALLOWED[key].words if key in ALLOWED else ""
+        yield Setting(key, section[name], said.get((MADE_BY.get(made_by, made_by), name), ""), allowed)
+
+
+def settings() -> str:
+    """Every setting of the default experiment: name, value, and what its comment or its range says."""
+    lines = []
+    for one in described(default()):
+        lines += [f"--config.{one.key}={one.value!r}"]
+        lines += textwrap.wrap(one.said or one.allowed, WIDTH, **_indented(4))
     return "\n".join(lines)
 
 

@@ -1,8 +1,6 @@
 """What the command line says of itself: one screen for `--help`, all settings for `--helpfull`, configs, versions."""
 
 import ast
-import importlib.metadata
-import platform
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,13 +8,12 @@ from pathlib import Path
 
 from absl import flags
 
-import rear_jax
 from rear_jax import jobs
 from rear_jax.config import default, files
 from rear_jax.config.ranges import ALLOWED, leaves
+from rear_jax.runtime import command_line
 
 WIDTH, COLUMN = 100, 23  # characters of a line, and before what is said of a flag
-LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 EXAMPLES = {
     "rear-jax --config=quickstart --workdir=DIR": "everything once, in minutes on a laptop",
     "rear-jax configs": "the experiments that there are",
@@ -39,16 +36,10 @@ def answer(arguments: Sequence[str], shown: Iterable[flags.Flag]) -> str | None:
     if words & {"help", "helpshort", "h", "?"}:
         return usage(shown)
     if "version" in words:
-        return version()
+        return command_line.version()
     if list(arguments) == ["configs"]:
         return configs()
     return None
-
-
-def version() -> str:
-    """Of this package, the interpreter and the libraries that results depend on."""
-    found = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES)
-    return f"rear_jax {rear_jax.__version__} (Python {platform.python_version()}, {found})"
 
 
 def configs() -> str:

@@ -2,7 +2,6 @@
 
 import errno
 import itertools
-import logging
 import os
 import re
 import sys
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import absl.logging
-import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
@@ -20,11 +18,9 @@ from rear_jax import help, jobs
 from rear_jax.config import files
 from rear_jax.config.ranges import PATH, checked
 from rear_jax.errors import RearError, printable
-from rear_jax.runtime import command_line, determinism, distributed
+from rear_jax.runtime import determinism, distributed
 from rear_jax.runtime.progress import set_up_logging
 from rear_jax.runtime.stopping import Interrupted
-
-log = logging.getLogger(__name__)
 
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)  # errors that the user can mend
 
@@ -69,7 +65,6 @@ def main(arguments: list[str]) -> None:
             determinism.ask_for()
         distributed.start(_ADDRESS.value, _COUNT.value, _INDEX.value)
         _open(workdir)
-        _introduce()
         determinism.note(asked=_DETERMINISTIC.value)
         if _DRY_RUN.value:
             jobs.check_all(names, config, workdir)
@@ -137,15 +132,6 @@ def _open(workdir: Path) -> None:
         raise RearError(
             f"--workdir={workdir}: no folder can be there ({error.strerror}: {error.filename}): name another one."
         ) from error
-
-
-def _introduce() -> None:
-    """What a log begins with: command, versions, devices."""
-    log.info("command: %s", command_line.typed())
-    log.info("%s", help.version())
-    processes = jax.process_count()
-    where = f"{processes} process{'' if processes == 1 else 'es'}"
-    log.info("devices: %d x %s, %s", jax.device_count(), jax.devices()[0].device_kind, where)
 
 
 def _parse(arguments: list[str]) -> list[str]:

@@ -124,7 +124,7 @@ def assert_same(one, other):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=2e-6)
     for a, b in zip(one[1], other[1], strict=True):
         assert a.get("noise") == b.get("noise")
-        for name in a.keys() - {"job", "steps_per_second", "images_per_second", "input_wait"}:
+        for name in a.keys() - {"job", "steps_per_second", "images_per_second", "device_hours", "input_wait"}:
             assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6), name
 
 

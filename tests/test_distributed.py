@@ -90,7 +90,7 @@ def assert_same_metrics(one, other, job):
     records = [read_metrics(workdir, job) for workdir in (one, other)]
     for a, b in zip(*records, strict=True):
         assert a.get("noise") == b.get("noise")
-        for name in a.keys() - {"job", "steps_per_second", "images_per_second", "input_wait"}:
+        for name in a.keys() - {"job", "steps_per_second", "images_per_second", "device_hours", "input_wait"}:
             assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-5), (a["step"], name)
 
 

@@ -9,15 +9,17 @@ import sys
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rear_jax import jobs
+from rear_jax import generators, jobs
 from rear_jax.errors import RearError
 from rear_jax.evaluation import report
 from rear_jax.runtime import chips, profile, progress, trackers
 from rear_jax.runtime.mesh import make_mesh
 from rear_jax.runtime.writer import MetricWriter, read_metrics, tag_of
+from rear_jax.sampling.preview import previewer
 from rear_jax.training import loop, speed
 from tests import toy
 from tests.test_training import add, run_loop
@@ -251,6 +253,28 @@ def test_a_real_service_goes_on_where_it_was(name, tmp_path, monkeypatch):
         (kept,) = tmp_path.rglob("metrics/train/objective/loss")
         assert [line.split()[2] for line in kept.read_text().splitlines()] == ["1", "2", "3", "4"]
         assert len(list(tmp_path.rglob("artifacts/train/pictures/*.png"))) == 2
+
+
+def test_a_preview_is_the_same_for_the_same_generator():
+    made = toy.config()
+    tokenizer, model = toy.tokenizer(made), toy.generator(made)
+    image, inputs = jnp.zeros((1, 32, 32, 3)), generators.family_of(model).example_inputs(model)
+    decoder = jax.jit(tokenizer.init)(jax.random.key(0), image)["params"]
+    params = jax.jit(model.init)(jax.random.key(1), *inputs)["params"]
+    opened = types.SimpleNamespace(module=tokenizer, params=decoder)
+    preview = previewer(made, model, opened, lambda labels: labels, 10)
+    with jax.set_mesh(make_mesh(made.mesh)):
+        first, again = preview(params), preview(params)
+    assert first.shape == (2 * 33 - 1, 8 * 33 - 1, 3)  # 16 images of 32 pixels, with a white line between
+    assert first.dtype == np.uint8
+    np.testing.assert_array_equal(first, again)
+
+
+@pytest.mark.slow
+def test_samples_are_drawn_while_a_generator_is_trained(trained, tmp_path):
+    places = {"tokenizer_from": str(trained / "tokenizer"), "codes_from": str(trained / "codes")}
+    toy.run(tmp_path, "train", **places, train__loop__steps=4, train__loop__picture_every=2)
+    assert (tmp_path / "pictures" / "train_samples.png").is_file()
 
 
 def test_the_resolved_config_is_beside_what_a_job_leaves(tmp_path, monkeypatch):

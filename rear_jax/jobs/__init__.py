@@ -32,7 +32,7 @@ from rear_jax.jobs import (
     train,
 )
 from rear_jax.jobs.job import Job
-from rear_jax.runtime import distributed, lock, trackers
+from rear_jax.runtime import command_line, distributed, lock, trackers
 from rear_jax.runtime.atomic import write_json
 from rear_jax.sampling.conditions import scored
 
@@ -114,6 +114,7 @@ def run_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> None:
         with lock.held(workdir) if locks else contextlib.nullcontext():
             config = check_all(names, config, workdir)
             if locks and distributed.is_first():
+                command_line.introduce()
                 write_json(workdir / "config.json", config.to_dict())
             with trackers.tracking(config.writers, workdir, config.to_dict()):
                 for name in names:

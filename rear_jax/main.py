@@ -18,7 +18,7 @@ from rear_jax import help, jobs
 from rear_jax.config import files
 from rear_jax.config.ranges import PATH, checked
 from rear_jax.errors import RearError, printable
-from rear_jax.runtime import determinism, distributed
+from rear_jax.runtime import determinism, distributed, places
 from rear_jax.runtime.progress import set_up_logging
 from rear_jax.runtime.stopping import Interrupted
 
@@ -112,7 +112,7 @@ def _config() -> ConfigDict:
 
 def _local(workdir: str) -> Path:
     if "://" in workdir:
-        raise RearError(f"--workdir={workdir} is not a folder: mount the bucket (gcsfuse) and give the mount point.")
+        return places.place(workdir)
     if not workdir or not PATH.fits(workdir):
         raise RearError(f"--workdir={workdir} is none: give {PATH.words}.")
     try:
@@ -123,6 +123,7 @@ def _local(workdir: str) -> Path:
 
 def _open(workdir: Path) -> None:
     """Makes the workdir and begins its log; raises RearError where it cannot be a folder."""
+    places.require(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         set_up_logging(workdir / "log.txt", quiet=not distributed.is_first())

@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rear_jax.data import fashion_mnist
-from rear_jax.data.sources import CLASS_NAMES, tfds_sets
+from rear_jax.data.sources import SOURCES, source_settings, tfds_sets
 from rear_jax.errors import RearError
 
 IMAGENET = Path(__file__).parent / "embedded" / "imagenet_classes.txt"  # one name a line; '#' begins a comment
@@ -48,7 +48,8 @@ def _names(data: ConfigDict) -> tuple[str, ...]:
     try:
         if data.source == "tfds":
             return tfds_sets.class_names(data.path)
-        return CLASS_NAMES[data.source](data.path, data.train_split) if data.source in CLASS_NAMES else ()
+        of_split = SOURCES[data.source].class_names if data.source in SOURCES else None
+        return of_split(data.path, data.train_split, source_settings(data, data.train_split)) if of_split else ()
     except RearError:  # published weights are used without the images
         return ()
 

@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/|$)")
+MOUNTED = ("fuse.gcsfuse", "fuse")  # as gcsfuse calls its file systems, and as its driver for GKE does
 UPLOAD_SECONDS = 20.0  # between two uploads of a file that grows
 GIGABYTE = 10**9
 _limit = {"bytes": 50 * GIGABYTE}  # of the cache; see `limit_cache`
@@ -89,7 +90,7 @@ def is_mounted_bucket(path: Path) -> bool:
         mounts = [line.split()[1:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
         there = os.path.abspath(path)
         around = [(at, kind) for at, kind in mounts if there == at or there.startswith(at.rstrip("/") + "/")]
-        return bool(around) and "gcsfuse" in max(around, key=lambda mount: len(mount[0]))[1]
+        return bool(around) and max(around, key=lambda mount: len(mount[0]))[1] in MOUNTED
     return False
 
 

@@ -80,9 +80,13 @@ def main(arguments: list[str]) -> None:
         if isinstance(error, OSError) and error.errno in OF_THE_DISK:
             where = error.filename or _WORKDIR.value
             distributed.fail(printable(f"error: {error.strerror}: {where}. Mend that and run the command again."))
+        if places.is_answer(error):
+            distributed.fail(f"error: {places.told(error)}. Mend that and run the command again.")
         if distributed.are_several():  # at its end, python would wait for the others, which wait for this one
             distributed.fail(traceback.format_exc())
         raise
+    finally:
+        places.upload_last()
 
 
 def command() -> None:

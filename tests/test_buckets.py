@@ -147,7 +147,7 @@ def test_parts_that_were_uploaded_are_used_again(sampled, unbroken):
         ["--job=posttrain,sweep", "--config.posttrain.loop.steps=2", "--config.posttrain.reward.perceptual=0"],
         [
             "--job=convert",
-            "--config.convert.source=gs://runs/sampled/generator",
+            "--config.convert.source={}/generator",
             "--config.convert.export={}/g.safetensors",
         ],
         ["--job=study", "--config.study.seeds=(0, 1)"],

@@ -5,7 +5,9 @@ that they have seen, and the bucket refuses if it is another one by now (`if_gen
 one succeeds, whichever hosts they are on.
 """
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +17,24 @@ NONE = 0  # the generation of an object that is not there
 
 
 def write(file: Path, text: str, generation: int) -> bool:
-    """Makes or replaces an object; False where its generation is another one."""
-    try:
+    """Makes or replaces an object; False where its generation is another one. Raises OSError: no answer."""
+    with _answering() as refused:
         _object(file).upload_from_string(text, content_type="application/json", if_generation_match=generation)
-    except _refused():
-        return False
-    return True
+    return not refused
 
 
 def read(file: Path) -> tuple[bytes, int] | None:
-    """What an object holds, and its generation; None where there is none."""
+    """What an object holds, and its generation; None where there is none. Raises OSError: no answer."""
     found = _object(file)
-    try:
-        return found.download_as_bytes(), found.generation
-    except _missing():
-        return None
+    with _answering() as refused:
+        content = found.download_as_bytes()
+    return None if refused else (content, found.generation)
 
 
 def remove(file: Path, generation: int) -> None:
-    """Removes an object if it is still of this generation."""
-    try:
+    """Removes an object if it is still of this generation. Raises OSError: no answer."""
+    with _answering():
         _object(file).delete(if_generation_match=generation)
-    except (_missing(), _refused()):
-        return
 
 
 def _object(file: Path) -> Any:
@@ -52,13 +49,16 @@ def _client() -> Any:
     return storage.Client()
 
 
-def _missing() -> type[Exception]:
-    from google.api_core import exceptions
+@contextlib.contextmanager
+def _answering() -> Iterator[list[Exception]]:
+    """Adds to a list that the object is missing or of another generation; other errors become an OSError."""
+    from google.api_core.exceptions import GoogleAPIError, NotFound, PreconditionFailed
+    from google.auth.exceptions import GoogleAuthError
 
-    return exceptions.NotFound
-
-
-def _refused() -> type[Exception]:
-    from google.api_core import exceptions
-
-    return exceptions.PreconditionFailed
+    refused: list[Exception] = []
+    try:
+        yield refused
+    except (NotFound, PreconditionFailed) as error:
+        refused.append(error)
+    except (GoogleAPIError, GoogleAuthError) as error:
+        raise OSError(f"the bucket answers: {error}") from error

@@ -145,7 +145,7 @@ def _let_go_at_sigterm(workdir: Path, mine: Holder) -> Iterator[None]:
         return
 
     def end(*_) -> None:
-        places.upload_appended()
+        places.upload_last()
         _let_go(workdir, mine)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.raise_signal(signal.SIGTERM)

@@ -79,6 +79,16 @@ def place(given: str | os.PathLike[str]) -> Path:
     return BucketPath(text)
 
 
+def is_answer(error: Exception) -> bool:
+    """Whether an error comes from a bucket, or from the way there: it did not answer, or somebody may not do that."""
+    return type(error).__module__.startswith(("gcsfs.", "aiohttp.", "requests.", "google.auth.", "google.api_core."))
+
+
+def told(error: Exception) -> str:
+    """The error of a bucket in one line."""
+    return f"the bucket answers: {one_line(str(error))[:200] or type(error).__name__}"
+
+
 def is_bucket(path: os.PathLike[str]) -> bool:
     """Whether a place is in a bucket."""
     return isinstance(path, BucketPath)
@@ -229,6 +239,12 @@ def upload_appended() -> None:
         one.upload()
 
 
+def upload_last() -> None:
+    """The same; a failure is told and changes nothing else."""
+    with _tolerating():
+        upload_appended()
+
+
 def finish_appended(copy: Path) -> None:
     """Uploads what was added to the copy that `appended` gave, and forgets it: other processes may write there now."""
     for name, one in tuple(_growing.items()):
@@ -238,10 +254,10 @@ def finish_appended(copy: Path) -> None:
 
 
 class _Growing:
-    """A file of a bucket to which lines are added, in scratch."""
+    """A file of a bucket to which lines are added, in scratch. A signal may ask for an upload in the midst of one."""
 
     def __init__(self, file: Path):
-        self._file, self.copy, self._lock = file, scratch(file.parent) / file.name, threading.Lock()
+        self._file, self.copy, self._lock = file, scratch(file.parent) / file.name, threading.RLock()
         if file.exists():
             self.copy.write_bytes(file.read_bytes())
         self._uploaded = self._state()
@@ -266,20 +282,14 @@ _growing: dict[str, _Growing] = {}  # of this process, by their places
 @functools.cache
 def _start_uploading() -> None:
     """Once in a process."""
-    atexit.register(_upload_at_exit)
+    atexit.register(upload_last)  # for those who call jobs from Python; it is too late to look up names of hosts
     threading.Thread(target=_upload_from_time_to_time, daemon=True).start()
 
 
 def _upload_from_time_to_time() -> None:
     ended = threading.Event()
     while not ended.wait(UPLOAD_SECONDS):
-        with _tolerating():
-            upload_appended()
-
-
-def _upload_at_exit() -> None:
-    with _tolerating():
-        upload_appended()
+        upload_last()
 
 
 @contextlib.contextmanager

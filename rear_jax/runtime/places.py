@@ -167,7 +167,8 @@ def remove(folder: Path) -> None:
     if is_bucket(folder):
         folder.rmtree(missing_ok=True)
     else:
-        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(folder)
 
 
 def size(path: Path) -> int:

@@ -33,7 +33,7 @@ def answer(arguments: Sequence[str], shown: Iterable[flags.Flag]) -> str | None:
     words = {word.lstrip("-") for word in arguments if word.startswith("-")}
     if "helpfull" in words:
         return f"{usage(shown)}\nSettings, with their defaults:\n\n{settings()}"
-    if words & {"help", "helpshort", "h", "?"}:
+    if not arguments or words & {"help", "helpshort", "h", "?"}:
         return usage(shown)
     if "version" in words:
         return command_line.version()

@@ -55,6 +55,12 @@ def test_images_that_are_not_there_are_one_line(tmp_path: Path):
         jobs.check_all(("tokenizer",), asking("folders", tmp_path), tmp_path)
 
 
+def test_a_number_out_of_range_is_refused(tmp_path: Path):
+    np.savez(tmp_path / "a.npz", train_images=np.zeros((1, 8, 8, 3), np.uint8), train_labels=[2**30])
+    with pytest.raises(RearError, match=r"config\.data\.num_classes = 1073741825: give a whole number"):
+        jobs.check_all(("tokenizer",), asking("arrays", tmp_path / "a.npz"), tmp_path)
+
+
 def test_jobs_get_the_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """It is what a checkpoint is saved with, so that a later run may give it."""
     seen = []

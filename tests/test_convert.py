@@ -152,6 +152,16 @@ def refused_by_check_and_job(workdir: pathlib.Path, message: str, **changes) -> 
         ("", {}, "convert.source is empty"),
         ("/nonexistent.safetensors", {}, "/nonexistent.safetensors"),
         ("generator", {"model__width": 32}, "width 16 (config: 32)"),
+        (
+            "generator",
+            {"model__width": 32, "model__mlp_width": 64},
+            "use that network's config, or set --config.model.width=16 --config.model.mlp_width=32.",
+        ),
+        (
+            "tokenizer",
+            {"tokenizer__channel_mult": (1, 2, 1, 1)},
+            "config, or set '--config.tokenizer.channel_mult=(1, 1, 1, 1)'.",
+        ),
         ("generator", {"model__depth": 3}, "depth 2 (config: 3)"),
         ("generator", {"data__num_classes": 5}, "embeddings.weight (28, 16)"),
         ("tokenizer", {"tokenizer__codebook_size": 32}, "codebook_size 16 (config: 32)"),

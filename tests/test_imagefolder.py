@@ -100,6 +100,18 @@ def test_classes_may_be_numbers_or_names(tmp_path: Path):
         assert source.num_classes == max(found) + 1
 
 
+def test_numbers_beside_names_are_names(tmp_path: Path):
+    """A held-out split may have those classes alone that look like numbers."""
+    for split, labels in (("train", ("cat", "1", 0)), ("test", (1, "1", 0))):
+        names = write_images(tmp_path / split, 3)
+        rows = [{"file_name": name, "label": label} for name, label in zip(names, labels, strict=True)]
+        write_jsonl(tmp_path / split, rows)
+    train = open_source("imagefolder", str(tmp_path), "train")
+    assert (train.class_names, [train[index][1] for index in range(3)]) == (("0", "1", "cat"), [2, 1, 0])
+    test = open_source("imagefolder", str(tmp_path), "test", SourceSettings(class_names=("a", "0", "1", "cat")))
+    assert [test[index][1] for index in range(3)] == [2, 2, 1]
+
+
 def test_rows_without_a_class_are_broken(tmp_path: Path):
     names = write_images(tmp_path, 6)
     labels = [{"label": "ant"}, {}, {"label": None}, {"label": [1]}, {"label": "bee"}, {"label": "ant"}]

@@ -82,6 +82,7 @@ def test_the_version(monkeypatch, capsys):
 
 def test_the_help_is_one_screen_with_every_flag_and_job(monkeypatch, capsys):
     text = printed(monkeypatch, capsys, "--help")
+    assert printed(monkeypatch, capsys) == text  # no words, no jobs
     assert len(text.splitlines()) <= SCREEN[0]
     assert max(map(len, text.splitlines())) <= SCREEN[1]
     own = {flag.name for flag in flags.FLAGS.flags_by_module_dict()[main.__name__]}

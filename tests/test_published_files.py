@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from rear_jax import tokenizers
 from rear_jax.artifacts import published
 from rear_jax.errors import RearError
-from rear_jax.weights import shards
+from rear_jax.weights import layout, shards
 from tests import toy
 
 SIGNATURE = "target_aware_pos_embed"  # of RAR
@@ -50,6 +51,57 @@ def test_a_file_written_anew_keeps_its_prefixes(tokenizer, trained, tmp_path):
     written = load_file(tmp_path / "b.safetensors")
     assert written.keys() == zeros.keys()
     assert all(np.array_equal(written[f"module.{key}"], value) for key, value in tensors.items())
+
+
+@pytest.fixture(scope="module")
+def bare():
+    """Tensors of a tokenizer under the authors' keys, all zero."""
+    module = toy.tokenizer(toy.config())
+    family = tokenizers.family_of(module)
+    shapes = layout.torch_shapes(family.shapes(module), family.layout.torch_name)
+    return {key: np.zeros(value.shape, np.float32) for key, value in shapes.items()}
+
+
+@pytest.mark.parametrize("prefix", ["model.", "ema.module.", "generator."])
+def test_a_file_of_training_holds_the_network_under_a_prefix(bare, tmp_path, caplog, prefix):
+    """Beside it are other networks, of a loss or of a discriminator, which nothing here reads."""
+    wrapped = {prefix + key: value for key, value in bare.items()}
+    others = {"loss.lin0.weight": np.zeros(3, np.float32), "step": np.zeros(1, np.int64)}
+    save_file(wrapped | others, tmp_path / "a.safetensors")
+    found = published.open_published(tmp_path / "a.safetensors")
+    assert found.keys() == bare.keys()
+    assert published.detect(found, "a").KIND == "tokenizer"
+    assert found["decoder.conv_out.bias"].shape == (3,)
+    assert f"taking the {len(bare)} tensors under {prefix!r}, leaving out 2 others" in caplog.text
+
+
+def test_a_part_of_a_network_and_a_distributed_one_are_refused_by_name(bare, tmp_path):
+    part = tmp_path / "model-00001-of-00002.safetensors"
+    save_file(bare, part)
+    with pytest.raises(RearError, match=r"of-00002\.safetensors is one of the 2 files of a network: name its folder"):
+        published.open_published(part)
+    whole = part.rename(tmp_path / "model-00001-of-00001.safetensors")
+    assert published.open_published(whole).keys() == bare.keys()
+    (tmp_path / "dcp").mkdir()
+    (tmp_path / "dcp" / "__0_0.distcp").touch()
+    with pytest.raises(RearError, match=r"dcp is a distributed checkpoint of PyTorch: join it by `.* dcp_to_torch "):
+        published.weights_file(tmp_path / "dcp")
+
+
+def test_an_index_may_have_another_name_if_it_is_the_only_one(bare, tmp_path):
+    save_file(bare, tmp_path / "part.safetensors")
+    index = tmp_path / "tokenizer.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(bare, "part.safetensors")}))
+    assert published.open_published(index).keys() == bare.keys()
+    with pytest.raises(
+        RearError, match=r"has no config\.json beside its weights: download it too, or name .*index\.json"
+    ):
+        published.weights_file(tmp_path)
+    (tmp_path / published.HUB_CONFIG).write_text("{}")
+    assert published.open_published(tmp_path).keys() == bare.keys()
+    (tmp_path / "other.safetensors.index.json").write_text(index.read_text())
+    with pytest.raises(RearError, match=r"has a config\.json but neither of"):
+        published.weights_file(tmp_path)
 
 
 @pytest.mark.parametrize("config", ["{}", "[]", "1"])

@@ -345,6 +345,16 @@ def test_refusals_of_training(tmp_path, kind, changes, message):
     [
         ("codes", {"patch_size": 5}, "image_size 16 is not a multiple of tokenizer.patch_size 5"),
         ("alitok", {"patch_size": 5}, "image_size 16 is not a multiple of tokenizer.patch_size 5"),
+        (
+            "codes",
+            {"encoder_heads": 7},
+            r"encoder_width = \d+ is not divisible by config\.tokenizer\.encoder_heads = 7",
+        ),
+        (
+            "alitok",
+            {"decoder_heads": 7},
+            r"decoder_width = \d+ is not divisible by config\.tokenizer\.decoder_heads = 7",
+        ),
         ("codes", {"patch_size": 2}, "would decode images of 16 pixels to 32: give tokenizer.patch_size"),
         ("codes", {"predicts": "words"}, "predicts 'words' is unknown: use codes or pixels"),
     ],

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 
 HUB_CONFIG = "config.json"
 HUB_WEIGHTS = shards.NAMES
+PARTS = ("model.", "module.", "generator.", "tokenizer.", "ema.", "model_ema.", "ema_model.")  # in files of training
 
 
 def families() -> list[Family]:
@@ -48,13 +50,27 @@ def detect(tensors: Mapping[str, np.ndarray], source: str, section: str = "") ->
 def open_published(place: Path) -> Mapping[str, np.ndarray]:
     """The tensors of a published checkpoint, see `weights_file`; each is read when it is looked up.
 
-    A prefix `model.` of all keys, as training scripts write it, is left out where no network known here has it.
+    Where no network known here has such keys, prefixes that training scripts write are left out: `model.` of all keys,
+    or one of `PARTS` of some of them, whose tensors are then all that counts; the log tells.
     """
     path = weights_file(place) or place
     tensors = shards.open_weights(path)
-    if any(view(tensors, family.layout, str(place)) for family in families()):
+    if _is_known(tensors, place):
         return tensors
-    return shards.unwrapped(shards.open_as_written(path), (*shards.WRAPPERS, "model.")) or tensors
+    whole, wrappers = shards.open_as_written(path), (*shards.WRAPPERS, "model.")
+    bare = shards.unwrapped(whole, wrappers)
+    if bare is None or not _is_known(bare, place):
+        for part in (part for start in PARTS if (part := shards.under(whole, start, wrappers)) is not None):
+            if _is_known(part, place):
+                told = place, len(part), part.prefix, len(whole) - len(part)
+                log.warning("%s: taking the %d tensors under %r, leaving out %d others", *told)
+                return part
+    return bare or tensors
+
+
+def _is_known(tensors: Mapping[str, np.ndarray], place: Path) -> bool:
+    """Whether these are the keys of a network known here."""
+    return any(view(tensors, family.layout, str(place)) for family in families())
 
 
 def weights_file(place: Path) -> Path | None:
@@ -64,16 +80,22 @@ def weights_file(place: Path) -> Path | None:
       place: the file itself, an index of several, or a folder as model hubs hand it out, with `config.json` beside the
         weights or their index.
 
-    Raises RearError: such a folder lacks the weights, or the file beside them.
+    Raises RearError: such a folder lacks the weights, or the file beside them; or it is a distributed checkpoint of
+      PyTorch.
     """
     if place.exists() and not place.is_dir():  # a pipe is refused when it is opened
         return place
-    found = [place / name for name in HUB_WEIGHTS if (place / name).is_file()]
+    found = shards.weights_in(place)
     if (place / HUB_CONFIG).is_file() and not found:
         raise RearError(f"{place} has a {HUB_CONFIG} but neither of {', '.join(HUB_WEIGHTS)}: download it again.")
     if found and not (place / HUB_CONFIG).is_file():
-        raise RearError(f"{place} has no {HUB_CONFIG} beside its weights: download it too, or name {found[0]}.")
-    return found[0] if found else None
+        raise RearError(f"{place} has no {HUB_CONFIG} beside its weights: download it too, or name {found}.")
+    if not found and next(place.glob("*.distcp"), None):
+        raise RearError(
+            f"{place} is a distributed checkpoint of PyTorch: join it by `python -m torch.distributed.checkpoint."
+            f"format_utils dcp_to_torch {place} model.pt` and give that file."
+        )
+    return found
 
 
 def read_params(path: Path, config: ConfigDict, family: Family, shapes: Any) -> Any:
@@ -202,12 +224,19 @@ def _require_sizes(found: Family, tensors: Mapping[str, np.ndarray], config: Con
         ) from error
     if hub and (path / HUB_CONFIG).is_file():
         sizes |= _hub_sizes(hub, path / HUB_CONFIG)
-    wrong = [
-        f"{key} {size!r} (config: {settings.get(key)!r})" for key, size in sizes.items() if settings.get(key) != size
-    ]
+    wrong = {key: size for key, size in sizes.items() if settings.get(key) != size}
     if wrong:
         name, _ = found.published_size(sizes)
-        raise RearError(f"{path} is {name} with config.{found.SECTION}.{', '.join(wrong)}: use that network's config.")
+        told = ", ".join(f"{key} {size!r} (config: {settings.get(key)!r})" for key, size in wrong.items())
+        raise RearError(
+            f"{path} is {name} with config.{found.SECTION}.{told}: use that network's config"
+            f"{_flags(found.SECTION, wrong) if wrong.keys() <= {*settings} - {'name'} else ''}."
+        )
+
+
+def _flags(section: str, sizes: Mapping[str, Any]) -> str:
+    """How a message goes on where settings of the same section are all that has to change."""
+    return ", or set " + " ".join(shlex.quote(f"--config.{section}.{key}={size}") for key, size in sizes.items())
 
 
 def _hub_sizes(hub: layout.Hub, path: Path) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 import ast
 import difflib
+import importlib.util
 from pathlib import Path
+
+from ml_collections import ConfigDict
 
 from rear_jax.errors import RearError
 
@@ -43,6 +46,27 @@ def find(name_or_path: str | Path) -> Path:
         f"--config={text} does not exist, and no config has this name. {hint}`rear-jax configs` lists those that there "
         "are; or give a file."
     )
+
+
+def load(name_or_path: str) -> ConfigDict:
+    """The settings that `get_config()` of a config file returns; what follows a colon is its argument.
+
+    Raises RearError: there is no such file, or it has no such function; besides, whatever the file itself raises.
+    """
+    place, colon, argument = name_or_path.partition(":")
+    file = find(place)
+    spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise RearError(f"{file} is no Python file: give a config such as configs/rear_l.py.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise RearError(f"{file} has no function get_config(), which returns the settings: see configs/quickstart.py.")
+    made = module.get_config(argument) if colon else module.get_config()
+    if not isinstance(made, ConfigDict):
+        kind = type(made).__name__
+        raise RearError(f"{file}: get_config() returns a {kind}: it must return rear_jax.config.default(), changed.")
+    return made
 
 
 def summary(name: str) -> str:

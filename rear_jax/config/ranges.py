@@ -18,6 +18,7 @@ from rear_jax.generators.family import CHOICES
 from rear_jax.generators.layers import PROJECTORS
 from rear_jax.runtime.precision import PRECISIONS
 from rear_jax.runtime.trackers import TRACKERS as WRITERS
+from rear_jax.weights import hub
 
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes, of a file and with its folders, on Linux
 LONGEST_SHOWN = 80  # characters of a value in a message
@@ -31,11 +32,13 @@ class Allowed:
       fits: whether a value does.
       words: what is allowed, after 'give'.
       path: whether the value names a file or folder, in which '~' stands for the home.
+      hub: whether it may name one of a model hub instead.
     """
 
     fits: Callable[[Any], bool]
     words: str
     path: bool = False
+    hub: bool = False
 
 
 def whole(least: int, most: int, *others: int) -> Allowed:
@@ -79,16 +82,25 @@ def _is_text(value: Any) -> bool:
 
 def _is_path(value: Any) -> bool:
     """Whether a file system can have such a path; '' stands for no file."""
-    if not _is_text(value) or (value.startswith("~") and os.path.expanduser(value) == value):
+    if (
+        not _is_text(value)
+        or value.startswith(hub.SCHEME)
+        or (value.startswith("~") and os.path.expanduser(value) == value)
+    ):
         return False
     encoded = os.fsencode(os.path.expanduser(value))
     return len(encoded) <= LONGEST_PATH and all(len(name) <= LONGEST_NAME for name in encoded.split(b"/"))
+
+
+def _is_on_hub(value: Any) -> bool:
+    return _is_text(value) and hub.parsed(value) is not None
 
 
 FLAG = Allowed(lambda value: isinstance(value, bool), "True or False")
 TEXT = Allowed(_is_text, "a text without the character NUL")
 NAME = Allowed(lambda value: _is_text(value) and value != "", "a name")  # what reads the setting knows which there are
 PATH = Allowed(_is_path, "a path: no part of it longer than 255 bytes, no NUL, and '~' before a home that exists", True)
+WEIGHTS = Allowed(lambda value: _is_path(value) or _is_on_hub(value), f"a path, or {hub.FORM}", True, True)
 
 CLASS = Allowed(lambda value: NAME.fits(value) or whole(0, 2**24).fits(value), "the number or the name of a class")
 
@@ -177,7 +189,7 @@ OF_FAMILIES = {
 OF_TRAINING = {
     **_under("tokenizer_training.loop", LOOP),
     **_under("tokenizer_training.optimizer", OPTIMIZER),
-    **_under("tokenizer_training", dict.fromkeys(("init_from", "proxy"), PATH)),
+    **_under("tokenizer_training", dict.fromkeys(("init_from", "proxy"), WEIGHTS)),
     **_under(
         "tokenizer_training",
         dict.fromkeys(("mse_weight", "perceptual_weight", "commitment_weight", "discriminator_weight"), WEIGHT),
@@ -192,9 +204,9 @@ OF_TRAINING = {
     "tokenizer_training.discriminator_adaptive": FLAG,
     "tokenizer_training.discriminator_channels": SIZE,
     "tokenizer_training.discriminator_layers": whole(1, 12),
-    **_under("lpips", dict.fromkeys(("vgg16", "heads"), PATH)),
-    **_under("clip", {"weights": PATH, "vocabulary": PATH, "prefix": TEXT}),
-    **_under("hps", {"weights": PATH, "antialias": FLAG}),
+    **_under("lpips", dict.fromkeys(("vgg16", "heads"), WEIGHTS)),
+    **_under("clip", {"weights": WEIGHTS, "vocabulary": WEIGHTS, "prefix": TEXT}),
+    **_under("hps", {"weights": WEIGHTS, "antialias": FLAG}),
     "method.name": NAME,
     "method.label_drop": SHARE,
     "method.noise_schedule": choice(noise.SCHEDULES),
@@ -243,7 +255,7 @@ ALLOWED: dict[str, Allowed] = {
     "seed": SEED,
     "writers": several(choice(WRITERS), 0, len(WRITERS)),
     **dict.fromkeys(("codes_from", "captions_from"), PATH),
-    **dict.fromkeys(("tokenizer_from", "init_from"), PATH),
+    **dict.fromkeys(("tokenizer_from", "init_from"), WEIGHTS),
     "buckets.cache_gb": number(0, 1e6),
     **_under("mesh", {"data": AXIS, "fsdp": AXIS, "tensor": AXIS, "divide_state": FLAG}),
     **_under("data", {"source": NAME, "path": PATH, "image_size": PIXELS, "num_classes": whole(0, 2**24)}),
@@ -253,10 +265,10 @@ ALLOWED: dict[str, Allowed] = {
     "inspect.num_images": whole(0, 10**8),
     **_under("codes", {"augmentation": NAME, "num_shards": whole(1, 10**5), "batch_size": BATCH}),
     **_under("codes", {"in_memory": FLAG, "on_the_fly": FLAG, "max_corrupt_share": BELOW_ONE}),
-    **_under("text", {"encoder": PATH, "vocabulary": PATH, "length": whole(0, 2**16), "dtype": TEXT_DTYPE}),
+    **_under("text", {"encoder": WEIGHTS, "vocabulary": WEIGHTS, "length": whole(0, 2**16), "dtype": TEXT_DTYPE}),
     **_under("text", {"batch_size": BATCH, "on_the_fly": FLAG, "depth": LAYERS, "heads": LAYERS, "head_size": SIZE}),
     **_under("text", {"mlp_width": SIZE, "vocabulary_size": ROWS}),
-    **_under("describe", {"images": PATH, "weights": PATH, "vocabulary": PATH}),
+    **_under("describe", {"images": PATH, "weights": WEIGHTS, "vocabulary": WEIGHTS}),
     **_under("describe", {"question": TEXT, "dtype": TEXT_DTYPE}),
     **_under("describe", {"max_tokens": TOKENS, "temperature": number(0, 1e3), "top_p": ABOVE_ZERO}),
     "describe.batch_size": BATCH,
@@ -278,10 +290,12 @@ ALLOWED: dict[str, Allowed] = {
     **_under("analyze", dict.fromkeys(("true_shares", "nearest_shares", "noise_shares"), several(SHARE, 1, 1000))),
     **_under("plan", {"topology": TEXT, "programs": several(NAME, 0, 100), "compiles": whole(0, 100), "quick": FLAG}),
     **_under("plan", {"mfu": ABOVE_ZERO, "epoch_images": whole(1, 10**12)}),
-    **_under("convert", {"source": PATH, "export": PATH, "onto": PATH}),
+    **_under("convert", {"source": WEIGHTS, "export": PATH, "onto": WEIGHTS}),
     **_under("convert", {"verify": FLAG, "images": IMAGES, "sequences": IMAGES}),
-    "import_codes.source": PATH,
-    **_under("evaluate", {"network": NAME, "inception": PATH, "reference": PATH, "cache": PATH, "tokenizer": FLAG}),
+    "import_codes.source": WEIGHTS,
+    **_under(
+        "evaluate", {"network": NAME, "inception": WEIGHTS, "reference": WEIGHTS, "cache": PATH, "tokenizer": FLAG}
+    ),
     **_under("evaluate", {"feature_size": PIXELS, "batch_size": BATCH, "neighbours": whole(1, 1000)}),
     **_under("evaluate", {"num_reference": IMAGES, "num_compared": IMAGES}),
     **_under("evaluate", {"kid_subsets": whole(1, 10**5), "kid_subset_size": whole(0, 10**6)}),

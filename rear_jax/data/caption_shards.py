@@ -21,8 +21,8 @@ import numpy as np
 
 from rear_jax.errors import RearError
 from rear_jax.generators.interface import Captions
-from rear_jax.runtime.array_files import map_npy, read_npy
-from rear_jax.runtime.atomic import atomic_file, write_json
+from rear_jax.runtime.array_files import map_npy, read_npy, write_npy
+from rear_jax.runtime.atomic import write_json
 from rear_jax.runtime.files import open_regular
 
 HEADER = "header.json"
@@ -217,8 +217,7 @@ def _write_shard(folder: Path, header: CaptionsHeader, number: int, batches: Ite
         counts.append(batch.mask.sum(axis=1, dtype=np.int32))
     arrays = np.concatenate(features), np.concatenate(counts)
     for file, array in zip(header.shard(folder, number), arrays, strict=True):
-        with atomic_file(file) as temporary, temporary.open("wb") as out:
-            np.save(out, array, allow_pickle=False)
+        write_npy(file, array)
 
 
 def _is_complete(folder: Path, header: CaptionsHeader, number: int) -> bool:

@@ -147,9 +147,12 @@ def _refuse_other_images(directory: Path, stored: str, wanted: str) -> None:
     remedy = "delete it to tokenize again, or leave the job `tokenize` out to train on it as it is"
     if wanted and not stored:
         raise RearError(f"{directory} was written before codes noted of which images they are; {remedy}")
-    raise RearError(
-        f"{directory} holds codes of other images: a file or label has been added, removed or changed since; {remedy}"
-    )
+    raise RearError(f"{of_other_images(directory)}; {remedy}")
+
+
+def of_other_images(directory: Path) -> str:
+    """What to say of codes whose images are not those that are there now."""
+    return f"{directory} holds codes of other images: a file or label has been added, removed or changed since"
 
 
 def as_json(header: CodesHeader) -> dict[str, Any]:

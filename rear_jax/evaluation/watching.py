@@ -22,7 +22,7 @@ from rear_jax.runtime.identity import environment
 from rear_jax.runtime.mesh import check_batch, make_mesh
 from rear_jax.runtime.writer import MetricWriter
 from rear_jax.sampling import draw
-from rear_jax.sampling.conditions import balanced_labels, check_conditions, open_conditions
+from rear_jax.sampling.conditions import balanced_labels, check_conditions, open_conditions, scored
 from rear_jax.sampling.generate import sampler_of
 from rear_jax.training.state import TrainState
 
@@ -34,7 +34,7 @@ JOB = "train_scores"  # under which scores stand in metrics.jsonl and TensorBoar
 def check(config: ConfigDict, workdir: Path, model: Any) -> None:
     """Raises RearError where a `Watch` of this generator will; no parameter goes to a device."""
     _check_settings(config)
-    check_conditions(config, workdir, model)
+    check_conditions(_of_all(config), workdir, model)
     _plan(config, reference.outline_network(config.evaluate))
 
 
@@ -45,6 +45,13 @@ def _check_settings(config: ConfigDict) -> None:
     if config.sample.use_ema and not config.train.ema_decay:
         raise RearError("config.sample.use_ema: train with config.train.ema_decay, or set it to False.")
     sampler_of(config.sample)
+
+
+def _of_all(config: ConfigDict) -> ConfigDict:
+    """The settings of a set that is balanced over all classes or captions, whatever `--job=sample` is to draw."""
+    config = scored(config)
+    config.sample.classes = ()
+    return config
 
 
 def _plan(config: ConfigDict, network: Network) -> reference.ReferencePlan:
@@ -79,7 +86,7 @@ class Watch:
         self._extractor = network.extractor
         self._reference = reference.prepare_reference(plan, network.extractor, settings, folder)
         self._settings = reference.score_settings(settings)
-        self._conditions = open_conditions(config, workdir, model)
+        self._conditions = open_conditions(_of_all(config), workdir, model)
         self._program = draw.compile_sampler(config, model, tokenizer.module)
         self._tokenizer_params = tokenizer.params
         self._best = Checkpoints(artifacts.best_generator_folder(workdir), keep=1)

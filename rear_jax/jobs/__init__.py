@@ -10,6 +10,7 @@ import jax
 from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict
 
+from rear_jax.config import downloads
 from rear_jax.config.ranges import checked
 from rear_jax.data.sources import forget_splits, with_class_count
 from rear_jax.errors import RearError
@@ -39,13 +40,6 @@ from rear_jax.sampling.conditions import scored
 log = logging.getLogger(__name__)
 
 JOBS: dict[str, Job] = {
-    "inspect": Job(
-        inspect_data.run,
-        inspect_data.check,
-        locks=False,
-        counts_classes=False,
-        leaves=("inspect.md", "inspect.json"),
-    ),
     "tokenizer": Job(tokenizer.run, tokenizer.check, shared=True, leaves=("tokenizer", "reconstructions.png")),
     "tokenize": Job(tokenize.run, tokenize.check, shared=True, leaves=("codes/header.json",)),
     "caption": Job(caption.run, caption.check, shared=True, leaves=("captions",)),
@@ -60,6 +54,13 @@ JOBS: dict[str, Job] = {
     "analyze": Job(analyze.run, analyze.check, leaves=("analyze.md",)),
     "sweep": Job(sweep.run, sweep.check, leaves=("sweep.md", "sweep.png")),
     "convert": Job(convert.run, convert.check, leaves=("converted",)),
+    "inspect": Job(
+        inspect_data.run,
+        inspect_data.check,
+        locks=False,
+        counts_classes=False,
+        leaves=("inspect.md", "inspect.json"),
+    ),
     "plan": Job(plan.run, plan.check, locks=False, leaves=("plan.md",)),
 }
 _OTHERS = dict(JOBS)  # which 'study' runs
@@ -75,10 +76,11 @@ def check_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> Config
     """Checks jobs that are to run in turn, each for what can be known before the first of them.
 
     Returns:
-      The settings that they run by: those of `config`, and the number of classes where that is asked of the images.
+      The settings that they run by: those of `config`, with the number of classes where that is asked of the images,
+      and with files on disk in the place of those of a hub.
 
     Raises RearError: there is no job, a name is unknown, a job is not for several processes, a setting is out of its
-      range, or a check refuses.
+      range, a file of a hub cannot be fetched, or a check refuses.
     """
     if not names:
         raise RearError(f"no job to run: name some of {', '.join(JOBS)}.")
@@ -92,8 +94,9 @@ def check_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> Config
     config = _of(names, config)
     places.limit_cache(config.buckets.cache_gb)
     if any(JOBS[name].counts_classes for name in names):
-        config = with_class_count(config)
+        config = checked(with_class_count(config))
     distributed.agree("jobs, config or workdir", f"{names} {config.to_json_best_effort()} {workdir}")
+    config = downloads.fetched(config)
     for place, name in enumerate(names):
         JOBS[name].check(config, workdir, tuple(names[:place]))
     return config

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rear_jax import artifacts
-from rear_jax.config import ranges
+from rear_jax.config import downloads, ranges
 from rear_jax.data.sources import with_class_count
 from rear_jax.errors import RearError
 from rear_jax.evaluation import report, watching
@@ -138,7 +138,7 @@ def _changed(base: ConfigDict, changes: ConfigDict, option: str) -> ConfigDict:
     except TypeError as error:
         raise RearError(f"{option}: {error}.") from None
     try:
-        return with_class_count(ranges.checked(variant))
+        return downloads.fetched(ranges.checked(with_class_count(ranges.checked(variant))))
     except RearError as error:
         raise RearError(f"{option}: {error}") from None
 

@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 from rear_jax import artifacts, generators
 from rear_jax.data import batches
 from rear_jax.data.codes import open_codes
-from rear_jax.data.codes_header import CodesHeader, check_codes, check_share
+from rear_jax.data.codes_header import CodesHeader, check_codes, check_share, of_other_images
 from rear_jax.data.sources import SplitFacts, fingerprint, open_split, split_facts
 from rear_jax.data.sources.interface import ImageSource, Spread
+from rear_jax.errors import RearError
 from rear_jax.evaluation import watching
 from rear_jax.runtime import distributed, places
 from rear_jax.runtime.mesh import check_batch, make_mesh
@@ -103,6 +104,7 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     elif "import" not in before:
         codes = open_codes(artifacts.codes_folder(config, workdir))
         _check_header(codes.header, config, model, tokenizer.num_codes, None)
+        _tell_of_other_images(codes.header, config, workdir)
         source = _facts(codes.header, model)
     if source is not None:
         artifacts.check_conditions(config, workdir, model, config.data.train_split, source, before)
@@ -130,6 +132,23 @@ def _check_header(
         codes_per_image=num_codes,
         num_classes=None if generators.takes_text(model) else config.data.num_classes,
     )
+
+
+def _tell_of_other_images(header: CodesHeader, config: ConfigDict, workdir: Path) -> None:
+    """Warns where codes are not of the images of the config; they may also be all that there is of the images.
+
+    The first process looks: copies of the images on other hosts may have other times.
+    """
+    if not header.images or not distributed.is_first():
+        return
+    try:
+        found = split_facts(config.data, config.data.train_split).contents
+    except RearError as error:
+        log.info("train: the codes are not compared with their images: %s", error)
+        return
+    if found != header.images:
+        told = of_other_images(artifacts.codes_folder(config, workdir))
+        log.warning("%s; it is trained on as it is: delete it and run the job `tokenize` for the images of now", told)
 
 
 def _facts(header: CodesHeader, model: nn.Module) -> SplitFacts:

@@ -19,6 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from rear_jax.errors import UNREADABLE, RearError, one_line
+from rear_jax.runtime.atomic import atomic_file
 from rear_jax.runtime.files import open_regular
 
 BROKEN = (*UNREADABLE, RuntimeError, zipfile.BadZipFile, lzma.LZMAError)  # what libraries raise on damaged files
@@ -112,6 +113,18 @@ def map_npy(path: str | Path, remedy: str, mode: Literal["r", "r+"] = "r") -> np
             return np.empty(header.shape, header.dtype)
         order = "F" if header.fortran else "C"
         return np.memmap(file if mode == "r" else path, header.dtype, mode, file.tell(), header.shape, order)
+
+
+def write_npy(path: Path, array: np.ndarray) -> None:
+    """Writes a .npy under a temporary name and renames it.
+
+    Raises:
+      OSError: the disk is full; by its number, which `numpy.save` does not tell.
+    """
+    array = np.ascontiguousarray(array)
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.reshape(-1).view(np.uint8))
 
 
 def _otherwise(path: str | Path, remedy: str) -> str:

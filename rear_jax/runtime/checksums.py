@@ -17,14 +17,9 @@ Checksums = dict[str, list]  # path of an array -> its dtype and its checksum; o
 
 
 def of_arrays(tree: Any) -> Checksums:
-    """The checksum of every array; all processes that share the arrays must ask."""
+    """The checksum of every array, one after the other; all processes that share the arrays must ask."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    sums = jax.device_get([_checksum(leaf) for _, leaf in leaves])
-    named = zip(leaves, sums, strict=True)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): [f"{leaf.dtype}", int(one)]
-        for (path, leaf), one in named
-    }
+    return {_name_of(path): [str(leaf.dtype), int(_checksum(leaf))] for path, leaf in leaves}
 
 
 def of_record(record: dict) -> str:
@@ -41,6 +36,10 @@ def first_differing(tree: Any, saved: Checksums) -> str:
         if isinstance(kept := saved.get(name), list) and kept[:1] == [dtype] and kept[1:] != [found]:
             return name
     return ""
+
+
+def _name_of(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 @jax.jit

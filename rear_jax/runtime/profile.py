@@ -19,7 +19,8 @@ class Profile:
     """
 
     def __init__(self, job: str, folder: Path, steps: Sequence[int]):
-        """
+        """Waits for the first of the steps.
+
         Args:
           job: named in the log.
           folder: for the profile, in a folder of the date.

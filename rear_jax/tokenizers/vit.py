@@ -139,9 +139,12 @@ class Encoder(nn.Module):
 
 
 class SequenceTokenizer(CodebookTokenizer):
-    """A `CodebookTokenizer` whose codes form a sequence; it has the attribute `patch_size` beside `image_size`.
+    """A `CodebookTokenizer` whose codes form a sequence.
 
-    Raises RearError: the image size is no multiple of the patch size.
+    It has the attributes `patch_size` beside `image_size`, and width and heads of two transformers, `encoder_width`,
+    `encoder_heads`, `decoder_width` and `decoder_heads`.
+
+    Raises RearError: the image size is no multiple of the patch size, or a width none of the heads.
     """
 
     def __post_init__(self) -> None:
@@ -150,6 +153,14 @@ class SequenceTokenizer(CodebookTokenizer):
                 f"data.image_size {self.image_size} is not a multiple of tokenizer.patch_size {self.patch_size}: "
                 "change either"
             )
+        for part in ("encoder", "decoder"):
+            width, heads = (f"{part}_width", f"{part}_heads")
+            values = getattr(self, width), getattr(self, heads)
+            if values[0] % values[1]:
+                told = [
+                    f"config.tokenizer.{name} = {value}" for name, value in zip((width, heads), values, strict=True)
+                ]
+                raise RearError(f"{told[0]} is not divisible by {told[1]}.")
         super().__post_init__()
 
     @property

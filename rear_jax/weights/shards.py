@@ -26,6 +26,7 @@ NAMES = (  # what a folder's weights are called, the first one that is there cou
     "pytorch_model.bin.index.json",
 )
 WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before all keys
+ONE_OF_SEVERAL = r".*-\d+-of-(\d+)\.(safetensors|bin)"  # the name of a file beside an index
 FILE_NAME = r"[^/\\]{1,60}"  # of no other folder, and short enough for every file system
 
 
@@ -49,17 +50,32 @@ def open_weights(path: str | Path) -> Mapping[str, np.ndarray]:
 def open_as_written(path: str | Path) -> Mapping[str, np.ndarray]:
     """The same, with all prefixes."""
     path = located(path)
+    if (one := re.fullmatch(ONE_OF_SEVERAL, path.name)) and int(one[1]) > 1:
+        raise RearError(f"{path} is one of the {int(one[1])} files of a network: name its folder, or the index there.")
     return _Shards(path) if is_index(path) else read_tensors(path)
 
 
 def unwrapped(tensors: Mapping[str, np.ndarray], wrappers: Collection[str]) -> View | None:
     """The tensors without the prefixes, one or several after the other, that all keys have; None = there is none."""
-    prefix, first = "", next(iter(tensors), "")
+    return under(tensors, "", wrappers)
+
+
+def under(tensors: Mapping[str, np.ndarray], start: str, wrappers: Collection[str]) -> View | None:
+    """The tensors whose keys begin with `start`, without it and what else all of these have; None = nothing is cut."""
+    keys, prefix = [key for key in tensors if key.startswith(start)], start
+    first = next(iter(keys), "")
     while found := next((one for one in wrappers if first.startswith(prefix + one)), ""):
-        if not all(key.startswith(prefix + found) for key in tensors):
+        if not all(key.startswith(prefix + found) for key in keys):
             break
         prefix += found
-    return View(tensors, prefix, {key.removeprefix(prefix): key for key in tensors}) if prefix else None
+    return View(tensors, prefix, {key.removeprefix(prefix): key for key in keys}) if prefix and keys else None
+
+
+def weights_in(folder: Path) -> Path | None:
+    """The checkpoint, or the index, of a folder: the first one of `NAMES`, else the only index of another name."""
+    found = next((folder / name for name in NAMES if (folder / name).is_file()), None)
+    others = [] if found else sorted(folder.glob("*.index.json"))
+    return others[0] if len(others) == 1 else found
 
 
 def located(path: str | Path) -> Path:
@@ -67,8 +83,7 @@ def located(path: str | Path) -> Path:
     path = places.place(path)
     if not path.is_dir():
         return path
-    found = next((path / name for name in NAMES if (path / name).exists()), None)
-    if found is None:
+    if (found := weights_in(path)) is None:
         raise RearError(f"{path} has no weights: a folder must hold one of {', '.join(NAMES)}.")
     return found
 
@@ -76,6 +91,11 @@ def located(path: str | Path) -> Path:
 def is_index(path: Path) -> bool:
     """Whether a file is an index of shards."""
     return path.suffix == ".json" and path.is_file()
+
+
+def files_of_index(path: Path) -> list[str]:
+    """Names of the files that an index speaks of, which are beside it; raises RearError where it is damaged."""
+    return sorted(set(_read_index(path).values()))
 
 
 def keys_of_files(path: str | Path) -> dict[str, list[str]]:
@@ -106,7 +126,7 @@ class _Shards(OpenTensors):
     def __init__(self, index: Path):
         self._file_of = _read_index(index)
         self._files = {}
-        for name in sorted(set(self._file_of.values())):
+        for name in files_of_index(index):
             if not (index.parent / name).is_file():
                 raise RearError(f"{index} names the file {name}, which is not beside it: fetch all files of the model.")
             self._files[name] = read_tensors(index.parent / name)

@@ -47,6 +47,18 @@ def by_training(
     return numbers[labels], training
 
 
+def numbers_as_names(
+    names: Sequence[str], labels: np.ndarray, training: tuple[str, ...]
+) -> tuple[Sequence[str], np.ndarray]:
+    """Names and labels [n] of a split whose labels happen to be numbers, where those of the training split are names.
+
+    Other splits stay as they are. The class `3` beside `cat` is a name, whatever number it has.
+    """
+    if names or not training:
+        return names, labels
+    return numbered([str(label) for label in labels.tolist()])
+
+
 def renumbered(own: Sequence[str], training: Sequence[str], where: str) -> np.ndarray:
     """The number in the training split of each class of a split, int64.
 

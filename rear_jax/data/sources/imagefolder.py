@@ -17,7 +17,7 @@ import numpy as np
 
 from rear_jax.data.sources import contents
 from rear_jax.data.sources.broken import Broken, Tally, warn_of_left_out
-from rear_jax.data.sources.classes import by_training, numbered
+from rear_jax.data.sources.classes import by_training, numbered, numbers_as_names
 from rear_jax.data.sources.decoding import is_hidden, is_image
 from rear_jax.data.sources.encoded import EncodedImages, EncodedPairs
 from rear_jax.data.sources.files import is_folder, listed, split_folder
@@ -134,8 +134,8 @@ def open_imagefolder(path: str, split: str, settings: SourceSettings) -> ImageSo
     rows = Rows(metadata, np.array(places).reshape(-1, 2))
     if captioned:
         return ImageFolder(root.name, rows, beside, contents.of_states(states, beside), share)
-    own, numbers = numbered(labels)
-    numbers, names = by_training(own, numbers, settings.class_names, str(root))
+    own = numbers_as_names(*numbered(labels), settings.class_names)
+    numbers, names = by_training(*own, settings.class_names, str(root))
     return LabelledFolder(root.name, rows, numbers, names, contents.of_states(states, beside, names), share)
 
 

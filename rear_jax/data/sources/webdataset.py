@@ -15,7 +15,7 @@ import numpy as np
 
 from rear_jax.data.sources import contents
 from rear_jax.data.sources.broken import Broken, Tally, warn_of_left_out
-from rear_jax.data.sources.classes import by_training, numbered
+from rear_jax.data.sources.classes import by_training, numbered, numbers_as_names
 from rear_jax.data.sources.decoding import IMAGE_SUFFIXES
 from rear_jax.data.sources.encoded import EncodedImages, EncodedPairs
 from rear_jax.data.sources.files import split_files
@@ -136,7 +136,8 @@ def open_webdataset(path: str, split: str, settings: SourceSettings) -> ImageSou
     shards, beside = Shards(files, index["table"]), Beside(str(index["suffix"]), bool(index["captioned"]))
     if beside.captioned:
         return TarPairs(name, shards, beside, settings, broken)
-    labels, names = by_training(index["class_names"].tolist(), shards.table[:, 3], settings.class_names, path)
+    own = numbers_as_names(index["class_names"].tolist(), shards.table[:, 3], settings.class_names)
+    labels, names = by_training(*own, settings.class_names, path)
     of = (beside.suffix, *([settings.label_key] if beside.suffix == "json" else []))
     return TarClasses(name, shards, labels, names, of, broken)
 

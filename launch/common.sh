@@ -71,12 +71,11 @@ require() {
   done
 }
 
-# The command-line arguments of rear_jax.main: both --config and --workdir, and the workdir a folder.
+# The command-line arguments of rear_jax.main: both --config and --workdir.
 require_arguments() {
   local given=" ${arguments[*]} "
   [[ $given == *" --config="* && $given == *" --workdir="* ]] ||
     die "give the arguments of rear_jax.main after --, --config=FILE and --workdir=DIR among them"
-  [[ $given != *" --workdir=gs://"* ]] || die "--workdir must be a folder: the bucket is mounted at /mnt/bucket"
 }
 
 # Words on one line, quoted for a shell where they need it.

@@ -22,7 +22,7 @@ fi
 if $dry_run || [[ ! -d .venv ]]; then
   run "$uv" venv --python=3.12 .venv
 fi
-run "$uv" pip install --quiet --python=.venv/bin/python --editable='.[text,tpu]'
+run "$uv" pip install --quiet --python=.venv/bin/python --editable='.[text,tpu,gcs]'
 
 if $dry_run || ! command -v gcsfuse >/dev/null; then
   key=/usr/share/keyrings/cloud.google.asc
@@ -37,5 +37,6 @@ if $dry_run || ! mountpoint --quiet /mnt/bucket; then
   run sudo mkdir -p /mnt/bucket
   run sudo chown "$(id -u):$(id -g)" /mnt/bucket
   # Checkpoints are written under another name and renamed: of a folder, gcsfuse allows that only up to a limit.
-  run gcsfuse --implicit-dirs --rename-dir-limit=1000000 "$bucket" /mnt/bucket
+  # What other hosts have written since is seen at once: gcsfuse remembers files for a minute, on some TPUs for ever.
+  run gcsfuse --implicit-dirs --rename-dir-limit=1000000 --metadata-cache-ttl-secs=0 "$bucket" /mnt/bucket
 fi

@@ -18,7 +18,7 @@ from rear_jax import help, jobs
 from rear_jax.config import files
 from rear_jax.config.ranges import PATH, checked
 from rear_jax.errors import RearError, printable
-from rear_jax.runtime import determinism, distributed
+from rear_jax.runtime import determinism, distributed, places
 from rear_jax.runtime.progress import set_up_logging
 from rear_jax.runtime.stopping import Interrupted
 
@@ -80,9 +80,13 @@ def main(arguments: list[str]) -> None:
         if isinstance(error, OSError) and error.errno in OF_THE_DISK:
             where = error.filename or _WORKDIR.value
             distributed.fail(printable(f"error: {error.strerror}: {where}. Mend that and run the command again."))
+        if places.is_answer(error):
+            distributed.fail(f"error: {places.told(error)}. Mend that and run the command again.")
         if distributed.are_several():  # at its end, python would wait for the others, which wait for this one
             distributed.fail(traceback.format_exc())
         raise
+    finally:
+        places.upload_last()
 
 
 def command() -> None:
@@ -112,7 +116,7 @@ def _config() -> ConfigDict:
 
 def _local(workdir: str) -> Path:
     if "://" in workdir:
-        raise RearError(f"--workdir={workdir} is not a folder: mount the bucket (gcsfuse) and give the mount point.")
+        return places.place(workdir)
     if not workdir or not PATH.fits(workdir):
         raise RearError(f"--workdir={workdir} is none: give {PATH.words}.")
     try:
@@ -123,6 +127,7 @@ def _local(workdir: str) -> Path:
 
 def _open(workdir: Path) -> None:
     """Makes the workdir and begins its log; raises RearError where it cannot be a folder."""
+    places.require(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         set_up_logging(workdir / "log.txt", quiet=not distributed.is_first())

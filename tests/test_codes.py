@@ -313,11 +313,11 @@ def test_flipped_bits_are_found(tmp_path: Path, in_memory: bool):
             open_codes(tmp_path, in_memory=in_memory).read(np.arange(1200))
 
 
-def test_a_bucket_is_refused():
-    with pytest.raises(RearError, match="gs://bucket/codes is not a local folder"):
-        open_codes(epath.Path("gs://bucket/codes"))
-    with pytest.raises(RearError, match="gs://bucket/codes is not a local folder"):
-        write(epath.Path("gs://bucket/codes"), encode_range=refuse)
+def test_a_place_that_is_not_kept_is_refused():
+    with pytest.raises(RearError, match="orbax keeps no checkpoints at s3://"):
+        open_codes(epath.Path("s3://bucket/codes"))
+    with pytest.raises(RearError, match="orbax keeps no checkpoints at s3://"):
+        write(epath.Path("s3://bucket/codes"), encode_range=refuse)
 
 
 def test_a_damaged_or_foreign_header_is_refused(tmp_path: Path):

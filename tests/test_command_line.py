@@ -92,7 +92,6 @@ def workdirs(tmp_path):
         f"{tmp_path}/link": "no folder can be there (Not a directory",
         f"{tmp_path}/loop": "",
         "/proc/nothing": "no folder can be there",
-        "gs://bucket/a": "mount the bucket",
     }
 
 

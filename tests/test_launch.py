@@ -167,8 +167,9 @@ def test_tpu_actions_alone(tmp_path: Path):
 
 def test_tpu_setup(tmp_path: Path):
     commands = dry_run(tmp_path, "tpu_setup.sh", "my-bucket")
-    assert any(command.endswith("'--editable=.[text,tpu]'") for command in commands)
-    assert commands[-1] == "gcsfuse --implicit-dirs --rename-dir-limit=1000000 my-bucket /mnt/bucket"
+    assert any(command.endswith("'--editable=.[text,tpu,gcs]'") for command in commands)
+    mount = "gcsfuse --implicit-dirs --rename-dir-limit=1000000 --metadata-cache-ttl-secs=0 my-bucket /mnt/bucket"
+    assert commands[-1] == mount
 
 
 def test_slurm(tmp_path: Path):
@@ -234,7 +235,6 @@ def test_prepare_imagenet(tmp_path: Path):
         ("tpu.sh", [*TPU], "say what to do, one of: up create"),
         ("tpu.sh", ["--zone=z", "status"], "--project=... is needed"),
         ("tpu.sh", [*TPU, "up", "--", "--config=c"], "--workdir=DIR among them"),
-        ("tpu.sh", [*TPU, "up", "--", "--config=c", "--workdir=gs://b/x"], "mounted at /mnt/bucket"),
         ("slurm.sh", ["submit"], "give the arguments of rear_jax.main after --"),
         ("gke.sh", ["--image=i", "apply", "--", *TRAIN], "--bucket=... is needed"),
         ("tpu_setup.sh", [], "give the name of the bucket"),

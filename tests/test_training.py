@@ -386,7 +386,7 @@ def test_a_stage_that_there_is_not_is_one_line(tmp_path):
 
 @pytest.mark.slow
 def test_workdir_that_cannot_be_written_and_buckets():
-    done = toy.finish("gs://bucket/run")
+    done = toy.finish("s3://bucket/run")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "mount the bucket" in done.stderr
 

@@ -19,14 +19,15 @@ from rear_jax.data.sources import SplitFacts, facts_of, open_split, require_clas
 from rear_jax.data.sources.interface import ImageSource
 from rear_jax.errors import RearError
 from rear_jax.generators.interface import Tokens
+from rear_jax.runtime import places
 
 CAPTIONS = "config.captions_from"
 
 
 def captions_folder(config: ConfigDict, workdir: Path, split: str) -> Path:
     """Where the features of the captions of a split are: in a folder of its name, or with those of the others."""
-    place = Path(config.captions_from) if config.captions_from else workdir / "captions"
-    return place / split if (place / split).is_dir() or not config.captions_from else place
+    folder = places.place(config.captions_from) if config.captions_from else workdir / "captions"
+    return folder / split if (folder / split).is_dir() or not config.captions_from else folder
 
 
 def open_conditions(
@@ -49,7 +50,7 @@ def open_conditions(
     if reader:
         return _open_tokens(config, split, source, reader)
     place = str(captions_folder(config, workdir, split))
-    if not config.captions_from and not Path(place).exists():
+    if not config.captions_from and not places.place(place).exists():
         raise RearError(f"{place} does not exist: run --job=caption first, or name features in {CAPTIONS}.")
     captions = open_captions(place, option=CAPTIONS, length=generator.caption_length, dim=generator.caption_dim)
     if source.num_classes > len(captions):

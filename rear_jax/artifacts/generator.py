@@ -20,7 +20,7 @@ from rear_jax.artifacts.workdir import (
     to_be_made,
 )
 from rear_jax.errors import RearError
-from rear_jax.runtime import identity, sharding
+from rear_jax.runtime import identity, places, sharding
 from rear_jax.runtime.checkpoints import Checkpoints, Saved, abstract
 from rear_jax.runtime.mesh import make_mesh
 
@@ -71,7 +71,7 @@ def load_generator(
     job, folder = STAGES[stage]
     place = folder(workdir)
     if config.init_from and stage == "train" and not place.exists():
-        params = read_generator(Path(config.init_from), config, network, tokenizer)
+        params = read_generator(places.place(config.init_from), config, network, tokenizer)
         return Generator(network, params, 0, identity.fingerprint(params, {}))
     checkpoints = open_checkpoints(place, job)
     record = _checked_record(checkpoints, config, tokenizer)
@@ -108,7 +108,7 @@ def check_stage(config: ConfigDict, workdir: Path, network: nn.Module, before: C
     if to_be_made(place, config, workdir, before):
         _require_ema(config.to_dict(), config, place)
     elif config.init_from and stage == "train" and not place.exists():
-        check_generator(Path(config.init_from), config, workdir, network, before)
+        check_generator(places.place(config.init_from), config, workdir, network, before)
     else:
         found = saved(place, job)
         _require_ema(_checked_record(found, config, None), config, place)

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from rear_jax import generators
 from rear_jax.errors import RearError
 from rear_jax.generators.interface import Captions, Tokens
+from rear_jax.runtime import places
 from rear_jax.text import random_encoder, t5_files
 from rear_jax.text.encoder import TextEncoder, caption_features
 from rear_jax.text.janus_vocabulary import JanusVocabulary
@@ -219,7 +220,7 @@ def _weights(config: ConfigDict, workdir: Path) -> Path:
     """Of the encoder, there or not."""
     if config.text.encoder == RANDOM:
         return encoder_folder(workdir) / random_encoder.WEIGHTS
-    return Path(config.text.encoder or "no encoder")
+    return places.place(config.text.encoder or "no encoder")
 
 
 def _files(config: ConfigDict, workdir: Path) -> tuple[str, str]:

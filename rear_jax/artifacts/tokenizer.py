@@ -21,7 +21,7 @@ from rear_jax.artifacts.workdir import (
     tokenizer_folder,
 )
 from rear_jax.errors import RearError
-from rear_jax.runtime import identity
+from rear_jax.runtime import identity, places
 from rear_jax.runtime.checkpoints import Saved
 
 
@@ -134,7 +134,7 @@ def check_encoder_at(
 
 def tokenizer_place(config: ConfigDict, workdir: Path) -> Path:
     """The file or folder that holds the tokenizer of this experiment."""
-    return Path(config.tokenizer_from) if config.tokenizer_from else tokenizer_folder(workdir)
+    return places.place(config.tokenizer_from) if config.tokenizer_from else tokenizer_folder(workdir)
 
 
 def _read_posttrained_decoder(config: ConfigDict, workdir: Path, like: Any, tokenizer_fingerprint: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rear_jax.errors import RearError
-from rear_jax.runtime import identity
+from rear_jax.runtime import identity, places
 from rear_jax.runtime.checkpoints import Checkpoints, Saved, abstract
 from rear_jax.runtime.mesh import make_mesh, replicated
 
@@ -69,7 +69,7 @@ def to_be_made(place: Path, config: ConfigDict, workdir: Path, before: Collectio
 
 def codes_folder(config: ConfigDict, workdir: Path) -> Path:
     """Code files of `--job=tokenize`."""
-    return Path(config.codes_from) if config.codes_from else workdir / "codes"
+    return places.place(config.codes_from) if config.codes_from else workdir / "codes"
 
 
 def open_checkpoints(place: Path, job: str) -> Checkpoints:

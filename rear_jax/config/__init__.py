@@ -43,6 +43,7 @@ def default() -> ConfigDict:
     config.init_from = ""
 
     config.mesh = running.mesh()
+    config.buckets = running.buckets()
     config.data = data.data()
     config.inspect = data.inspect()
     config.text = text.text()

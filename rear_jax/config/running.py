@@ -1,4 +1,4 @@
-"""Settings of the device mesh, and of the jobs 'study', 'plan', 'convert' and 'import'."""
+"""Settings of the device mesh, of buckets, and of the jobs 'study', 'plan', 'convert' and 'import'."""
 
 from ml_collections import ConfigDict
 
@@ -15,6 +15,13 @@ def mesh() -> ConfigDict:
     # True = 'data' divides the parameters between steps, the optimiser state and the moving average as well (ZeRO-1)
     mesh.divide_state = True
     return mesh
+
+
+def buckets() -> ConfigDict:
+    """What is at gs://, the workdir or artifacts of others; see docs/buckets.md."""
+    buckets = ConfigDict()
+    buckets.cache_gb = 50.0  # largest size in 1e9 bytes of the local copies of objects, in TMPDIR
+    return buckets
 
 
 def study() -> ConfigDict:

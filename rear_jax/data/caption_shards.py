@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -113,7 +112,7 @@ def write_captions(
         progress(done)
     if all(_is_complete(folder, header, number) for number in range(header.num_shards)):
         with contextlib.suppress(FileNotFoundError):  # finished before, or by another process
-            os.replace(folder / UNFINISHED_HEADER, folder / HEADER)
+            (folder / UNFINISHED_HEADER).replace(folder / HEADER)
 
 
 def refuse_other_plan(folder: Path, header: CaptionsHeader, *, but: tuple[str, ...] = ()) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 from rear_jax.data.caption_shards import HEADER, UNFINISHED_HEADER, CaptionShards
 from rear_jax.errors import RearError
 from rear_jax.generators.interface import Captions
+from rear_jax.runtime import places
 from rear_jax.runtime.array_files import ArrayArchive, Header, map_npy, open_npz
 
 REMEDY = "it does not hold captions as features and mask; write it again"
@@ -24,8 +25,8 @@ def open_captions(path: str, *, option: str, length: int, dim: int) -> "CaptionF
 
     Args and errors are those of `CaptionFile`, and of `CaptionShards`.
     """
-    if any((Path(path) / name).is_file() for name in (HEADER, UNFINISHED_HEADER)):
-        return CaptionShards(Path(path), length=length, dim=dim)
+    if any((places.place(path) / name).is_file() for name in (HEADER, UNFINISHED_HEADER)):
+        return CaptionShards(places.place(path), length=length, dim=dim)
     return CaptionFile(path, option=option, length=length, dim=dim)
 
 
@@ -48,7 +49,7 @@ class CaptionFile:
         Raises RearError: the file is missing, no such file, or has arrays of other shapes; a caption is empty.
         """
         self.path, self._length = path, length
-        if not path or not Path(path).exists():
+        if not path or not places.place(path).exists():
             raise RearError(
                 f"{option} = {path!r} does not exist: name an .npz with features and mask, or a folder with "
                 "features.npy and mask.npy."
@@ -112,8 +113,8 @@ class _Folder:
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[ArrayArchive | _Folder]:
     """The arrays of a folder or of an .npz, each read when it is asked for; RearError where they cannot be."""
-    if Path(path).is_dir():
-        yield _Folder(Path(path))
+    if places.place(path).is_dir():
+        yield _Folder(places.place(path))
         return
     with open_npz(path, REMEDY) as arrays:
         yield arrays

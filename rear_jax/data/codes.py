@@ -34,6 +34,7 @@ from rear_jax.data.codes_header import (
     refuse_other_plan,
 )
 from rear_jax.errors import RearError
+from rear_jax.runtime import places
 from rear_jax.runtime.atomic import atomic_file
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def write_codes(
     """
     process_index = jax.process_index() if process_index is None else process_index
     process_count = process_count or jax.process_count()
-    directory = _local(directory)
+    directory = places.place(directory)
     directory.mkdir(parents=True, exist_ok=True)
     _claim(directory, header, process_index)
     mine = range(process_index, header.num_shards, process_count)
@@ -87,7 +88,7 @@ def write_codes(
         progress(done, total)
     if all(_is_complete(header.shard_path(directory, s), size) for s, size in enumerate(header.shard_sizes)):
         with contextlib.suppress(FileNotFoundError):  # finished before, or by another process
-            os.replace(directory / UNFINISHED_HEADER, directory / HEADER)
+            (directory / UNFINISHED_HEADER).replace(directory / HEADER)
 
 
 def write_shard(path: Path, header: CodesHeader, codes: np.ndarray, labels: np.ndarray, views: np.ndarray) -> None:
@@ -267,7 +268,7 @@ def open_codes(directory: os.PathLike[str], *, in_memory: bool = False, max_corr
 
     Raises RearError: the folder is not complete, a shard is missing or damaged, or the share is no such number.
     """
-    directory = _local(directory)
+    directory = places.place(directory)
     check_share(max_corrupt_share)
     if not (directory / HEADER).is_file():
         begun = (directory / UNFINISHED_HEADER).is_file()
@@ -275,12 +276,6 @@ def open_codes(directory: os.PathLike[str], *, in_memory: bool = False, max_corr
         raise RearError(f"{directory} {state} the job `tokenize` or `import`")
     header = read_header(directory / HEADER)
     return Codes(directory, header, in_memory=in_memory, max_corrupt_share=max_corrupt_share)
-
-
-def _local(directory: os.PathLike[str]) -> Path:
-    if "://" in os.fspath(directory):
-        raise RearError(f"{directory} is not a local folder; keep codes on a disk or on a mounted bucket")
-    return Path(directory)
 
 
 def _claim(directory: Path, header: CodesHeader, process_index: int) -> None:

@@ -17,6 +17,7 @@ from rear_jax.data.sources.imagefolder import FILE_NAME, METADATA
 from rear_jax.data.sources.interface import SourceSettings
 from rear_jax.data.sources.texts import json_record
 from rear_jax.errors import RearError
+from rear_jax.runtime import places
 from rear_jax.runtime.atomic import atomic_file, write_json
 
 RECIPE, CAPTIONS = "recipe.json", "captions.jsonl"
@@ -46,11 +47,11 @@ class Descriptions:
         self._folder, self._images = folder, images
         self._content = _read(folder / RECIPE) or {**recipe, WRITTEN: []}
         write_json(folder / RECIPE, self._content)
-        self.captions = _whole_batches(folder / CAPTIONS)
+        self.captions = _whole_batches(places.appended(folder / CAPTIONS))
 
     def add(self, captions: Mapping[str, str]) -> None:
         """Keeps the captions of a batch; they are on the disk when this returns."""
-        with (self._folder / CAPTIONS).open("ab") as file:
+        with places.appended(self._folder / CAPTIONS).open("ab") as file:
             file.write(json.dumps(captions).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())

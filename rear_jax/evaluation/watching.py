@@ -15,7 +15,7 @@ from rear_jax.errors import RearError
 from rear_jax.evaluation import reference
 from rear_jax.metrics import scores
 from rear_jax.metrics.features import Network, load_network
-from rear_jax.runtime import distributed
+from rear_jax.runtime import distributed, places
 from rear_jax.runtime.atomic import write_json
 from rear_jax.runtime.checkpoints import Checkpoints
 from rear_jax.runtime.identity import environment
@@ -82,7 +82,7 @@ class Watch:
         _check_settings(config)
         network = load_network(settings)
         plan = _plan(config, network)
-        folder = Path(settings.cache) if settings.cache else workdir / "references"
+        folder = places.place(settings.cache) if settings.cache else workdir / "references"
         self._extractor = network.extractor
         self._reference = reference.prepare_reference(plan, network.extractor, settings, folder)
         self._settings = reference.score_settings(settings)

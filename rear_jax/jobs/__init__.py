@@ -33,7 +33,7 @@ from rear_jax.jobs import (
     train,
 )
 from rear_jax.jobs.job import Job
-from rear_jax.runtime import command_line, distributed, lock, trackers
+from rear_jax.runtime import command_line, distributed, lock, places, trackers
 from rear_jax.runtime.atomic import write_json
 from rear_jax.sampling.conditions import scored
 
@@ -92,6 +92,7 @@ def check_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> Config
             raise RearError(f"--job={name} runs in one process: run it on one host, after --job={shared}.")
     forget_splits()
     config = _of(names, config)
+    places.limit_cache(config.buckets.cache_gb)
     if any(JOBS[name].counts_classes for name in names):
         config = checked(with_class_count(config))
     distributed.agree("jobs, config or workdir", f"{names} {config.to_json_best_effort()} {workdir}")

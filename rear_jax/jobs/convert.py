@@ -19,6 +19,7 @@ from rear_jax.data.sources import open_source, source_settings
 from rear_jax.errors import RearError
 from rear_jax.evaluation import parity
 from rear_jax.generators import GeneratorFamily
+from rear_jax.runtime import places
 from rear_jax.runtime.atomic import write_json
 from rear_jax.runtime.checkpoints import Checkpoints, Saved
 from rear_jax.tokenizers import TokenizerFamily
@@ -76,7 +77,7 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
 def _source(config: ConfigDict) -> Path:
     if not config.convert.source:
         raise RearError("config.convert.source is empty: name a published checkpoint, or a folder of checkpoints.")
-    return Path(config.convert.source)
+    return places.place(config.convert.source)
 
 
 def _kind(source: Path) -> str:
@@ -118,13 +119,13 @@ def _exporter(family: Family, module: Any, config: ConfigDict) -> Callable[[Any]
     Raises RearError: that name has another ending or is in no folder, the network has no such form, or it is not that
       of `onto`.
     """
-    target, settings, layout = Path(config.convert.export), config[family.SECTION], family.layout
-    if not target.parent.is_dir():
+    target, settings, layout = places.place(config.convert.export), config[family.SECTION], family.layout
+    if not (places.is_bucket(target) or target.parent.is_dir()):
         raise RearError(f"config.convert.export = {config.convert.export!r}: make the folder {target.parent} first.")
     if onto := config.convert.onto:
-        published.check_params(Path(onto), config, family, family.shapes(module))
-        spliced.check(target, Path(onto))
-        return functools.partial(published.save_onto, target, Path(onto), config, family)
+        published.check_params(places.place(onto), config, family, family.shapes(module))
+        spliced.check(target, places.place(onto))
+        return functools.partial(published.save_onto, target, places.place(onto), config, family)
     if layout.hub:
         layout.hub.check(settings)
     if target.suffix == ".safetensors":
@@ -144,9 +145,10 @@ def _exporter(family: Family, module: Any, config: ConfigDict) -> Callable[[Any]
 
 def _save_hub_folder(folder: Path, family: Family, hub_config: dict, params: Any) -> None:
     """Writes a network as model hubs hand it out; the file that makes it a hub's folder comes last."""
-    folder.mkdir()
-    safetensors_file.save(folder / published.HUB_WEIGHTS[0], params, family.layout.torch_name)
-    write_json(folder / published.HUB_CONFIG, hub_config)
+    with places.staged(folder) as made:
+        made.mkdir()
+        safetensors_file.save(made / published.HUB_WEIGHTS[0], params, family.layout.torch_name)
+        write_json(made / published.HUB_CONFIG, hub_config)
 
 
 def _report(family: Family, module: Any, params: Any, config: ConfigDict, workdir: Path) -> None:

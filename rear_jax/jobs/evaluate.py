@@ -23,6 +23,7 @@ from rear_jax.metrics.perceptual import PerceptualNetwork, lpips_vgg16
 from rear_jax.metrics.scores import Described
 from rear_jax.metrics.statistics import frechet_distance
 from rear_jax.metrics.text_scores import TextScorer
+from rear_jax.runtime import places
 from rear_jax.runtime.atomic import write_json
 from rear_jax.runtime.identity import fingerprint, is_done
 from rear_jax.sampling import draw
@@ -210,7 +211,7 @@ def make_recipe(config: ConfigDict, given: Compared) -> dict:
 def score_all(config: ConfigDict, workdir: Path, place: Path, given: Compared) -> dict[str, dict[str, float]]:
     """Set of images -> its scores."""
     settings, extractor = config.evaluate, given.network.extractor
-    folder = Path(settings.cache) if settings.cache else workdir / "references"
+    folder = places.place(settings.cache) if settings.cache else workdir / "references"
     real = reference.prepare_reference(given.plan, extractor, settings, folder)
     by_label = Nothing() if extractor.fid else label_scores(config, place, real, drawn=SAMPLES)
 

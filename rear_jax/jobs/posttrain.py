@@ -14,7 +14,7 @@ from rear_jax import artifacts, generators
 from rear_jax.data import batches
 from rear_jax.data.sources import fingerprint, open_split, split_facts
 from rear_jax.data.sources.interface import ImageSource
-from rear_jax.runtime import distributed, pictures
+from rear_jax.runtime import distributed, pictures, places
 from rear_jax.runtime.mesh import check_batch, fetch, make_mesh
 from rear_jax.runtime.writer import MetricWriter
 from rear_jax.training import fitting, loop, posttraining
@@ -155,7 +155,7 @@ def _starting_place(config: ConfigDict, workdir: Path, before: Collection[str] =
     """The generator trained in this workdir, now or by a job that runs before, or `config.init_from` where none is."""
     place = artifacts.generator_folder(workdir)
     there = place.exists() or artifacts.to_be_made(place, config, workdir, before)
-    return Path(config.init_from) if config.init_from and not there else place
+    return places.place(config.init_from) if config.init_from and not there else place
 
 
 def _watcher(

@@ -3,7 +3,6 @@
 import functools
 import itertools
 import logging
-import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from rear_jax.data.class_names import class_names
 from rear_jax.data.prompts import Prompt, write_prompts
 from rear_jax.errors import RearError
 from rear_jax.evaluation import geneval, hpsv2
-from rear_jax.runtime import distributed, pictures, sharding
+from rear_jax.runtime import distributed, pictures, places, sharding
 from rear_jax.runtime.atomic import read_json, write_json
 from rear_jax.runtime.identity import environment, is_done
 from rear_jax.runtime.mesh import check_batch, make_mesh, replicated
@@ -29,6 +28,7 @@ from rear_jax.sampling import draw, sheet
 from rear_jax.sampling.conditions import Conditions, check_conditions, open_conditions, prompts_of
 from rear_jax.sampling.generate import sampler_of
 from rear_jax.sampling.sampled_set import SampledSet
+from rear_jax.sampling.uploaded_set import open_set
 from rear_jax.training import objectives, posttraining
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,8 @@ def run(config: ConfigDict, workdir: Path, place: Path | None = None) -> None:
     partial.export(place / "samples.npz", labels)
     pictures.save_png(place / "samples.png", _sheet(config, partial.images, conditions))
     if settings.png_folder:
-        pictures.save_folder(place / "samples", partial.images, _names(settings, prompts))
+        with places.staged(place / "samples") as folder:
+            pictures.save_folder(folder, partial.images, _names(settings, prompts))
     _write_for_scorers(place, settings, prompts, lambda: partial.images)
     drawn = read_json(place / "samples.partial" / "drawn_with.json")
     write_json(place / "samples.json", recipe | {"stage": settings.stage} | drawn)
@@ -135,11 +136,11 @@ def _open_partial(place: Path, recipe: dict, shape: tuple[int, int, int, int]) -
     """The set as far as it was drawn, the same in every process."""
     folder = place / "samples.partial"
     if distributed.is_first():
-        partial = SampledSet(folder, recipe, shape, write=True)
+        partial = open_set(folder, recipe, shape, write=True)
         _note_environment(folder)
     distributed.wait("samples.partial")
     if not distributed.is_first():
-        partial = SampledSet(folder, recipe, shape, write=False)
+        partial = open_set(folder, recipe, shape, write=False)
     distributed.agree("what is drawn already, in samples.partial", np.packbits(partial.done).tobytes().hex())
     return partial
 
@@ -164,6 +165,7 @@ def _draw_missing(config: ConfigDict, program: Any, conditions: Conditions, part
             bar.update(done)
             flags = stop.flags()
             if stop.stops_after(None if flags is None else ask(flags)) and done < total:
+                partial.keep()
                 raise Interrupted(f"sample: {done} of {total} images are drawn; resume with the same command.")
 
 
@@ -187,9 +189,10 @@ def _tidy(place: Path, recipe: dict, settings: ConfigDict, prompts: Sequence[Pro
     """Beside a set that is done: removes it as it was drawn, and writes the PNGs if they are wanted and not there."""
     partial, file, folder = place / "samples.partial", place / "samples.npz", place / "samples"
     if is_done(partial / "recipe.json", recipe):
-        shutil.rmtree(partial)
-    if settings.png_folder and not (folder.exists() and folder.stat().st_mtime_ns >= file.stat().st_mtime_ns):
-        pictures.save_folder(folder, _images_in(file), _names(settings, prompts))
+        places.remove(partial)
+    if settings.png_folder and not places.is_newer(folder, file):
+        with places.staged(folder) as made:
+            pictures.save_folder(made, _images_in(file), _names(settings, prompts))
         log.info("sample: wrote %d PNG files to %s", recipe["num_images"], folder)
     _write_for_scorers(place, settings, prompts, lambda: _images_in(file))
 
@@ -224,9 +227,11 @@ def _write_for_scorers(
     if prompts:
         write_prompts(place / "prompts.jsonl", prompts)
     if settings.geneval:
-        written = geneval.write_folder(place / "geneval", prompts, images(), settings.images_per_prompt)
+        with places.staged(place / "geneval") as folder:
+            written = geneval.write_folder(folder, prompts, images(), settings.images_per_prompt)
         log.info("sample: wrote %d of %d prompts to %s", written, len(prompts), place / "geneval")
     if settings.hpsv2:
         first = itertools.islice(images(), 0, None, settings.images_per_prompt)
-        written = hpsv2.write_folder(place / "hpsv2", prompts, first)
+        with places.staged(place / "hpsv2") as folder:
+            written = hpsv2.write_folder(folder, prompts, first)
         log.info("sample: wrote %d of %d prompts to %s", written, len(prompts), place / "hpsv2")

@@ -14,7 +14,7 @@ from rear_jax.data import batches
 from rear_jax.data.sources import fingerprint, open_split, split_facts
 from rear_jax.errors import RearError
 from rear_jax.metrics import perceptual
-from rear_jax.runtime import distributed, pictures
+from rear_jax.runtime import distributed, pictures, places
 from rear_jax.runtime.mesh import check_batch, fetch, make_mesh
 from rear_jax.training import loop, vq
 from rear_jax.training.state import TrainState
@@ -79,11 +79,11 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
         _frozen_params(config, networks)  # files of at most some hundred megabytes
     else:
         made = _proxy_config(config)
-        artifacts.check_tokenizer_at(Path(settings.proxy), made, workdir, networks.proxy, before)
+        artifacts.check_tokenizer_at(places.place(settings.proxy), made, workdir, networks.proxy, before)
     resumed = artifacts.check_resumable(artifacts.tokenizer_folder(workdir), config, "tokenizer", state)
     if settings.init_from and not resumed:
         _, check_at = STARTS[settings.init_parts]
-        check_at(Path(settings.init_from), config, workdir, networks.tokenizer, before)
+        check_at(places.place(settings.init_from), config, workdir, networks.tokenizer, before)
 
 
 def _check_settings(config: ConfigDict) -> None:
@@ -116,7 +116,7 @@ def _frozen_params(config: ConfigDict, networks: vq.Networks) -> dict:
     """The parameters that stay as they are; raises RearError where they are not there or not whole."""
     settings = config.tokenizer_training
     if networks.proxy is not None:
-        return {"proxy": artifacts.read_tokenizer(Path(settings.proxy), _proxy_config(config), networks.proxy)}
+        return {"proxy": artifacts.read_tokenizer(places.place(settings.proxy), _proxy_config(config), networks.proxy)}
     return {"perceptual": perceptual.load(settings.perceptual_network, config.lpips, option=PERCEPTUAL).params}
 
 
@@ -136,7 +136,7 @@ def _first_params(config: ConfigDict, networks: vq.Networks, frozen: dict) -> di
     settings, given = config.tokenizer_training, {}
     if settings.init_from:
         read, _ = STARTS[settings.init_parts]
-        given = read(Path(settings.init_from), config, networks.tokenizer)
+        given = read(places.place(settings.init_from), config, networks.tokenizer)
         log.info("tokenizer: starting from %s", settings.init_from)
     if networks.proxy is not None:
         proxy = frozen["proxy"]

@@ -18,7 +18,7 @@ from rear_jax.data.sources import SplitFacts, fingerprint, open_split, split_fac
 from rear_jax.data.sources.interface import ImageSource, Spread
 from rear_jax.errors import RearError
 from rear_jax.evaluation import watching
-from rear_jax.runtime import distributed
+from rear_jax.runtime import distributed, places
 from rear_jax.runtime.mesh import check_batch, make_mesh
 from rear_jax.sampling.preview import previewer
 from rear_jax.training import fitting, loop, objectives
@@ -60,7 +60,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
         tokenizer.require(saved["tokenizer_fingerprint"], whose)
         artifacts.refuse_other_encoder(saved.get("text_encoder", ""), text_encoder, whose)
     elif config.init_from:
-        given = artifacts.read_generator(Path(config.init_from), config, model, tokenizer, text_encoder=text_encoder)
+        given = artifacts.read_generator(
+            places.place(config.init_from), config, model, tokenizer, text_encoder=text_encoder
+        )
         log.info("train: starting from %s", config.init_from)
 
     def learn(config: ConfigDict) -> loop.Learning:
@@ -95,7 +97,7 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     artifacts.check_tokenizer(config, workdir, before)
     resumed = artifacts.check_resumable(artifacts.generator_folder(workdir), config, "train", state)
     if config.init_from and not resumed:
-        artifacts.check_generator(Path(config.init_from), config, workdir, model, before)
+        artifacts.check_generator(places.place(config.init_from), config, workdir, model, before)
     source = None
     if config.codes.on_the_fly or "tokenize" in before:
         source = split_facts(config.data, config.data.train_split)

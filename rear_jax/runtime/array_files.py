@@ -102,13 +102,13 @@ def open_npz(path: str | Path, remedy: str) -> Iterator[ArrayArchive]:
 def read_npy(path: str | Path, remedy: str) -> np.ndarray:
     """The array of a .npy, whole; arguments and errors as of `open_npz`."""
     with open_regular(path, _otherwise(path, remedy)) as file, reading(path, remedy):
-        return _values(_header_of(file, Path(path)), file)
+        return _values(_header_of(file), file)
 
 
 def map_npy(path: str | Path, remedy: str, mode: Literal["r", "r+"] = "r") -> np.ndarray:
     """The array of a .npy, memory-mapped, read-only unless `mode` is "r+"; else as `open_npz`."""
     with open_regular(path, _otherwise(path, remedy)) as file, reading(path, remedy):
-        header = _header_of(file, Path(path))
+        header = _header_of(file)
         if not header.nbytes:
             return np.empty(header.shape, header.dtype)
         order = "F" if header.fortran else "C"
@@ -167,10 +167,10 @@ def read_header(file: BinaryIO) -> Header:
     return Header(tuple(shape), fortran, dtype)
 
 
-def _header_of(file: BinaryIO, path: Path) -> Header:
+def _header_of(file: BinaryIO) -> Header:
     """Of a file that must have as many values as its header says."""
     header = read_header(file)
-    if header.nbytes != path.stat().st_size - file.tell():
+    if header.nbytes != os.fstat(file.fileno()).st_size - file.tell():
         raise ValueError(f"it has another size than its shape {header.shape}")
     return header
 

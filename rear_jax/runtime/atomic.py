@@ -7,18 +7,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rear_jax.errors import RearError
+from rear_jax.runtime import places
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path, *, writer: int = 0) -> Iterator[Path]:
     """Yields a temporary path beside `path`; what was written there is flushed to disk and renamed on a clean exit.
 
-    A killed process leaves only the temporary file, which the next attempt overwrites.
+    A killed process leaves only the temporary file, which the next attempt overwrites. For a place in a bucket the
+    temporary path is local, and the object appears when it is uploaded.
 
     Args:
       path: the file to make or replace.
       writer: tells processes apart that may write the same `path` at the same time.
     """
+    if places.is_bucket(path):
+        with places.written(path) as temporary:
+            yield temporary
+        return
     temporary = path.with_name(f"{path.name}.tmp{writer}")
     temporary.unlink(missing_ok=True)
     yield temporary

@@ -15,7 +15,7 @@ from jax.errors import JaxRuntimeError
 from orbax.checkpoint import checkpoint_managers as policies
 
 from rear_jax.errors import RearError
-from rear_jax.runtime import checksums, distributed, identity
+from rear_jax.runtime import checksums, distributed, identity, places
 from rear_jax.runtime.files import irregular_in
 
 log = logging.getLogger(__name__)
@@ -34,9 +34,10 @@ class Saved:
         self.folder = folder
 
     def steps(self) -> list[int]:
-        """The complete steps, in any order; orbax renames a step to its number when it is complete."""
-        names = (entry.name for entry in self.folder.iterdir())
-        return [int(name) for name in names if name.isascii() and name.isdigit()]
+        """The complete steps, in any order; orbax renames a step to its number when it is complete, or marks it so."""
+        numbered = [entry for entry in self.folder.iterdir() if entry.name.isascii() and entry.name.isdigit()]
+        marked = places.is_bucket(self.folder)
+        return [int(one.name) for one in numbered if not marked or ocp.utils.is_checkpoint_finalized(one)]
 
     def latest_step(self) -> int | None:
         """The newest complete step, or None."""

@@ -11,6 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from rear_jax.errors import RearError
+from rear_jax.runtime import places
 
 ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/]+):[0-9]{1,5}")  # of a process: a name, or IPv4, or IPv6 in []
 PORTS = 2**16
@@ -103,6 +104,7 @@ def fail(message: str) -> NoReturn:
     """Prints a message and exits with 1; without waiting for the others, which learn of it by themselves."""
     if are_several():
         print(message, file=sys.stderr, flush=True)
+        places.upload_last()
         os._exit(1)
     sys.exit(message)
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rear_jax.errors import RearError
+from rear_jax.runtime import places
 
 
 def open_regular(path: str | Path, otherwise: str) -> BinaryIO:
-    """Opens a regular file, or a link to one, to be read.
+    """Opens a regular file, or a link to one, to be read; of an object in a bucket, a local copy.
 
     Args:
       path: of the file.
@@ -18,7 +19,7 @@ def open_regular(path: str | Path, otherwise: str) -> BinaryIO:
     Raises RearError: there is nothing, or a folder, pipe, socket or device, or a loop of links; or it may not be read.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(places.local(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         raise RearError(otherwise) from None
     except (OSError, ValueError) as error:

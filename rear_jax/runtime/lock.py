@@ -7,7 +7,8 @@ The file is made by `O_EXCL`, so one of several processes gets it. A lock outliv
   is stale if nobody does for `STALE` seconds. No clocks are compared.
 
 A stale lock is replaced, with a message. Those who want to do so at the same time take turns (`flock` on the folder);
-where the file system has no `flock`, the last one stays, and the other ends as soon as it sees that.
+where the file system has no `flock`, the last one stays, and the other ends as soon as it sees that. In a bucket the
+lock is an object, and the bucket lets only one of them replace it: see `bucket_lock`.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rear_jax.errors import RearError
-from rear_jax.runtime import distributed
+from rear_jax.runtime import bucket_lock, distributed, places
 from rear_jax.runtime.atomic import atomic_file
 
 log = logging.getLogger(__name__)
@@ -102,9 +103,8 @@ def _take(workdir: Path) -> Holder:
                 raise RearError(f"{holder or 'another process'} works in {workdir}: wait for it to end, or stop it.")
             if here or waited > STALE:
                 log.warning("%s: the lock of %s is stale, going on without it", workdir, holder or "nobody")
-                with atomic_file(file, writer=mine.pid) as temporary:
-                    temporary.write_text(_text(mine))
-                return mine
+                if _replace(file, seen, mine):
+                    return mine
         if watched is None:
             log.info("%s: seeing whether %s still works there, for %.0f seconds", workdir, holder or "somebody", STALE)
             watched, since = seen, time.monotonic()
@@ -122,7 +122,7 @@ def _beat(workdir: Path, mine: Holder, ended: threading.Event) -> None:
             if (seen := _look(file)) is None:
                 continue
             if _is_mine(seen, mine):
-                os.utime(file)
+                _touch(file, seen)
             elif not ended.is_set():
                 print(f"error: {_holder(seen)} has taken over {workdir}: this process ends.", file=sys.stderr)
                 os._exit(1)
@@ -133,7 +133,7 @@ def _let_go(workdir: Path, mine: Holder) -> None:
     with contextlib.suppress(OSError, RearError), _alone(workdir):
         seen = _look(workdir / NAME)
         if seen and _is_mine(seen, mine) and os.getpid() == mine.pid:
-            (workdir / NAME).unlink()
+            _remove(workdir / NAME, seen)
 
 
 @contextlib.contextmanager
@@ -145,6 +145,7 @@ def _let_go_at_sigterm(workdir: Path, mine: Holder) -> Iterator[None]:
         return
 
     def end(*_) -> None:
+        places.upload_last()
         _let_go(workdir, mine)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.raise_signal(signal.SIGTERM)
@@ -159,6 +160,9 @@ def _let_go_at_sigterm(workdir: Path, mine: Holder) -> Iterator[None]:
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Processes of one host take turns here; those of several do where the file system has locks for all."""
+    if places.is_bucket(folder):
+        yield
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # this file system has none
@@ -170,6 +174,8 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _create(file: Path, mine: Holder) -> bool:
     """Whether the file was not there; then it is this process's now."""
+    if places.is_bucket(file):
+        return bucket_lock.write(file, _text(mine), bucket_lock.NONE)
     try:
         descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
@@ -185,6 +191,8 @@ def _create(file: Path, mine: Holder) -> bool:
 
 def _look(file: Path) -> tuple[bytes, int] | None:
     """What the lock says and when it was touched, None where it is gone; raises RearError where it is no file."""
+    if places.is_bucket(file):
+        return bucket_lock.read(file)
     try:
         if not file.is_file():
             if not os.path.lexists(file):
@@ -194,6 +202,30 @@ def _look(file: Path) -> tuple[bytes, int] | None:
             return opened.read(LARGEST), os.fstat(opened.fileno()).st_mtime_ns
     except FileNotFoundError:
         return None
+
+
+def _replace(file: Path, seen: tuple[bytes, int] | None, mine: Holder) -> bool:
+    """Makes a stale lock that of this process; False where it is no longer what was seen, as far as one can tell."""
+    if places.is_bucket(file):
+        return bucket_lock.write(file, _text(mine), seen[1] if seen else bucket_lock.NONE)
+    with atomic_file(file, writer=mine.pid) as temporary:
+        temporary.write_text(_text(mine))
+    return True
+
+
+def _touch(file: Path, seen: tuple[bytes, int]) -> None:
+    """Shows that the holder is alive."""
+    if places.is_bucket(file):
+        bucket_lock.write(file, seen[0].decode(), seen[1])
+    else:
+        os.utime(file)
+
+
+def _remove(file: Path, seen: tuple[bytes, int]) -> None:
+    if places.is_bucket(file):
+        bucket_lock.remove(file, seen[1])
+    else:
+        file.unlink()
 
 
 def _holder(seen: tuple[bytes, int]) -> Holder | None:

@@ -7,6 +7,8 @@ from typing import Any, Self
 
 import jax
 
+from rear_jax.runtime import places
+
 log = logging.getLogger(__name__)
 
 
@@ -33,7 +35,8 @@ class Profile:
         if not self._running and self._first <= step <= self._last:
             jax.block_until_ready(newest)
             self._first, self._running = self._last + 1, True  # once
-            jax.profiler.start_trace(self._folder)
+            self._traced = places.scratch(self._folder) if places.is_bucket(self._folder) else self._folder
+            jax.profiler.start_trace(self._traced)
 
     def after(self, step: int, newest: Any) -> None:
         """Ends, if this was the last step."""
@@ -51,4 +54,6 @@ class Profile:
     def _stop(self) -> None:
         self._running = False
         jax.profiler.stop_trace()
+        if places.is_bucket(self._folder):
+            places.upload_into(self._traced, self._folder)
         log.info("%s: wrote a profile to %s: pip install xprof, then tensorboard --logdir", self._job, self._folder)

@@ -9,6 +9,8 @@ from typing import Self
 
 from tqdm import tqdm
 
+from rear_jax.runtime import places
+
 log = logging.getLogger(__name__)
 
 EVERY = 60.0  # seconds between two lines of a job that has no terminal
@@ -93,6 +95,6 @@ def set_up_logging(file: Path, *, quiet: bool = False) -> None:
     logger.handlers = [_AboveBars()]
     if quiet:
         return
-    to_file = _ToFile(file)
+    to_file = _ToFile(places.appended(file))
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s"))
     logger.addHandler(to_file)

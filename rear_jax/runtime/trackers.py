@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from rear_jax.runtime import distributed
+from rear_jax.errors import RearError
+from rear_jax.runtime import distributed, places
 from rear_jax.runtime.extras import needed
 
 PROJECT = "rear_jax"
@@ -45,7 +46,7 @@ class Wandb:
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             id=_name_of(workdir),
             name=workdir.name,
-            dir=workdir,
+            dir=places.scratch(workdir) if places.is_bucket(workdir) else workdir,
             config=dict(config),
             resume="allow",
         )
@@ -81,6 +82,8 @@ class Mlflow:
             from mlflow.entities import Metric
         self._metric, self._sent = Metric, None
         uri = os.environ.get("MLFLOW_TRACKING_URI") or (workdir / "mlruns").as_uri()
+        if uri.startswith("gs:"):
+            raise RearError(f"MLflow keeps no runs at {uri}: set MLFLOW_TRACKING_URI, or leave 'mlflow' out.")
         if uri.startswith("file:"):
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         self._client = MlflowClient(tracking_uri=uri)

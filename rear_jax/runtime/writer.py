@@ -14,7 +14,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from rear_jax.errors import RearError
-from rear_jax.runtime import distributed, trackers
+from rear_jax.runtime import distributed, places, trackers
 from rear_jax.runtime.atomic import atomic_file
 from rear_jax.runtime.pictures import save_png
 
@@ -36,15 +36,20 @@ class MetricWriter:
     def __init__(self, workdir: Path, job: str, *, start_step: int):
         self._job = job
         self._trackers = trackers.active(workdir)
-        self._file = workdir / "metrics.jsonl"
+        self._file = places.appended(workdir / "metrics.jsonl")
         self._pictures = workdir / "pictures"
         self._board = None
         if distributed.is_first():
             _forget_after(self._file, job, start_step)
+            places.upload_appended()
             self._board = _Board(workdir / "tensorboard" / job, start_step + 1)
 
-    def write(self, step: int, metrics: dict[str, float], *, progress: str = "") -> None:
-        """One line of numbers; in the log, `progress` stands in the place of the step."""
+    def write(self, step: int, metrics: dict[str, float], *, progress: str = "", saved: bool = False) -> None:
+        """One line of numbers; in the log, `progress` stands in the place of the step.
+
+        `saved` says that a checkpoint of this step follows. Lines up to it are not written again, so in a bucket they
+        must be there first.
+        """
         if self._board is None:
             return
         record = {"job": self._job, "step": step, **metrics}
@@ -57,6 +62,8 @@ class MetricWriter:
             tracker.numbers(group, step, {f"{group}/{tag_of(name)}": value for name, value in metrics.items()})
         shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         log.info("%s %s  %s", self._job, progress or f"step {step}", shown)
+        if saved:
+            places.upload_appended()
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """One picture [H, W, 3] uint8: to TensorBoard, and the newest of its name to a PNG."""
@@ -74,6 +81,7 @@ class MetricWriter:
     def __exit__(self, *exception) -> None:
         if self._board is not None:
             self._board.close()
+            places.finish_appended(self._file)
 
 
 def tag_of(name: str) -> str:

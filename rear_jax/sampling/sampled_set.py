@@ -38,7 +38,7 @@ class SampledSet:
           RearError: a file of the set is damaged.
         """
         self._folder, mode = folder, "r+" if write else "r"
-        if write and not self._is_of(recipe):
+        if write and not is_of(folder, recipe):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             _create(folder / "images.npy", np.uint8, shape)
@@ -57,6 +57,9 @@ class SampledSet:
         self.images.flush()
         self.done[indices] = True
         self.done.flush()
+
+    def keep(self) -> None:
+        """Makes sure that a later process finds what was drawn: it does, `add` has written it to the disk."""
 
     def export(self, path: Path, labels: np.ndarray) -> None:
         """Writes the whole set to an .npz as ADM's evaluator reads it, `arr_0`, with `labels` [n] beside it.
@@ -80,10 +83,11 @@ class SampledSet:
         del self.images, self.done
         shutil.rmtree(self._folder)
 
-    def _is_of(self, recipe: dict) -> bool:
-        """Whether the folder holds a set that was begun by this recipe; the recipe is the last that is written."""
-        file = self._folder / "recipe.json"
-        return file.is_file() and read_json(file) == json.loads(json.dumps(recipe))
+
+def is_of(folder: Path, recipe: dict) -> bool:
+    """Whether a folder holds a set that was begun by this recipe; the recipe is the last that is written."""
+    file = folder / "recipe.json"
+    return file.is_file() and read_json(file) == json.loads(json.dumps(recipe))
 
 
 def _create(path: Path, dtype: type, shape: tuple[int, ...]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from rear_jax.errors import RearError
+from rear_jax.runtime import places
 from rear_jax.runtime.extras import needed
 
 LENGTH = 120  # tokens of a caption, with the end token, in LlamaGen
@@ -36,7 +37,7 @@ class T5Vocabulary:
 
         Raises RearError: the file is missing, damaged, or the vocabulary of another network.
         """
-        self.path = Path(path)
+        self.path = places.local(path)
         if not self.path.is_file():
             raise RearError(f"There is no vocabulary {path}: give T5's tokenizer.json or spiece.model.")
         content = self.path.read_bytes()

@@ -182,7 +182,7 @@ def train(learning: Learning, run: Run) -> TrainState:
                     means = _finite_means(job, step, pending, checkpoints)
                     rates, progress = speed.of(step, len(pending))
                     counts = {"input_wait": wait.share()} | run.counts()
-                    writer.write(step, means | rates | counts, progress=progress)
+                    writer.write(step, means | rates | counts, progress=progress, saved=save)
                     bar.update(step, loss=means["loss"])
                     pending = []
                     speed.restart()

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from rear_jax.errors import RearError
+from rear_jax.runtime import places
 from rear_jax.runtime.files import open_regular
 from rear_jax.weights import layout
 from rear_jax.weights.layout import OpenTensors
@@ -79,7 +80,7 @@ def weights_in(folder: Path) -> Path | None:
 
 def located(path: str | Path) -> Path:
     """The file that `open_weights` opens first: a checkpoint, or an index; raises RearError for a folder without."""
-    path = Path(path)
+    path = places.place(path)
     if not path.is_dir():
         return path
     if (found := weights_in(path)) is None:
@@ -112,10 +113,10 @@ def require_bytes(path: str | Path, count: int) -> None:
       path: as of `open_weights`.
       count: numbers of the network that is about to be read, each of a byte at least.
     """
-    path = Path(path)
+    path = places.place(path)
     several = path.is_dir() or path.suffix == ".json"
     files = (path if path.is_dir() else path.parent).iterdir() if several else [path]
-    if count > sum(file.stat().st_size for file in files if file.is_file()):
+    if count > sum(places.size(file) for file in files if file.is_file()):
         raise RearError(f"{path} is smaller than the weights that it promises: it is damaged, fetch it again.")
 
 

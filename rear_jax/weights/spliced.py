@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from rear_jax.errors import RearError
+from rear_jax.runtime import places
 from rear_jax.weights import safetensors_file, torch_writer
 from rear_jax.weights.layout import outline
 from rear_jax.weights.shards import keys_of_files, located, open_as_written
@@ -40,7 +41,7 @@ def check(target: Path, original: Path) -> None:
     else:
         endings = {Path(name).suffix for name in files}
     shapes = outline(open_as_written(original))
-    held = sum((file.parent / name).stat().st_size for name in files)
+    held = sum(places.size(file.parent / name) for name in files)
     if sum(tensor.nbytes for tensor in shapes.values()) > MOST_REPEATED * held:
         raise RearError(f"{original} is smaller than the weights that it promises: it is damaged, fetch it again.")
     for key, tensor in shapes.items():
@@ -64,13 +65,14 @@ def save(target: Path, original: Path, values: Mapping[str, np.ndarray]) -> None
     if target.suffix in DTYPES:
         _write(target, tensors, list(tensors), values)
         return
-    target.mkdir(parents=True)
-    for name, keys in keys_of_files(original).items():
-        _write(target / name, tensors, keys, values)
-    for file in sorted(original.iterdir()):
-        of_other_weights = file.name.endswith(".index.json") and file != located(original)
-        if file.suffix in DESCRIBES and file.is_file() and not of_other_weights:
-            shutil.copyfile(file, target / file.name)
+    with places.staged(target) as folder:
+        folder.mkdir(parents=True)
+        for name, keys in keys_of_files(original).items():
+            _write(folder / name, tensors, keys, values)
+        for file in sorted(original.iterdir()):
+            of_other_weights = file.name.endswith(".index.json") and file != located(original)
+            if file.suffix in DESCRIBES and file.is_file() and not of_other_weights:
+                shutil.copyfile(places.local(file), folder / file.name)
 
 
 def _write(target: Path, tensors: Mapping[str, np.ndarray], keys: list[str], values: Mapping[str, np.ndarray]) -> None:

@@ -24,6 +24,7 @@ import numpy as np
 import safetensors
 
 from rear_jax.errors import UNREADABLE, RearError, one_line
+from rear_jax.runtime import places
 from rear_jax.runtime.files import open_regular
 from rear_jax.weights import pickles
 from rear_jax.weights.layout import OpenTensors, stand_in
@@ -75,9 +76,9 @@ def read_tensors(path: str | Path) -> Mapping[str, np.ndarray]:
     Raises RearError: the file is missing, damaged, not a checkpoint, or holds no state dict; or its pickle names what
       could run code. So do look-ups of a damaged tensor.
     """
-    path = Path(path)
     with open_regular(path, f"There is no checkpoint file {path}; check the path, or download the file first.") as file:
         start = file.read(len(_LEGACY_START))
+    path = places.local(path)
     if path.suffix == ".safetensors":
         return _SafeTensors(path)
     if start.startswith(_ZIP_START):

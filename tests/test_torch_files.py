@@ -152,7 +152,9 @@ def write_zip(
     return path
 
 
-@pytest.mark.parametrize("section", ["model", "module", "state_dict", "ema"])
+@pytest.mark.parametrize(
+    "section", ["model", "module", "state_dict", "model_state_dict", "ema", "ema_model", "model_ema"]
+)
 def test_one_section_is_descended_into(tmp_path, section):
     path = write_zip(tmp_path / "a.pt", {"step": 3, section: {"w": Torch.tensor(), "steps": 7}, "args": {"lr": 0.1}})
     tensors = read_tensors(path)
@@ -166,10 +168,42 @@ def test_the_model_is_taken_before_its_average_and_the_log_says_so(tmp_path, cap
     assert "holds the state dicts model, ema: taking model" in caplog.text
 
 
-@pytest.mark.parametrize("value", [{"step": 3}, [1, 2], {"weights": {}}])
-def test_no_state_dict(tmp_path, value):
-    with pytest.raises(RearError, match="no state dict"):
+def test_a_section_may_lie_in_another(tmp_path):
+    optimizer = {"state": {0: {"exp_avg": Torch.tensor()}}}
+    path = write_zip(
+        tmp_path / "a.pt", {"optimizer": optimizer, "state_dict": {"epoch": 3, "model": {"w": Torch.tensor()}}}
+    )
+    assert read_tensors(path).keys() == {"w"}
+    deeper = {"model": {"model": {"model": {"w": Torch.tensor()}}}}
+    with pytest.raises(RearError, match=r"\(it holds model\); save one"):
+        read_tensors(write_zip(tmp_path / "b.pt", deeper))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"step": 3}, r"\(it holds step\)"),
+        ({"optimizer": {"state": {0: {"exp_avg": Torch.tensor()}}}, "epoch": 1}, r"\(it holds optimizer, epoch\)"),
+        ([1, 2], "ema_model, model_ema; save one"),
+        ({"weights": {}}, r"\(it holds weights\)"),
+    ],
+)
+def test_no_state_dict(tmp_path, value, message):
+    with pytest.raises(RearError, match=f"no state dict.*{message}"):
         read_tensors(write_zip(tmp_path / "a.pt", value))
+
+
+def test_float8_is_refused_by_name(tmp_path):
+    storage = Torch.Global("torch.storage", "UntypedStorage")
+    rebuild, dtype = Torch.Global("torch._utils", "_rebuild_tensor_v3"), Torch.Global("torch", "float8_e4m3fn")
+    tensor = Torch.Call(rebuild, storage, 0, (4,), (1,), False, OrderedDict(), dtype)
+    with pytest.raises(RearError, match=r"has tensors of float8 or a newer type, .*: save them as bfloat16"):
+        read_tensors(write_zip(tmp_path / "a.pt", {"w": tensor}))
+    header = b'{"w":{"dtype":"F8_E4M3","shape":[4],"data_offsets":[0,4]}}'
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 4)
+    outline = layout.outline(read_tensors(tmp_path / "a.safetensors"))
+    with pytest.raises(RearError, match=r"a: w is float8_e4m3fn, which cannot be read here: save the file as bfloat16"):
+        layout.require_fit(outline, {"w": np.zeros(4)}, lambda path: layout.TorchName(path[0]), source="a")
 
 
 @pytest.mark.parametrize(
@@ -205,6 +239,11 @@ def test_a_pickle_that_would_run_code_is_refused_by_name(tmp_path, module, name)
 def test_windows_outside_the_file_are_refused(tmp_path, tensor):
     with pytest.raises(RearError, match="not a whole checkpoint"):
         read_tensors(write_zip(tmp_path / "a.pt", {"w": tensor}))
+    header = b'{"w":{"dtype":"F8_E4M3","shape":[4],"data_offsets":[0,4]}}'
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 4)
+    outline = layout.outline(read_tensors(tmp_path / "a.safetensors"))
+    with pytest.raises(RearError, match=r"a: w is float8_e4m3fn, which cannot be read here: save the file as bfloat16"):
+        layout.require_fit(outline, {"w": np.zeros(4)}, lambda path: layout.TorchName(path[0]), source="a")
 
 
 def test_state_set_on_admitted_names_does_nothing_lasting(tmp_path):

@@ -7,7 +7,12 @@ def sample() -> ConfigDict:
     """The job 'sample'."""
     sample = ConfigDict()
     sample.stage = "train"  # generator: 'train' (the newest), 'best' (best score in job 'train') or 'posttrain'
-    sample.num_images = 50_000  # images in the set; with prompts, images_per_prompt for each of them instead
+    # images in the set, balanced over classes or captions; 0 = 50,000 if a job of the command scores it ('evaluate',
+    # 'sweep' or 'study'), else a few of 10 classes or captions; not read if classes or prompts are given
+    sample.num_images = 0
+    # classes to draw, by number or by name, such as (207, 'otter'); () = all classes, or 10 of them, see num_images
+    sample.classes = ()
+    sample.images_per_class = 8  # images of each class, if classes are given or num_images is 0 and nothing scores
     sample.batch_size = 256  # images that all devices together draw at once
     sample.image_size = 0  # pixels along each side after bicubic resizing; 0 = no resizing
     # True = also write each image as a file, <workdir>/samples/000000.png and so on; prompts are in the names

@@ -89,6 +89,8 @@ TEXT = Allowed(_is_text, "a text without the character NUL")
 NAME = Allowed(lambda value: _is_text(value) and value != "", "a name")  # what reads the setting knows which there are
 PATH = Allowed(_is_path, "a path: no part of it longer than 255 bytes, no NUL, and '~' before a home that exists", True)
 
+CLASS = Allowed(lambda value: NAME.fits(value) or whole(0, 2**24).fits(value), "the number or the name of a class")
+
 OWN = Allowed(  # a setting that somebody has added
     lambda value: isinstance(value, bool | str | tuple | list) or (_is_number(value) and -1e30 < value < 1e30),
     "a finite number, True, False, a word or a tuple",
@@ -103,7 +105,7 @@ SCALE = number(0, 1e6)
 STEPS, STEPS_OR_NONE = whole(1, 10**9), whole(0, 10**9)
 BATCH = whole(1, 2**20)
 MICROBATCHES = whole(0, 2**20)
-IMAGES = whole(1, 10**8)
+IMAGES, IMAGES_OR_NONE = whole(1, 10**8), whole(0, 10**8)
 PIXELS = whole(1, 2**13)
 SIZE = whole(1, 2**17)  # of one axis of a network's array
 LAYERS = whole(1, 2**10)
@@ -237,7 +239,8 @@ SAMPLER = {"guidance_scale": SCALE, "guidance_power": number(0, 100), "temperatu
 ALLOWED: dict[str, Allowed] = {
     "jobs": several(NAME, 0, 100),
     "seed": SEED,
-    **dict.fromkeys(("tokenizer_from", "codes_from", "captions_from", "init_from"), PATH),
+    **dict.fromkeys(("codes_from", "captions_from"), PATH),
+    **dict.fromkeys(("tokenizer_from", "init_from"), PATH),
     **_under("mesh", {"data": AXIS, "fsdp": AXIS, "tensor": AXIS, "divide_state": FLAG}),
     **_under("data", {"source": NAME, "path": PATH, "image_size": PIXELS, "num_classes": whole(1, 2**24)}),
     **_under("data", {"train_split": TEXT, "eval_split": TEXT, "caption_key": TEXT, "max_broken_share": BELOW_ONE}),
@@ -246,7 +249,8 @@ ALLOWED: dict[str, Allowed] = {
     **_under("text", {"encoder": PATH, "vocabulary": PATH, "length": whole(0, 2**16), "dtype": TEXT_DTYPE}),
     **_under("text", {"batch_size": BATCH, "on_the_fly": FLAG, "depth": LAYERS, "heads": LAYERS, "head_size": SIZE}),
     **_under("text", {"mlp_width": SIZE, "vocabulary_size": ROWS}),
-    **_under("describe", {"images": PATH, "weights": PATH, "vocabulary": PATH, "question": TEXT, "dtype": TEXT_DTYPE}),
+    **_under("describe", {"images": PATH, "weights": PATH, "vocabulary": PATH}),
+    **_under("describe", {"question": TEXT, "dtype": TEXT_DTYPE}),
     **_under("describe", {"max_tokens": TOKENS, "temperature": number(0, 1e3), "top_p": ABOVE_ZERO}),
     "describe.batch_size": BATCH,
     **OF_FAMILIES,
@@ -256,9 +260,10 @@ ALLOWED: dict[str, Allowed] = {
     **_under("sample", SAMPLER),
     **_under("sample", {"stage": NAME, "guidance": choice(guidance.SCHEDULES), "top_p": ABOVE_ZERO}),
     **_under("sample", {"captions": PATH, "prompts": PATH, "prompt": TEXT, "top_k": whole(0, 2**24)}),
-    **_under("sample", {"num_images": IMAGES, "batch_size": BATCH, "image_size": whole(0, 2**13)}),
+    **_under("sample", {"num_images": IMAGES_OR_NONE, "batch_size": BATCH, "image_size": whole(0, 2**13)}),
     **_under("sample", dict.fromkeys(("png_folder", "geneval", "hpsv2", "use_ema"), FLAG)),
     **_under("sample", {"guidance_interval": whole(0, 2**24, -1), "images_per_prompt": whole(1, 10**6)}),
+    **_under("sample", {"classes": several(CLASS, 0, 10**6), "images_per_class": whole(1, 10**6)}),
     **_under("sweep", {name: several(SAMPLER[name], 0, 1000) for name in ("guidance_scale", "guidance_power")}),
     "sweep.confirm": FLAG,
     **_under("analyze", {"diagnostics": several(NAME, 1, 100), "split": choice(("held_out", "train"))}),
@@ -266,7 +271,7 @@ ALLOWED: dict[str, Allowed] = {
     **_under("analyze", dict.fromkeys(("true_shares", "nearest_shares", "noise_shares"), several(SHARE, 1, 1000))),
     **_under("plan", {"topology": TEXT, "programs": several(NAME, 0, 100), "compiles": whole(0, 100), "quick": FLAG}),
     **_under("plan", {"mfu": ABOVE_ZERO, "epoch_images": whole(1, 10**12)}),
-    **_under("convert", dict.fromkeys(("source", "export", "onto"), PATH)),
+    **_under("convert", {"source": PATH, "export": PATH, "onto": PATH}),
     **_under("convert", {"verify": FLAG, "images": IMAGES, "sequences": IMAGES}),
     "import_codes.source": PATH,
     **_under("evaluate", {"network": NAME, "inception": PATH, "reference": PATH, "cache": PATH, "tokenizer": FLAG}),

@@ -30,6 +30,7 @@ from rear_jax.jobs import (
 )
 from rear_jax.jobs.job import Job
 from rear_jax.runtime import distributed, lock
+from rear_jax.sampling.conditions import scored
 
 JOBS: dict[str, Job] = {
     "tokenizer": Job(tokenizer.run, tokenizer.check, shared=True),
@@ -64,11 +65,16 @@ def check_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> None:
         if jax.process_count() > 1 and not JOBS[name].shared:
             shared = ",".join(other for other, job in JOBS.items() if job.shared)
             raise RearError(f"--job={name} runs in one process: run it on one host, after --job={shared}.")
-    config = checked(config)
+    config = _of(names, config)
     distributed.agree("jobs, config or workdir", f"{names} {config.to_json_best_effort()} {workdir}")
     forget_splits()
     for place, name in enumerate(names):
         JOBS[name].check(config, workdir, tuple(names[:place]))
+
+
+def _of(names: Sequence[str], config: ConfigDict) -> ConfigDict:
+    """The settings of a command that runs these jobs, in their ranges; a set that 'evaluate' scores has its size."""
+    return scored(checked(config)) if "evaluate" in names else checked(config)
 
 
 def run_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> None:
@@ -76,7 +82,7 @@ def run_all(names: Sequence[str], config: ConfigDict, workdir: Path) -> None:
 
     Raises RearError: as `check_all`; another process works in `workdir`; besides, whatever the jobs raise.
     """
-    config = checked(config)
+    config = _of(names, config)
     locks = jax.process_count() > 1 or any(name in JOBS and JOBS[name].locks for name in names)
     try:
         with lock.held(workdir) if locks else contextlib.nullcontext():

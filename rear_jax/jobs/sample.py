@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from rear_jax import artifacts, generators
 from rear_jax.data.archive import ImageArchive
+from rear_jax.data.class_names import class_names
 from rear_jax.data.prompts import Prompt, write_prompts
 from rear_jax.errors import RearError
 from rear_jax.evaluation import geneval, hpsv2
@@ -24,7 +25,7 @@ from rear_jax.runtime.identity import environment, is_done
 from rear_jax.runtime.mesh import check_batch, make_mesh, replicated
 from rear_jax.runtime.progress import ProgressBar
 from rear_jax.runtime.stopping import Interrupted, StopSign, any_raised
-from rear_jax.sampling import draw
+from rear_jax.sampling import draw, sheet
 from rear_jax.sampling.conditions import Conditions, check_conditions, open_conditions, prompts_of
 from rear_jax.sampling.generate import sampler_of
 from rear_jax.sampling.sampled_set import SampledSet
@@ -32,8 +33,6 @@ from rear_jax.training import objectives, posttraining
 
 log = logging.getLogger(__name__)
 
-SHEET_CLASSES = 10  # rows of samples.png: classes, captions or prompts
-SHEET_COLUMNS = 12
 CHUNK = 64  # images that are read at once on their way to PNG files
 
 
@@ -59,27 +58,23 @@ def run(config: ConfigDict, workdir: Path, place: Path | None = None) -> None:
     generator.require_text_encoder(conditions.recipe.get("text_encoder", ""))
     labels, prompts = conditions.labels, conditions.prompts
     recipe = make_recipe(config, tokenizer, generator, conditions)
-    if is_done(place / "samples.json", recipe) and (place / "samples.npz").exists():
-        log.info("sample: done already, %d images in %s", len(labels), place / "samples.npz")
+    few = not (settings.num_images or settings.classes or prompts)
+    if count := _finished(place, recipe, few=few):
+        log.info("sample: done already, %d images in %s", count, place / "samples.npz")
         if distributed.is_first():
-            _tidy(place, recipe, settings, prompts)
+            _tidy(place, recipe | {"num_images": count}, settings, prompts)
         return
 
     partial = _open_partial(place, recipe, (len(labels), *draw.image_shape(config)))
     mesh = make_mesh(config.mesh)
-    rules = generators.family_of(network).parameters
     with jax.set_mesh(mesh):
-        weights = (
-            jax.device_put(generator.params, sharding.shardings(generator.params, mesh, rules)),
-            jax.device_put(tokenizer.params, replicated(mesh)),
-        )
         program = draw.compile_sampler(config, generator.module, tokenizer.module)
-        _draw_missing(config, functools.partial(program, *weights), conditions, partial, mesh)
+        program = functools.partial(program, *draw.place(generator, tokenizer, mesh))
+        _draw_missing(config, program, conditions, partial, mesh)
     if not distributed.is_first():
         return
     partial.export(place / "samples.npz", labels)
-    sheet = prompt_sheet(partial.images, prompts) if prompts else class_sheet(partial.images, labels)
-    pictures.save_png(place / "samples.png", sheet)
+    pictures.save_png(place / "samples.png", _sheet(config, partial.images, conditions))
     if settings.png_folder:
         pictures.save_folder(place / "samples", partial.images, _names(settings, prompts))
     _write_for_scorers(place, settings, prompts, lambda: partial.images)
@@ -113,6 +108,29 @@ def _check_settings(config: ConfigDict) -> None:
         raise RearError("config.sample.hpsv2 needs config.sample.prompts: name the folder of HPSv2's prompts.")
 
 
+def _finished(place: Path, recipe: dict, *, few: bool) -> int:
+    """Images of the set in `place` if it was drawn by this recipe, else 0; where a few do, a larger one will do too.
+
+    Raises RearError: a few images would take the place of a larger set of this generator that is begun.
+    """
+    if not few:
+        done = is_done(place / "samples.json", recipe) and (place / "samples.npz").exists()
+        return recipe["num_images"] if done else 0
+    alike = {key: value for key, value in recipe.items() if key not in ("num_images", "labels", "classes")}
+    done, begun = (
+        read_json(file).get("num_images", 0) if is_done(file, alike) else 0
+        for file in (place / "samples.json", place / "samples.partial" / "recipe.json")
+    )
+    if done >= recipe["num_images"] and (place / "samples.npz").exists():
+        return done
+    if begun > recipe["num_images"]:
+        raise RearError(
+            f"{place / 'samples.partial'} holds the beginning of {begun} images, which {recipe['num_images']} would "
+            f"replace: set config.sample.num_images = {begun} to go on with them, or use another --workdir."
+        )
+    return 0
+
+
 def _open_partial(place: Path, recipe: dict, shape: tuple[int, int, int, int]) -> SampledSet:
     """The set as far as it was drawn, the same in every process."""
     folder = place / "samples.partial"
@@ -138,7 +156,7 @@ def _draw_missing(config: ConfigDict, program: Any, conditions: Conditions, part
     if done:
         log.info("sample: going on, %d of %d images are there", done, total)
     with stop.listening(), ProgressBar("sample", total=total, start=done, unit="image") as bar:
-        for batch in draw.plan_batches(conditions.labels, missing, config.sample.batch_size):
+        for batch in draw.plan_batches(conditions.labels, missing, draw.batch_size(config, total, mesh)):
             images = draw.draw_batch(program, conditions, batch, mesh)
             if distributed.is_first():
                 partial.add(batch.indices[: batch.count], images)
@@ -182,6 +200,14 @@ def _images_in(file: Path) -> Iterator[np.ndarray]:
         yield from batch
 
 
+def _sheet(config: ConfigDict, images: np.ndarray, conditions: Conditions) -> np.ndarray:
+    """The picture of a set."""
+    if conditions.prompts:
+        return sheet.prompt_sheet(images, conditions.prompts)
+    names = () if "captions" in conditions.recipe else class_names(config.data)
+    return sheet.class_sheet(images, conditions.labels, names)
+
+
 def _names(settings: ConfigDict, prompts: Sequence[Prompt]) -> list[str]:
     """Of the PNG files of images that were drawn for prompts."""
     return [
@@ -204,20 +230,3 @@ def _write_for_scorers(
         first = itertools.islice(images(), 0, None, settings.images_per_prompt)
         written = hpsv2.write_folder(place / "hpsv2", prompts, first)
         log.info("sample: wrote %d of %d prompts to %s", written, len(prompts), place / "hpsv2")
-
-
-def prompt_sheet(images: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
-    """A picture with one row per prompt, the first few of them, and samples of each; the images go prompt by prompt."""
-    shown, each = prompts[:SHEET_CLASSES], len(images) // len(prompts)
-    rows = images[: len(shown) * each].reshape(len(shown), each, *images.shape[1:])
-    return pictures.prompt_sheet(rows[:, :SHEET_COLUMNS], [prompt.text for prompt in shown])
-
-
-def class_sheet(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """A picture with one row per class or caption, the first few of them and samples of each."""
-    rows = []
-    for label in np.unique(labels)[:SHEET_CLASSES]:
-        of_class = images[labels == label][:SHEET_COLUMNS]
-        missing = SHEET_COLUMNS - len(of_class)
-        rows.append(np.pad(of_class, ((0, missing), (0, 0), (0, 0), (0, 0)), constant_values=255))
-    return pictures.grid(np.concatenate(rows), SHEET_COLUMNS)

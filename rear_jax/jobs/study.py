@@ -21,6 +21,7 @@ from rear_jax.runtime import figures, identity
 from rear_jax.runtime.atomic import atomic_file, read_json, write_json
 from rear_jax.runtime.figures import finish_panel, new_figure, save_figure
 from rear_jax.runtime.writer import read_metrics
+from rear_jax.sampling.conditions import scored
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ def _check_settings(study: ConfigDict, jobs: Mapping[str, Job]) -> None:
 
 def _plan(config: ConfigDict, workdir: Path, seed: int) -> tuple[ConfigDict, dict[str, ConfigDict]]:
     """The experiment with another seed, on the tokenizer, codes and reference of the whole study, and its variants."""
-    base = config.copy_and_resolve_references()
+    base = scored(config)
     base.seed = seed
     base.tokenizer_from = config.tokenizer_from or str(artifacts.tokenizer_folder(workdir))
     base.codes_from = str(artifacts.codes_folder(config, workdir))

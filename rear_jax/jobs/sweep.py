@@ -14,6 +14,7 @@ from rear_jax.jobs import evaluate, sample
 from rear_jax.runtime import figures
 from rear_jax.runtime.atomic import atomic_file, write_json
 from rear_jax.runtime.figures import finish_panel, new_figure, save_figure
+from rear_jax.sampling.conditions import scored
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def _points(config: ConfigDict) -> list[ConfigDict]:
         raise RearError("a sweep needs points: give --config.sweep.guidance_scale='(1.5, 2.0, 3.0)' or guidance_power.")
     points = []
     for scale, power in itertools.product(scales, powers):
-        point = config.copy_and_resolve_references()
+        point = scored(config)
         point.sample.update(guidance_scale=float(scale), guidance_power=float(power))
         point.evaluate.tokenizer = False  # it is the same at every point
         points.append(point)

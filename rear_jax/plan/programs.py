@@ -18,7 +18,7 @@ from rear_jax.runtime.checkpoints import abstract
 from rear_jax.runtime.mesh import check_batch, mesh_shape, replicated, split
 from rear_jax.runtime.sharding import shardings
 from rear_jax.sampling import draw
-from rear_jax.sampling.conditions import labels_of
+from rear_jax.sampling.conditions import labels_of_classes, labels_of_prompts, scored
 from rear_jax.text import t5_files
 from rear_jax.text.encoder import caption_features
 from rear_jax.training import loop, objectives, posttraining, vq
@@ -108,13 +108,19 @@ def caption(config: ConfigDict, mesh: Mesh) -> Program:
 def sample(config: ConfigDict, mesh: Mesh) -> Program:
     """The batch of `--job=sample`: prefill, cached decoding, and the tokenizer's decoder."""
     check(config, "sample", mesh.size)
+    config = scored(config)
     settings, tokenizer = config.sample, artifacts.outline_tokenizer(config)
     model = objectives.build_generator(config, tokenizer.module)
     family, everywhere = generators.family_of(model), replicated(mesh)
     of_text = generators.takes_text(model) or generators.reads_tokens(model)
-    conditions = settings.num_images if of_text else config.data.num_classes
-    labels = labels_of(settings, len(given_prompts(settings)), conditions)
-    first = next(draw.plan_batches(labels, np.arange(len(labels)), settings.batch_size))
+    if not of_text:
+        labels = labels_of_classes(config)
+    elif prompts := given_prompts(settings):
+        labels = labels_of_prompts(settings, len(prompts))
+    else:
+        labels = np.arange(settings.num_images)  # of captions that are not looked for
+    batch_size = draw.batch_size(config, len(labels), mesh)
+    first = next(draw.plan_batches(labels, np.arange(len(labels)), batch_size))
     generator = family.shapes(model)
     weights = {
         "parameters": abstract(generator, shardings(generator, mesh, family.parameters)),
@@ -126,8 +132,8 @@ def sample(config: ConfigDict, mesh: Mesh) -> Program:
         draw.compile_sampler(config, model, tokenizer.module),
         (*weights.values(), conditions, rows, indices),
         weights | {"batch": (conditions, rows, indices)},
-        settings.batch_size,
-        -(-len(labels) // settings.batch_size),
+        batch_size,
+        -(-len(labels) // batch_size),
     )
 
 

@@ -66,6 +66,23 @@ def prompt_sheet(images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
     return grid(np.stack(rows), 1, gap=2)
 
 
+def captioned_sheet(blocks: np.ndarray, captions: Sequence[str], columns: int) -> np.ndarray:
+    """A picture with blocks of images side by side, each with a line of text under it.
+
+    Args:
+      blocks: uint8 [n, m, H, W, 3], m images a block; those below 64 pixels are enlarged.
+      captions: n texts; what is too long ends in "…".
+      columns: blocks in a row.
+    """
+    factor = -(-SMALLEST_IN_SHEET // blocks.shape[3])
+    large = blocks.repeat(factor, axis=2).repeat(factor, axis=3)
+    drawn = []
+    for some, caption in zip(large, captions, strict=True):
+        images = grid(some, len(some))
+        drawn.append(np.concatenate([images, _text_block(caption, images.shape[1], LINE_HEIGHT + 2)]))
+    return grid(np.stack(drawn), columns, gap=2)
+
+
 def _text_block(text: str, width: int, height: int) -> np.ndarray:
     """Small black text on white, wrapped and cut to [height, width, 3]."""
     block = Image.new("RGB", (width, height), "white")

@@ -10,11 +10,15 @@ from ml_collections import ConfigDict
 
 from rear_jax import artifacts, generators
 from rear_jax.data.captions import CaptionFile, CaptionShards, open_captions
+from rear_jax.data.class_names import class_numbers
 from rear_jax.data.prompts import Prompt, given_prompts
 from rear_jax.data.sources import open_split
 from rear_jax.data.sources.interface import captioned, spread
 from rear_jax.errors import RearError
 from rear_jax.runtime.identity import fingerprint
+
+SCORED_SET = 50_000  # images of a set whose size nothing says, where a job scores it
+FEW = 10  # classes or captions of a set that is only looked at
 
 
 class Conditions(NamedTuple):
@@ -43,9 +47,10 @@ def open_conditions(config: ConfigDict, workdir: Path, model: nn.Module) -> Cond
     settings = config.sample
     if not generators.takes_text(model):
         prompts_of(config, model)  # refuses them
-        classes = np.arange(config.data.num_classes, dtype=np.int32)
-        recipe = {"labels": "balanced: index modulo the number of classes"}
-        return Conditions(classes.__getitem__, len(classes), labels_of(settings, 0, len(classes)), (), recipe)
+        classes, labels = np.arange(config.data.num_classes, dtype=np.int32), labels_of_classes(config)
+        recipe = _balanced("classes") if _is_balanced(settings) else _class_by_class(settings, labels)
+        return Conditions(classes.__getitem__, len(classes), labels, (), recipe)
+    _refuse_classes(settings)
     if prompts := prompts_of(config, model):
         reader = artifacts.open_text_reader(config, workdir, model)
         texts = [prompt.text for prompt in prompts]
@@ -54,15 +59,18 @@ def open_conditions(config: ConfigDict, workdir: Path, model: nn.Module) -> Cond
             "prompts": fingerprint({}, {"prompts": texts}),
             "text_encoder": reader.fingerprint,
         }
-        labels = labels_of(settings, len(texts), 0)
 
         def look_up(numbers: np.ndarray) -> Any:
             return reader.encode([texts[number] for number in numbers.tolist()])
 
-        return Conditions(look_up, len(texts), labels, tuple(prompts), recipe)
+        return Conditions(look_up, len(texts), labels_of_prompts(settings, len(texts)), tuple(prompts), recipe)
     captions = _captions(config, model)
-    recipe = {"labels": "balanced: index modulo the number of captions", "captions": _name(captions)}
-    return Conditions(captions.__getitem__, len(captions), labels_of(settings, 0, len(captions)), (), recipe)
+    if count := settings.num_images:
+        labels, recipe = balanced_labels(count, len(captions)), _balanced("captions")
+    else:
+        labels = np.repeat(spread(len(captions), FEW).astype(np.int32), settings.images_per_prompt)
+        recipe = {"labels": f"{FEW} captions at most, evenly spread, {settings.images_per_prompt} images of each"}
+    return Conditions(captions.__getitem__, len(captions), labels, (), recipe | {"captions": _name(captions)})
 
 
 def check_conditions(config: ConfigDict, workdir: Path, model: nn.Module, before: Collection[str] = ()) -> None:
@@ -74,6 +82,10 @@ def check_conditions(config: ConfigDict, workdir: Path, model: nn.Module, before
             artifacts.open_vocabulary(config, model).encode(texts, artifacts.text_length(config, model))
     elif generators.takes_text(model):
         _captions(config, model)
+    if generators.takes_text(model):
+        _refuse_classes(config.sample)
+    else:
+        labels_of_classes(config)
 
 
 def prompts_of(config: ConfigDict, model: nn.Module) -> list[Prompt]:
@@ -100,15 +112,51 @@ def prompts_of(config: ConfigDict, model: nn.Module) -> list[Prompt]:
 
 
 def num_images(config: ConfigDict, model: nn.Module) -> int:
-    """Images in the set: `config.sample.num_images`, or as many as its prompts ask for."""
-    return len(prompts_of(config, model)) * config.sample.images_per_prompt or config.sample.num_images
+    """Images in the set; where captions are in a file and nothing says how many images, at most so many."""
+    if generators.takes_text(model):
+        few = FEW * config.sample.images_per_prompt
+        return len(prompts_of(config, model)) * config.sample.images_per_prompt or config.sample.num_images or few
+    return len(labels_of_classes(config))
 
 
-def labels_of(settings: ConfigDict, num_prompts: int, num_conditions: int) -> np.ndarray:
-    """Label of each image of the set: balanced, or with prompts their numbers in order, each repeated."""
-    if num_prompts:
-        return np.repeat(np.arange(num_prompts, dtype=np.int32), settings.images_per_prompt)
-    return balanced_labels(settings.num_images, num_conditions)
+def scored(config: ConfigDict) -> ConfigDict:
+    """A copy with a size for its set of samples, if it says none: that of sets that are scored."""
+    copy = config.copy_and_resolve_references()
+    copy.sample.num_images = config.sample.num_images or SCORED_SET
+    return copy
+
+
+def labels_of_classes(config: ConfigDict) -> np.ndarray:
+    """Class of each image of a set that is drawn for classes, int32; raises RearError where one is unknown."""
+    settings, data = config.sample, config.data
+    if _is_balanced(settings):
+        return balanced_labels(settings.num_images, data.num_classes)
+    few = class_numbers(settings.classes, data) if settings.classes else spread(data.num_classes, FEW)
+    return np.repeat(few.astype(np.int32), settings.images_per_class)
+
+
+def labels_of_prompts(settings: ConfigDict, num_prompts: int) -> np.ndarray:
+    """Number of the prompt of each image: prompt by prompt."""
+    return np.repeat(np.arange(num_prompts, dtype=np.int32), settings.images_per_prompt)
+
+
+def _is_balanced(settings: ConfigDict) -> bool:
+    """Whether the set is of all classes."""
+    return not settings.classes and settings.num_images > 0
+
+
+def _balanced(over: str) -> dict[str, Any]:
+    return {"labels": f"balanced: index modulo the number of {over}"}
+
+
+def _class_by_class(settings: ConfigDict, labels: np.ndarray) -> dict[str, Any]:
+    each = settings.images_per_class
+    return {"labels": f"class by class, {each} images of each", "classes": labels[::each].tolist()}
+
+
+def _refuse_classes(settings: ConfigDict) -> None:
+    if settings.classes:
+        raise RearError("config.sample.classes is set, and this generator takes text: set config.sample.prompt.")
 
 
 def balanced_labels(count: int, num_classes: int) -> np.ndarray:
@@ -128,7 +176,7 @@ def _held_out_captions(config: ConfigDict) -> list[Prompt]:
         ) from error
     if not captioned(source):
         return []
-    numbers = spread(len(source), -(-settings.num_images // settings.images_per_prompt))
+    numbers = spread(len(source), -(-settings.num_images // settings.images_per_prompt) or FEW)
     return [Prompt(source.caption(number)) for number in numbers.tolist()]
 
 

@@ -11,10 +11,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rear_jax import generators
-from rear_jax.artifacts import Tokenizer
-from rear_jax.runtime.mesh import fetch, split
+from rear_jax.artifacts import Generator, Tokenizer
+from rear_jax.runtime import sharding
+from rear_jax.runtime.mesh import fetch, replicated, split
 from rear_jax.sampling.conditions import Conditions
-from rear_jax.sampling.generate import generate, sampler_of
+from rear_jax.sampling.generate import Sampler, generate, sampler_of
 from rear_jax.sampling.resize import bicubic
 
 
@@ -63,6 +64,12 @@ def recipe_of(
     }
 
 
+def batch_size(config: ConfigDict, count: int, mesh: Mesh) -> int:
+    """B of a set of `count` images: `config.sample.batch_size`, or fewer where the set is smaller than that."""
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    return min(config.sample.batch_size, -(-count // devices) * devices)
+
+
 def plan_batches(labels: np.ndarray, wanted: np.ndarray, batch_size: int) -> Iterator[Batch]:
     """Cuts the wanted part of the set into batches of few classes each, so that what depends on them is computed once.
 
@@ -83,12 +90,20 @@ def plan_batches(labels: np.ndarray, wanted: np.ndarray, batch_size: int) -> Ite
 
 def compile_sampler(config: ConfigDict, model: nn.Module, tokenizer: nn.Module):
     """One program: (generator params, tokenizer params, conditions, rows, indices) -> uint8 images [B, H, W, 3]."""
-    cached, sampler = generators.cached(model), sampler_of(config.sample)
-    to_8_bit, size = generators.family_of(model).to_8_bit, image_shape(config)[0]
+    with_key = sampler_program(model, tokenizer, sampler_of(config.sample), image_shape(config)[0])
 
     def draw(generator_params, tokenizer_params, conditions, rows, indices):
-        base = jax.random.key(config.seed)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(base, indices)
+        return with_key(jax.random.key(config.seed), generator_params, tokenizer_params, conditions, rows, indices)
+
+    return jax.jit(draw)
+
+
+def sampler_program(model: nn.Module, tokenizer: nn.Module, sampler: Sampler, size: int):
+    """The same with a random key, that of the whole set, as its first argument; images have `size` pixels a side."""
+    cached, to_8_bit = generators.cached(model), generators.family_of(model).to_8_bit
+
+    def draw(key, generator_params, tokenizer_params, conditions, rows, indices):
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
         codes = generate(cached, generator_params, conditions, rows, keys, sampler)
         images = tokenizer.apply({"params": tokenizer_params}, codes, method="decode")
         if images.shape[1] != size:
@@ -96,6 +111,15 @@ def compile_sampler(config: ConfigDict, model: nn.Module, tokenizer: nn.Module):
         return to_8_bit(images)
 
     return jax.jit(draw)
+
+
+def place(generator: Generator, tokenizer: Tokenizer, mesh: Mesh) -> tuple[Any, Any]:
+    """Parameters of both on the devices: the generator's divided as in training, the tokenizer's whole."""
+    rules = generators.family_of(generator.module).parameters
+    return (
+        jax.device_put(generator.params, sharding.shardings(generator.params, mesh, rules)),
+        jax.device_put(tokenizer.params, replicated(mesh)),
+    )
 
 
 def draw_batch(program: Any, conditions: Conditions, batch: Batch, mesh: Mesh) -> np.ndarray:

@@ -88,7 +88,8 @@ class Layout:
     part: bool = False
 
 
-_NARROW = {np.dtype(t) for t in (ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)}
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_FLOAT8 = {np.dtype(t) for t in (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)}
 LINEAR = (1, 0)  # PyTorch [out, in] -> Flax [in, out]
 BATCH_NORM = ("weight", "bias", "running_mean", "running_var")  # tensors of PyTorch's layer
 CONV = (2, 3, 1, 0)  # PyTorch [out, in, kh, kw] -> Flax [kh, kw, in, out]
@@ -157,6 +158,8 @@ def require_fit(
         misshaped += [f"{key} {shape}, wanted {wanted[key]}" for key, shape in found.items() if shape != wanted[key]]
     unexpected = sorted(k for k in tensors if k not in used and not k.startswith(ignore))
     types = {key: tensors[key].dtype for key in sorted(used) if key in tensors}
+    if eight := next((key for key, dtype in types.items() if dtype in _FLOAT8), ""):
+        raise RearError(f"{source}: {eight} is {types[eight]}, which cannot be read here: save the file as bfloat16.")
     no_floats = [f"{key} {dtype}" for key, dtype in types.items() if not is_float(dtype)]
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped, "of no floats": no_floats}
     if any(problems.values()):
@@ -166,7 +169,7 @@ def require_fit(
 
 def is_float(dtype: np.dtype) -> bool:
     """Whether a network's weights can be of this dtype."""
-    return np.issubdtype(dtype, np.floating) or dtype in _NARROW
+    return np.issubdtype(dtype, np.floating) or dtype == _BFLOAT16 or dtype in _FLOAT8
 
 
 def require_finite(value: np.ndarray, key: str, source: str) -> None:

@@ -39,6 +39,9 @@ class Name(NamedTuple):
     name: str
 
 
+_NEWER_TENSOR = Name("torch._utils", "_rebuild_tensor_v3")  # of dtypes that PyTorch has no storage class for
+
+
 class Placeholder:
     """Stands for an object that a pickle wants made."""
 
@@ -144,6 +147,10 @@ class _Machine:
         if not (isinstance(module, str) and isinstance(name, str)):
             raise ValueError("its pickle has a name that is no text")
         found, package = Name(module, name), module.partition(".")[0]
+        if found == _NEWER_TENSOR:
+            raise RearError(
+                f"{self._path} has tensors of float8 or a newer type, which are not read here: save them as bfloat16."
+            )
         is_data = module in _DATA_MODULES or name in _DATA_NAMES.get(module, ()) or found in self._functions
         if not is_data and (package in sys.stdlib_module_names or package in _PYTHON_2 or package == "torch"):
             raise RearError(

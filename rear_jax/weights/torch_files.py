@@ -32,7 +32,8 @@ from rear_jax.weights.safetensors_file import DTYPES
 
 log = logging.getLogger(__name__)
 
-SECTIONS = ("model", "module", "state_dict", "ema")
+# what training scripts keep a state dict under; the first one that is there counts, one in another as well
+SECTIONS = ("model", "module", "state_dict", "model_state_dict", "ema", "ema_model", "model_ema")
 STORAGE_DTYPES = {
     "DoubleStorage": np.dtype(np.float64),
     "FloatStorage": np.dtype(np.float32),
@@ -62,8 +63,8 @@ def read_tensors(path: str | Path) -> Mapping[str, np.ndarray]:
     """Opens the tensors of a checkpoint file.
 
     A file whose top level is not itself a state dict but holds dicts of tensors under names of `SECTIONS` is read from
-    the first of these; the log tells where there are several. Entries that are no tensors (step counts, settings) are
-    left out.
+    the first of these, or from such a section inside it; the log tells where there are several. Entries that are no
+    tensors (step counts, settings) are left out.
 
     Args:
       path: a `.safetensors`, `.pt`, `.pth`, `.bin` or `.ckpt` file.
@@ -229,14 +230,24 @@ def _state_dict(value: Any, path: Path) -> dict[str, _TensorRef]:
     """The tensors of an unpickled object, from its top level or from the first section that has any."""
     tensors = _tensors_in(value)
     if not tensors and isinstance(value, dict):
-        sections = {name: found for name in SECTIONS if (found := _tensors_in(value.get(name)))}
+        sections = {name: found for name in SECTIONS if (found := _tensors_in_section(value.get(name)))}
         tensors = next(iter(sections.values()), {})
         if len(sections) > 1:
             taken, *others = sections
             log.warning("%s holds the state dicts %s: taking %s", path, ", ".join((taken, *others)), taken)
     if not tensors:
-        raise RearError(f"{path} holds no state dict, at its top level or under {', '.join(SECTIONS)}; save one.")
+        held = ", ".join(str(key)[:30] for key in list(value)[:5]) if isinstance(value, dict) else ""
+        raise RearError(
+            f"{path} holds no state dict, at its top level or under {', '.join(SECTIONS)}"
+            f"{f' (it holds {held})' if held else ''}; save one."
+        )
     return tensors
+
+
+def _tensors_in_section(value: Any) -> dict[str, _TensorRef]:
+    """Of a section, or of the first section in it that has any."""
+    inner = (_tensors_in(value.get(name)) for name in SECTIONS) if isinstance(value, dict) else ()
+    return _tensors_in(value) or next((found for found in inner if found), {})
 
 
 def _tensors_in(value: Any) -> dict[str, _TensorRef]:

@@ -69,6 +69,15 @@ def open_tfds(path: str, split: str, settings: SourceSettings) -> ImageSource:
     return TfdsSource(records, builder.name, tuple(labels.names), labels.num_classes, digits, broken)
 
 
+def class_names(path: str) -> tuple[str, ...]:
+    """Names of the classes by number, () where they have none; raises RearError where the set is not prepared."""
+    import tensorflow_datasets as tfds  # as above
+
+    label = _tfds_builder(tfds, path).info.features.get("label")
+    names = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
+    return () if names == tuple(map(str, range(len(names)))) else names  # what TFDS says where there are none
+
+
 def _builder_of_folder(tfds: ModuleType, directory: Path) -> Any:
     """The builder of a version folder; raises RearError where its records of itself are damaged."""
     from google.protobuf import json_format

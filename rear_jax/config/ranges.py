@@ -274,6 +274,8 @@ ALLOWED: dict[str, Allowed] = {
     **_under("convert", {"source": PATH, "export": PATH, "onto": PATH}),
     **_under("convert", {"verify": FLAG, "images": IMAGES, "sequences": IMAGES}),
     "import_codes.source": PATH,
+    **_under("demo", {"host": NAME, "port": whole(0, 2**16 - 1), "batch_size": BATCH, "most_images": IMAGES}),
+    **_under("demo", {"queue_size": whole(1, 10**6), "max_upload_megabytes": whole(1, 10**4)}),
     **_under("evaluate", {"network": NAME, "inception": PATH, "reference": PATH, "cache": PATH, "tokenizer": FLAG}),
     **_under("evaluate", {"feature_size": PIXELS, "batch_size": BATCH, "neighbours": whole(1, 1000)}),
     **_under("evaluate", {"num_reference": IMAGES, "num_compared": IMAGES}),

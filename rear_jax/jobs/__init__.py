@@ -16,6 +16,7 @@ from rear_jax.jobs import (
     analyze,
     caption,
     convert,
+    demo,
     describe,
     evaluate,
     import_codes,
@@ -48,6 +49,7 @@ JOBS: dict[str, Job] = {
     "plan": Job(plan.run, plan.check, locks=False),
 }
 _OTHERS = dict(JOBS)  # which 'study' runs
+JOBS["demo"] = Job(demo.run, demo.check, locks=False)
 JOBS["study"] = Job(functools.partial(study.run, jobs=_OTHERS), functools.partial(study.check, jobs=_OTHERS))
 
 

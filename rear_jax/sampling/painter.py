@@ -57,11 +57,13 @@ class Painter:
     Attributes:
       stretch: codes that are drawn between two pictures, whole rows on a grid.
       num_codes: N.
+      image_shape: (H, W, 3) of what is drawn.
+      tokenizer_params: on the devices.
     """
 
     def __init__(self, config: ConfigDict, generator: Generator, tokenizer: Tokenizer, mesh: Mesh):
         """Places the networks on the devices of the mesh."""
-        self._tokenizer, self._mesh, self._size = tokenizer.module, mesh, draw.image_shape(config)[0]
+        self._tokenizer, self._mesh, self.image_shape = tokenizer.module, mesh, draw.image_shape(config)
         self._cached, self._to_8_bit = (
             generators.cached(generator.module),
             generators.family_of(generator.module).to_8_bit,
@@ -98,7 +100,7 @@ class Painter:
         key = (batch, *words.values(), *(leaf.shape for leaf in jax.tree.leaves(conditions)))
         codes = np.zeros((batch, self.num_codes), np.int32)
         if key not in self._compiled:
-            blank = np.full((count, self._size, self._size, 3), GREY, np.uint8)
+            blank = np.full((count, *self.image_shape), GREY, np.uint8)
             yield Painting(blank, codes[:count], 0, True)
         carry = None
         for start in range(0, self.num_codes, self.stretch):
@@ -109,12 +111,19 @@ class Painter:
                 else:
                     carry, drawn = self._go_on(self._weights, *inputs, carry=carry, start=np.int32(start), **words)
                 codes[:, start:stop] = fetch(drawn)
-                images = fetch(
-                    self._show(self.tokenizer_params, jax.device_put(codes, split(self._mesh)), np.int32(stop))
-                )
+                images = self._shown(codes, stop)
             waits = start == 0 < self.num_codes - self.stretch and key not in self._compiled
             yield Painting(images[:count], codes[:count].copy(), stop, waits)
         self._compiled.add(key)
+
+    def images_of(self, codes: Int[np.ndarray, "n N"]) -> UInt8[np.ndarray, "n H W 3"]:
+        """The images that a drawing with these codes ends with."""
+        padded = np.pad(codes, ((0, self._padded_size(len(codes)) - len(codes)), (0, 0)), mode="edge")
+        with jax.set_mesh(self._mesh):
+            return self._shown(padded.astype(np.int32), self.num_codes)[: len(codes)]
+
+    def _shown(self, codes: np.ndarray, drawn: int) -> np.ndarray:
+        return fetch(self._show(self.tokenizer_params, jax.device_put(codes, split(self._mesh)), np.int32(drawn)))
 
     def _padded_size(self, count: int) -> int:
         devices = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
@@ -162,11 +171,11 @@ class Painter:
     def _show_program(self, params: Any, codes: Int[Array, "B N"], drawn: Int[Array, ""]) -> UInt8[Array, "B S S 3"]:
         """Images of sequences whose first `drawn` codes are there."""
         there = jnp.arange(self.num_codes) < drawn
-        images = draw.resized(decode_some(self._tokenizer, params, codes, there), self._size)
+        images = draw.resized(decode_some(self._tokenizer, params, codes, there), self.image_shape[0])
         rows, columns = self._tokenizer.grid
         if rows == 1:
             return self._to_8_bit(images)
-        line = jnp.arange(self._size) * rows // self._size  # row of codes at each row of pixels
+        line = jnp.arange(self.image_shape[0]) * rows // self.image_shape[0]  # row of codes at each row of pixels
         return jnp.where((line < drawn // columns)[:, None, None], self._to_8_bit(images), jnp.uint8(GREY))
 
 

@@ -7,28 +7,34 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rear_jax import artifacts, generators, guidance
+from rear_jax import artifacts, generators, guidance, tokenizers
 from rear_jax.config import titok
+from rear_jax.jobs import sample
 from rear_jax.runtime.mesh import make_mesh
+from rear_jax.sampling import draw
 from rear_jax.sampling.generate import Given, sampler_of
 from rear_jax.sampling.painter import GREY, Painter, decode_some, stretch_of
-from rear_jax.training.objectives import build_generator
 from tests import toy
 
 LABELS = np.array([3, 3, 7, 7], np.int32)
 
 
-def painter_of(config, workdir):
-    """The networks that toy jobs have left."""
-    tokenizer = artifacts.load_tokenizer(config, workdir)
-    network = build_generator(config, tokenizer.module)
-    generator = artifacts.load_generator(config, workdir, tokenizer, network, stage="train")
-    return Painter(config, generator, tokenizer, make_mesh(config.mesh))
+def networks_of(config):
+    """Random ones, with nothing at zero so that every parameter counts."""
+    module, network = toy.tokenizer(config), toy.generator(config)
+    shapes = tokenizers.shapes(module), generators.shapes(network)
+    rng = np.random.default_rng(0)
+    of_tokenizer, of_generator = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
+    return artifacts.Generator(network, of_generator, 0, ""), artifacts.Tokenizer(module, of_tokenizer, "", "", "")
+
+
+def painter_of(config):
+    return Painter(config, *networks_of(config), make_mesh(config.mesh))
 
 
 @pytest.fixture(scope="module")
-def painter(trained):
-    return painter_of(toy.config(), trained)
+def painter():
+    return painter_of(toy.config())
 
 
 def paint(painter, sampler, seed=0, **more):
@@ -54,18 +60,36 @@ def test_what_is_drawn_stays_and_the_rest_is_grey(painted):
         assert one.images[:, : one.drawn * 2].std() > 0
 
 
+def same_images(drawn, wanted):
+    """Sums in another order may round to the next of 256 levels."""
+    return drawn.shape == wanted.shape and np.abs(drawn.astype(int) - wanted).max() <= 1
+
+
 @pytest.mark.parametrize("scale", [2.0, pytest.param(1.0, marks=pytest.mark.slow)])
-def test_the_images_are_those_of_the_job(trained, tmp_path, painter, scale):
-    changes = {"sample__classes": (3, 7), "sample__images_per_class": 2, "sample__guidance_scale": scale}
-    changes |= {"sample__top_k": 9, "sample__top_p": 0.9, "sample__temperature": 1.5, "seed": 5}
+def test_the_images_are_those_of_the_program_of_the_job(painter, scale):
+    config = toy.config(
+        sample__guidance_scale=scale, sample__top_k=9, sample__top_p=0.9, sample__temperature=1.5, seed=5
+    )
+    generator, tokenizer = networks_of(config)
+    program = draw.compile_sampler(config, generator.module, tokenizer.module)
+    classes, rows = np.array([3, 7], np.int32), np.array([0, 0, 1, 1], np.int32)
+    wanted = program(generator.params, tokenizer.params, classes, rows, np.arange(4, dtype=np.int32))
+    assert same_images(paint(painter, sampler_of(config.sample), seed=5)[-1].images, np.asarray(wanted))
+
+
+@pytest.mark.slow
+def test_the_images_are_those_of_the_job(trained, tmp_path):
+    config = toy.config(sample__classes=(3, 7), sample__images_per_class=2, seed=5)
     for name in ("tokenizer", "generator"):
         (tmp_path / name).symlink_to(trained / name)
-    toy.run(tmp_path, "sample", **changes)
+    sample.run(config, tmp_path)
+    tokenizer = artifacts.load_tokenizer(config, tmp_path)
+    network = toy.generator(config)
+    generator = artifacts.load_generator(config, tmp_path, tokenizer, network, stage="train")
+    painter = Painter(config, generator, tokenizer, make_mesh(config.mesh))
     with np.load(tmp_path / "samples.npz") as file:
-        wanted = file["arr_0"]
         np.testing.assert_array_equal(file["labels"], LABELS)
-    drawn = paint(painter, sampler_of(toy.config(**changes).sample), seed=5)[-1].images
-    assert np.abs(drawn.astype(int) - wanted).max() <= 1  # sums in another order may round to the next of 256 levels
+        assert same_images(paint(painter, sampler_of(config.sample), seed=5)[-1].images, file["arr_0"])
 
 
 def test_other_numbers_compile_nothing(painter, painted):
@@ -140,15 +164,10 @@ def test_traced_filters_are_the_filters(k, p):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("condition", ["class", "text"])
-def test_another_family_is_painted(condition, tmp_path):
+def test_another_family_is_painted(condition):
     """LlamaGen, whose past begins with a class or a caption."""
     made = toy.llamagen_config(condition=condition, caption_length=3, caption_dim=5)
-    module = toy.tokenizer(made)
-    params = module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
-    tokenizer = artifacts.Tokenizer(module, params, "", "", "")
-    network = toy.generator(made)
-    generator = artifacts.Generator(network, generators.family_of(network).init(network, 0), 0, "")
-    painter = Painter(made, generator, tokenizer, make_mesh(made.mesh))
+    network, painter = toy.generator(made), painter_of(made)
     condition = jax.tree.map(lambda leaf: np.repeat(leaf, 4, axis=0), generators.family_of(network).condition(network))
     paintings = list(painter.paint(condition, np.arange(4), 0, sampler_of(made.sample)))
     assert [one.drawn for one in paintings] == [0, 4, 8, 12, 16]

@@ -9,9 +9,11 @@ from jax.errors import JaxRuntimeError
 from PIL import Image
 
 from rear_jax import jobs
+from rear_jax.artifacts import TextReader
 from rear_jax.demo import draw, exposure, fields, tokenizer
 from rear_jax.demo.studio import COMPILING, Clock, Studio
 from rear_jax.errors import RearError
+from rear_jax.generators.interface import Captions
 from rear_jax.jobs import demo
 from rear_jax.runtime.mesh import make_mesh
 from rear_jax.sampling.generate import sampler_of
@@ -60,6 +62,26 @@ def test_a_set_that_is_cut_into_batches_is_the_set(studio, drawn):
     conditions = np.array([5, 5, 3, 3], np.int32)
     (*_, last) = studio._painter.paint(conditions, np.arange(4), seed, sampler)
     assert np.abs(last.images.astype(int) - drawn[-1].images).max() <= 1
+
+
+@pytest.mark.slow
+def test_a_prompt_is_drawn():
+    """Every image has the condition of the one prompt, and its own random numbers."""
+    made = toy.llamagen_config(condition="text", caption_length=3, caption_dim=5)
+    read = []
+
+    def tokens(texts):
+        read.extend(texts)
+        return Captions(np.ones((len(texts), 3, 5), np.float32), np.ones((len(texts), 3), bool))
+
+    reader = TextReader(3, {}, lambda params, found: found, tokens)
+    studio = Studio(made, *networks_of(made), reader, make_mesh(made.mesh))
+    (*_, last) = draw.draw(studio, " a red shoe ", 2, 0, *SAMPLER)
+    assert read == ["a red shoe"]
+    assert last.captions == ["a red shoe"] * 2
+    assert (last.images[0] != last.images[1]).any()
+    with pytest.raises(RearError, match="There is no prompt: give one"):
+        next(draw.draw(studio, " ", 2, 0, *SAMPLER))
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,7 @@ def test_codes_of_a_sequence_that_are_not_known_are_the_mean():
         config.tokenizer = titok()
         config.tokenizer.update(encoder_width=16, decoder_width=16, encoder_depth=1, decoder_depth=1, codebook_size=16)
         config.tokenizer.update(encoder_heads=2, decoder_heads=2, num_latent_tokens=8, patch_size=8, codebook_dim=4)
+        config.tokenizer.predicts = "pixels"
     module = toy.tokenizer(config)
     params = module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
     codes = jax.random.randint(jax.random.key(1), (2, 8), 0, 16)

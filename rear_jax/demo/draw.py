@@ -54,7 +54,8 @@ def text_field(studio: Studio) -> Any:
     import gradio as gr
 
     if studio.takes_text:
-        return gr.Textbox("a photo of a red fox in the snow", label="Prompt", lines=2, elem_id="wanted")
+        prompt = studio.config.sample.prompt or "a photo of a red fox in the snow"
+        return gr.Textbox(prompt, label="Prompt", lines=2, elem_id="wanted")
     most = studio.config.data.num_classes - 1
     known = f"numbers are 0 to {most}"
     if studio.names and most < MOST_NAMES:

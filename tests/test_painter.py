@@ -108,7 +108,9 @@ def test_other_numbers_compile_nothing(painter, painted):
 
 def test_three_images_are_drawn_as_four(painter, painted):
     before = painter._begin._cache_size()
-    (*_, last) = painter.paint(LABELS[:3], np.arange(3), 0, sampler_of(toy.config().sample))
+    paintings = list(painter.paint(LABELS[:3], np.arange(3), 0, sampler_of(toy.config().sample)))
+    assert not any(one.compiling for one in paintings)
+    last = paintings[-1]
     assert painter._begin._cache_size() == before
     assert last.images.shape == (3, 32, 32, 3)
     np.testing.assert_array_equal(last.codes, painted[-1].codes[:3])

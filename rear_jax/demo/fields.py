@@ -45,6 +45,7 @@ def seed_and_sampler(studio: Studio) -> list[Any]:
 def on(event: Callable[..., Any], function: Callable[..., Any], inputs: Any, outputs: Any) -> None:
     """Calls a function, or goes through a generator, when the event happens; one runs at a time."""
     more = {"concurrency_id": DEVICES, "concurrency_limit": 1, "api_visibility": "private"}
+    more |= {"show_progress": "minimal"}  # the pictures on the way stay in sight
     event(told(function), inputs, outputs, **more)
 
 

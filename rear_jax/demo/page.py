@@ -24,7 +24,7 @@ POLICY = (
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
     "object-src 'none'; frame-ancestors 'none'; form-action 'self'"
 )
-FOREIGN = re.compile(rb'<meta\s[^>]*"(?:og|twitter):[^>]*>')  # Gradio's addresses, for sites that show links
+ADDRESS = re.compile(rb"https?://([^/\s\"'<>\\]*)[^\s\"'<>\\]*")  # of a site; Gradio names some as examples
 MEGABYTE = 2**20
 DAY, HOUR = 24 * 3600, 3600  # seconds
 
@@ -114,6 +114,7 @@ class OwnFilesOnly:
             await self._app(scope, receive, send)
             return
         start, parts = None, []
+        own = dict(scope["headers"]).get(b"host", b"")
 
         async def send_checked(message: MutableMapping) -> None:
             nonlocal start
@@ -126,7 +127,7 @@ class OwnFilesOnly:
                 parts.append(message.get("body", b""))
                 if message.get("more_body", False):
                     return
-                body = FOREIGN.sub(b"", b"".join(parts))
+                body = ADDRESS.sub(lambda found: found[0] if found[1] == own else b"", b"".join(parts))
                 others = [pair for pair in start["headers"] if pair[0].lower() != b"content-length"]
                 await send(start | {"headers": [*others, (b"content-length", str(len(body)).encode())]})
                 message = {"type": "http.response.body", "body": body}

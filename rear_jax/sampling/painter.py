@@ -94,14 +94,14 @@ class Painter:
         """
         count = len(indices)
         batch = self._padded_size(count)
-        with jax.set_mesh(self._mesh):
-            inputs = self._inputs(conditions, indices, seed, sampler, given, batch)
         words = {"schedule": sampler.guidance, "interval": sampler.guidance_interval}
-        key = (batch, *words.values(), *(leaf.shape for leaf in jax.tree.leaves(conditions)))
+        key = (batch, *words.values(), *(leaf.shape[1:] for leaf in jax.tree.leaves(conditions)))
         codes = np.zeros((batch, self.num_codes), np.int32)
         if key not in self._compiled:
             blank = np.full((count, *self.image_shape), GREY, np.uint8)
             yield Painting(blank, codes[:count], 0, True)
+        with jax.set_mesh(self._mesh):
+            inputs = self._inputs(conditions, indices, seed, sampler, given, batch)
         carry = None
         for start in range(0, self.num_codes, self.stretch):
             stop = start + self.stretch
@@ -112,9 +112,9 @@ class Painter:
                     carry, drawn = self._go_on(self._weights, *inputs, carry=carry, start=np.int32(start), **words)
                 codes[:, start:stop] = fetch(drawn)
                 images = self._shown(codes, stop)
-            waits = start == 0 < self.num_codes - self.stretch and key not in self._compiled
-            yield Painting(images[:count], codes[:count].copy(), stop, waits)
-        self._compiled.add(key)
+            if start or stop == self.num_codes:  # both programs have run
+                self._compiled.add(key)
+            yield Painting(images[:count], codes[:count].copy(), stop, key not in self._compiled)
 
     def images_of(self, codes: Int[np.ndarray, "n N"]) -> UInt8[np.ndarray, "n H W 3"]:
         """The images that a drawing with these codes ends with."""

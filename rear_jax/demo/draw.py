@@ -33,13 +33,20 @@ def build(studio: Studio) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=320):
             text = text_field(studio)
-            each = gr.Number(4, label="Images" if studio.takes_text else "Images of each class", precision=0, minimum=1)
+            label, images = ("Images", 4) if studio.takes_text else ("Images of each class", 2)
+            each = gr.Number(images, label=label, precision=0, minimum=1)
             settings = fields.seed_and_sampler(studio)
             start = gr.Button("Draw", variant="primary", elem_id="draw")
         with gr.Column(scale=3):
             status = gr.Markdown("Nothing is drawn yet.", elem_id="draw_status")
             gallery = gr.Gallery(
-                label="Images", columns=4, format="png", object_fit="contain", height=720, elem_id="drawn"
+                label="Images",
+                show_label=False,
+                columns=4,
+                format="png",
+                object_fit="contain",
+                height=720,
+                elem_id="drawn",
             )
 
     def show(*values: Any) -> Iterator[tuple[list, str]]:

@@ -68,7 +68,13 @@ def build(studio: Studio) -> None:
         with gr.Column(scale=3):
             status = gr.Markdown("Drop an image first.", elem_id="exposure_status")
             gallery = gr.Gallery(
-                label="Images", columns=4, format="png", object_fit="contain", height=560, elem_id="continued"
+                label="Images",
+                show_label=False,
+                columns=4,
+                format="png",
+                object_fit="contain",
+                height=560,
+                elem_id="continued",
             )
 
     def show(*values: Any) -> Iterator[tuple[list, str]]:

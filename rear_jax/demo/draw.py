@@ -53,7 +53,7 @@ def build(studio: Studio) -> None:
         for shown in draw(studio, *values):
             yield list(zip(shown.images, shown.captions, strict=True)), shown.status
 
-    fields.on(start.click, show, [text, each, *settings], [gallery, status])
+    fields.on(start.click, show, [text, each, *settings], [gallery, status], status)
 
 
 def text_field(studio: Studio) -> Any:

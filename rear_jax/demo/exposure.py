@@ -82,5 +82,5 @@ def build(studio: Studio) -> None:
             yield list(zip(shown.images, shown.captions, strict=True)), shown.status
 
     inputs = [file, share, text, count, *settings]
-    fields.on(start.click, show, inputs, [gallery, status])
-    fields.on(share.release, show, inputs, [gallery, status])
+    fields.on(start.click, show, inputs, [gallery, status], status)
+    fields.on(share.release, show, inputs, [gallery, status], status)

@@ -42,11 +42,13 @@ def seed_and_sampler(studio: Studio) -> list[Any]:
     return [seed, *sliders, gr.Number(settings.top_k, label="Top-k (0 = off)", precision=0, minimum=0)]
 
 
-def on(event: Callable[..., Any], function: Callable[..., Any], inputs: Any, outputs: Any) -> None:
-    """Calls a function, or goes through a generator, when the event happens; one runs at a time."""
-    more = {"concurrency_id": DEVICES, "concurrency_limit": 1, "api_visibility": "private"}
-    more |= {"show_progress": "minimal"}  # the pictures on the way stay in sight
-    event(told(function), inputs, outputs, **more)
+def on(event: Callable[..., Any], function: Callable[..., Any], inputs: Any, outputs: Any, status: Any) -> None:
+    """Calls a function, or goes through a generator, when the event happens.
+
+    One runs at a time. Who waits sees it at `status`, and the pictures on the way stay in sight.
+    """
+    one_at_a_time = {"concurrency_id": DEVICES, "concurrency_limit": 1, "api_visibility": "private"}
+    event(told(function), inputs, outputs, show_progress="minimal", show_progress_on=status, **one_at_a_time)
 
 
 def told(function: Callable[..., Any]) -> Callable[..., Any]:

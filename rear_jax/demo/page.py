@@ -17,7 +17,10 @@ from rear_jax.errors import RearError
 TABS = {"Draw": draw.build, "Tokenizer": tokenizer.build, "Exposure bias": exposure.build}
 TITLE = "rear_jax"
 FONTS, MONOSPACE = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  # the browser's own
-STYLE = "#drawn img, #continued img, .pixels img, #codes img { image-rendering: pixelated; }"
+STYLE = """
+#drawn img, #continued img, #codes img { image-rendering: pixelated; }
+[data-testid="status-tracker"] .error { display: none; }
+"""  # small images have sharp pixels; an error is a sentence, and needs no mark besides
 # what a browser may load: files of this server, and data inside them
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "

@@ -11,8 +11,9 @@ from rear_jax.demo import fields
 from rear_jax.demo.studio import Studio
 from rear_jax.errors import RearError
 
-CELL = 32  # pixels of a code in the heat map, at least
-MAP_SIDE = 512  # pixels that it has about
+CELL = 16  # pixels of a code in the heat map, at least
+MAP_SIDE = 416  # pixels that it has about
+SMALLEST = 256  # pixels of a picture: smaller ones are enlarged
 COLOURS = "viridis"
 
 
@@ -93,9 +94,11 @@ def position_at(studio: Studio, x: int, y: int) -> int:
 
 
 def pictures(studio: Studio, edited: Edited) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The image, its reconstruction, what the changed codes decode to, and the heat map."""
+    """The image, its reconstruction, what the changed codes decode to, and the heat map; small ones are enlarged."""
     own, now = studio.decode(edited.codes), studio.decode(edited.changed)
-    return edited.image, own, now, heat_map(studio, edited.changed, edited.codes)
+    factor = max(1, SMALLEST // len(own))
+    large = (one.repeat(factor, axis=0).repeat(factor, axis=1) for one in (edited.image, own, now))
+    return *large, heat_map(studio, edited.changed, edited.codes)
 
 
 def build(studio: Studio) -> None:
@@ -106,7 +109,7 @@ def build(studio: Studio) -> None:
     edited = gr.State(None)
     with gr.Row():
         with gr.Column(scale=1, min_width=320):
-            file = gr.File(label="Image", height=140, elem_id="tokenizer_file")
+            file = gr.File(label="Image", height=130, elem_id="tokenizer_file")
             code = gr.Number(0, label="New code", info=f"0 to {most}. Click a code in the map to put it there.",
                              precision=0, minimum=0, maximum=most, elem_id="new_code")  # fmt: skip
             reset = gr.Button("Back to the image's own codes")
@@ -114,13 +117,11 @@ def build(studio: Studio) -> None:
         with gr.Column(scale=3):
             with gr.Row():
                 image, own, now = (
-                    gr.Image(
-                        label=label, interactive=False, format="png", height=280, elem_classes="pixels", buttons=[]
-                    )
+                    gr.Image(label=label, interactive=False, format="png", height=290, buttons=[])
                     for label in ("Image, cropped", "Reconstruction", "With your codes")
                 )
             codes = gr.Image(
-                label="Codes by their number", interactive=False, format="png", height=540, elem_id="codes", buttons=[]
+                label="Codes by their number", interactive=False, format="png", height=460, elem_id="codes", buttons=[]
             )
     outputs = [edited, image, own, now, codes, status]
 
@@ -140,6 +141,6 @@ def build(studio: Studio) -> None:
         found = found._replace(changed=found.codes)
         return found, *pictures(studio, found), "All codes are the image's own."
 
-    fields.on(file.change, dropped, [file], outputs)
-    fields.on(codes.select, clicked, [edited, code], outputs)
-    fields.on(reset.click, back, [edited], outputs)
+    fields.on(file.change, dropped, [file], outputs, status)
+    fields.on(codes.select, clicked, [edited, code], outputs, status)
+    fields.on(reset.click, back, [edited], outputs, status)

@@ -37,7 +37,7 @@ def seed_and_sampler(studio: Studio) -> list[Any]:
     import gradio as gr
 
     settings = studio.config.sample
-    seed = gr.Number(studio.config.seed, label="Seed", precision=0, minimum=0, elem_id="seed")
+    seed = gr.Number(studio.config.seed, label="Seed", precision=0, minimum=0)
     sliders = [gr.Slider(value=settings[name], label=label, **ends) for name, (label, ends) in SLIDERS.items()]
     return [seed, *sliders, gr.Number(settings.top_k, label="Top-k (0 = off)", precision=0, minimum=0)]
 

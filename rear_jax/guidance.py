@@ -59,36 +59,55 @@ def guide(
     return unconditional + weight * (conditional - unconditional)
 
 
-def keep_top_k(logits: Float[Array, "*B K"], k: int) -> Float[Array, "*B K"]:
-    """Removes (-inf) all but the k largest logits of each row; values tied with the k-th stay. k = 0 keeps all."""
-    if k <= 0 or k >= logits.shape[-1]:
+def keep_top_k(logits: Float[Array, "*B K"], k: int | Int[Array, ""]) -> Float[Array, "*B K"]:
+    """Removes (-inf) all but the k largest logits of each row; values tied with the k-th stay. k = 0 keeps all.
+
+    An array k is a traced argument: other values of it need no other program, and it costs a sort.
+    """
+    size = logits.shape[-1]
+    if isinstance(k, jax.Array):
+        threshold = jnp.take(jnp.sort(logits, axis=-1), size - jnp.clip(k, 1, size), axis=-1)[..., None]
+        return jnp.where((logits < threshold) & (k > 0), -jnp.inf, logits)
+    if k <= 0 or k >= size:
         return logits
     threshold = jax.lax.top_k(logits, k)[0][..., -1:]
     return jnp.where(logits < threshold, -jnp.inf, logits)
 
 
-def keep_top_p(logits: Float[Array, "*B K"], p: float) -> Float[Array, "*B K"]:
+def keep_top_p(logits: Float[Array, "*B K"], p: float | Float[Array, ""]) -> Float[Array, "*B K"]:
     """Keeps the smallest set of most probable codes whose probability exceeds p (nucleus sampling). p = 1 keeps all.
 
-    The code that carries the sum across p stays, so at least one does.
+    The code that carries the sum across p stays, so at least one does. An array p is a traced argument.
     """
-    if p >= 1.0:
+    if not isinstance(p, jax.Array) and p >= 1.0:
         return logits
     order = jnp.argsort(-logits, axis=-1)
     probabilities = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
     before = jnp.cumsum(probabilities, axis=-1) - probabilities  # probability of all more likely codes
     rank = jnp.argsort(order, axis=-1)
-    return jnp.where(jnp.take_along_axis(before > p, rank, axis=-1), -jnp.inf, logits)
+    removed = jnp.take_along_axis(before > p, rank, axis=-1)
+    return jnp.where(removed & (p < 1.0), -jnp.inf, logits)  # before may be above 1 by rounding
 
 
 def draw(
-    keys: PRNGKeyArray, logits: Float[Array, "B K"], *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+    keys: PRNGKeyArray,
+    logits: Float[Array, "B K"],
+    *,
+    temperature: float | Float[Array, ""] = 1.0,
+    top_k: int | Int[Array, ""] = 0,
+    top_p: float | Float[Array, ""] = 1.0,
 ) -> Int[Array, " B"]:
     """Draws one code per row, each row with its own key; temperature 0 takes the most probable code.
 
-    Temperature divides the logits first, then top-k and top-p filter what is left.
+    Temperature divides the logits first, then top-k and top-p filter what is left. Settings that are arrays are traced
+    arguments: a program serves all their values.
     """
-    if temperature == 0.0:
+    traced = isinstance(temperature, jax.Array)
+    if not traced and temperature == 0.0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    filtered = keep_top_p(keep_top_k(logits / temperature, top_k), top_p)
-    return jax.vmap(jax.random.categorical)(keys, filtered).astype(jnp.int32)
+    divisor = jnp.where(temperature == 0.0, 1.0, temperature) if traced else temperature
+    filtered = keep_top_p(keep_top_k(logits / divisor, top_k), top_p)
+    codes = jax.vmap(jax.random.categorical)(keys, filtered)
+    if traced:
+        codes = jnp.where(temperature == 0.0, jnp.argmax(logits, axis=-1), codes)
+    return codes.astype(jnp.int32)

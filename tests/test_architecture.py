@@ -23,7 +23,7 @@ FLOORS = (  # the ground floor first: a module imports from lower floors, or fro
     {"artifacts", "experiments"},
     {"sampling"},
     {"training"},
-    {"evaluation", "plan", "pipeline"},
+    {"evaluation", "plan", "demo", "pipeline"},
     {"jobs"},
     {"help"},
     {"main"},

@@ -64,6 +64,7 @@ def default() -> ConfigDict:
     config.plan = running.plan()
     config.convert = running.convert()
     config.import_codes = running.import_codes()
+    config.demo = running.demo()
     config.evaluate = evaluation.evaluate()
     config.analyze = evaluation.analyze()
     return config.lock()

@@ -293,6 +293,8 @@ ALLOWED: dict[str, Allowed] = {
     **_under("convert", {"source": WEIGHTS, "export": PATH, "onto": WEIGHTS}),
     **_under("convert", {"verify": FLAG, "images": IMAGES, "sequences": IMAGES}),
     "import_codes.source": WEIGHTS,
+    **_under("demo", {"host": NAME, "port": whole(0, 2**16 - 1), "batch_size": BATCH, "most_images": IMAGES}),
+    **_under("demo", {"queue_size": whole(1, 10**6), "max_upload_megabytes": whole(1, 10**4)}),
     **_under(
         "evaluate", {"network": NAME, "inception": WEIGHTS, "reference": WEIGHTS, "cache": PATH, "tokenizer": FLAG}
     ),

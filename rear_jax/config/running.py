@@ -1,4 +1,4 @@
-"""Settings of the device mesh, of buckets, and of the jobs 'study', 'plan', 'convert' and 'import'."""
+"""Settings of the device mesh, of buckets, and of the jobs 'study', 'plan', 'convert', 'import' and 'demo'."""
 
 from ml_collections import ConfigDict
 
@@ -73,3 +73,15 @@ def import_codes() -> ConfigDict:
     import_codes = ConfigDict()
     import_codes.source = ""  # .jsonl file (RAR), folder of .npy files (LlamaGen) or .npz file (AliTok); '' = none
     return import_codes
+
+
+def demo() -> ConfigDict:
+    """The page of the job 'demo'. What it begins with is in config.sample."""
+    demo = ConfigDict()
+    demo.host = "127.0.0.1"  # address that the page is served at; '0.0.0.0' lets every machine of the network use it
+    demo.port = 7860  # port of that address; 0 = any that is free
+    demo.batch_size = 8  # largest number of images that are drawn at once, if more are wanted they follow
+    demo.most_images = 64  # largest number of images that one click may draw
+    demo.queue_size = 16  # users who may wait for the networks; the page tells others to come again
+    demo.max_upload_megabytes = 20  # largest file that the page takes
+    return demo

@@ -18,6 +18,7 @@ from rear_jax.jobs import (
     analyze,
     caption,
     convert,
+    demo,
     describe,
     evaluate,
     import_codes,
@@ -64,6 +65,7 @@ JOBS: dict[str, Job] = {
     "plan": Job(plan.run, plan.check, locks=False, leaves=("plan.md",)),
 }
 _OTHERS = dict(JOBS)  # which 'study' runs
+JOBS["demo"] = Job(demo.run, demo.check, locks=False)
 JOBS["study"] = Job(
     functools.partial(study.run, jobs=_OTHERS),
     functools.partial(study.check, jobs=_OTHERS),

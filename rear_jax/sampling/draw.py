@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from rear_jax import generators
@@ -106,11 +107,14 @@ def sampler_program(model: nn.Module, tokenizer: nn.Module, sampler: Sampler, si
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
         codes = generate(cached, generator_params, conditions, rows, keys, sampler)
         images = tokenizer.apply({"params": tokenizer_params}, codes, method="decode")
-        if images.shape[1] != size:
-            images = bicubic(images, size)  # before they become 8-bit, as LlamaGen does
-        return to_8_bit(images)
+        return to_8_bit(resized(images, size))
 
     return jax.jit(draw)
+
+
+def resized(images: Float[Array, "B H W 3"], size: int) -> Float[Array, "B S S 3"]:
+    """Images of `size` pixels a side, inside a program, before they become 8-bit: so does LlamaGen."""
+    return images if images.shape[1] == size else bicubic(images, size)
 
 
 def place(generator: Generator, tokenizer: Tokenizer, mesh: Mesh) -> tuple[Any, Any]:

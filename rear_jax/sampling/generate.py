@@ -1,7 +1,6 @@
 """Sampling of code sequences from any generator: one compiled program, prefill and scan over an explicit cache."""
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -119,17 +118,95 @@ def decode(
       segments: into how many stretches the scan is cut; each attends over no more of the cache than it can need.
       return_logits: also return the guided logits that each code was drawn from.
     """
-    weights = gathered(cached.prepare(params), family_of(cached.model).parameters)
-    batch, num_codes = rows.shape[0], cached.num_codes
+    weights = prepare(cached, params)
     guided = _guided_codes(cached, sampler)
-    if guided:
-        conditions, rows = cached.with_unconditional(weights, conditions, rows)
+    decoding = new_decoding(
+        cached, weights, conditions, rows, keys, sampler, guided=guided > 0, given=given, return_logits=return_logits
+    )
+    carry, output = decoding.begin(cached.prefix_length)
+    outputs = [output]
+    for start, stop in segment_bounds(cached.num_codes, segments, cut=guided):
+        if start >= guided:  # from here on the unconditional half is not asked
+            decoding, carry = decoding.without_guidance(carry)
+        carry = Carry(carry.codes, cached.grow_cache(carry.cache, cached.prefix_length + stop - 1))
+        carry, output = decoding.go_on(carry, jnp.arange(start, stop))
+        outputs.append(output)
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *outputs)
 
-    def draw(logits, n):
+
+def prepare(cached: CachedGenerator, params: Any) -> Any:
+    """Inside a program: parameters as decoding reads them, whole on every device but for what 'tensor' divides."""
+    return gathered(cached.prepare(params), family_of(cached.model).parameters)
+
+
+class Carry(NamedTuple):
+    """What one stretch of decoding hands to the next.
+
+    Attributes:
+      codes: [B], the last ones.
+      cache: of the generator, for B sequences, or with the unconditional ones for 2B.
+    """
+
+    codes: Int[Array, " B"]
+    cache: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """The decoding of one batch, inside a program, in stretches as long as the caller wants; see `new_decoding`.
+
+    Attributes:
+      rows: [B], or [2B] with the unconditional half.
+      cached, weights, conditions, keys, sampler, given, return_logits: see `decode` and `prepare`.
+    """
+
+    cached: CachedGenerator
+    weights: Any
+    conditions: Any
+    rows: Int[Array, " B"] | Int[Array, " 2B"]
+    keys: PRNGKeyArray
+    sampler: Sampler
+    given: Given | None
+    return_logits: bool
+
+    def begin(self, length: int) -> tuple[Carry, Decoded]:
+        """Reads the prefix into a cache with room for `length` positions, and draws code 0: arrays [B, 1, ...]."""
+        cache = self.cached.new_cache(self.rows.shape[0], length)
+        logits, cache = self.cached.prefill(self.weights, self.conditions, self.rows, cache)
+        codes, output = self._draw(logits, jnp.int32(0))
+        return Carry(codes, cache), jax.tree.map(lambda leaf: leaf[:, None], output)
+
+    def go_on(self, carry: Carry, numbers: Int[Array, " C"]) -> tuple[Carry, Decoded]:
+        """Draws the codes with these numbers, which follow on what was drawn: arrays [B, C, ...].
+
+        The cache must have room for position `prefix_length` + the last number - 1.
+        """
+        positions = self.cached.prefix_length + numbers - 1
+        conditioning = self.cached.condition(self.weights, self.conditions, positions)
+        carry, outputs = jax.lax.scan(self._step, carry, (numbers, conditioning))
+        return carry, jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), outputs)
+
+    def without_guidance(self, carry: Carry) -> tuple["Decoding", Carry]:
+        """The same for the conditional half alone."""
+        batch = self.keys.shape[0]
+        halved = dataclasses.replace(self, rows=self.rows[:batch])
+        return halved, Carry(carry.codes, jax.tree.map(lambda leaf: leaf[:batch], carry.cache))
+
+    def _step(self, carry: Carry, inputs: Any) -> tuple[Carry, Decoded]:
+        """Reads code n - 1, draws code n."""
+        n, conditioning = inputs
+        read = jnp.concatenate([carry.codes] * (self.rows.shape[0] // self.keys.shape[0]))
+        position = self.cached.prefix_length + n - 1
+        logits, cache = self.cached.step(self.weights, conditioning, self.rows, read, position, carry.cache)
+        codes, output = self._draw(logits, n)
+        return Carry(codes, cache), output
+
+    def _draw(self, logits: jax.Array, n: jax.Array) -> tuple[jax.Array, Decoded]:
         """Logits of the conditional half, or of both -> (code n of each sequence, what else is wanted of it)."""
-        if logits.shape[0] > batch:
-            logits = _guide(sampler, logits, n, num_codes)
-        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, n)
+        sampler, given = self.sampler, self.given
+        if logits.shape[0] > self.keys.shape[0]:
+            logits = _guide(sampler, logits, n, self.cached.num_codes)
+        step_keys = jax.vmap(jax.random.fold_in, (0, None))(self.keys, n)
         codes = guidance.draw(
             step_keys, logits, temperature=sampler.temperature, top_k=sampler.top_k, top_p=sampler.top_p
         )
@@ -137,32 +214,32 @@ def decode(
         if given is not None:
             surprise = losses.next_code_cross_entropy(logits, given.codes[:, n])
             codes = jnp.where(given.mask[:, n], given.codes[:, n], codes)
-        return codes, Decoded(codes, logits if return_logits else None, surprise)
+        return codes, Decoded(codes, logits if self.return_logits else None, surprise)
 
-    def step(rows, carry, inputs):
-        """Reads code n - 1, draws code n."""
-        codes, cache = carry
-        n, conditioning = inputs
-        position = cached.prefix_length + n - 1
-        read = jnp.concatenate([codes, codes]) if len(rows) > batch else codes
-        logits, cache = cached.step(weights, conditioning, rows, read, position, cache)
-        codes, output = draw(logits, n)
-        return (codes, cache), output
 
-    cache = cached.new_cache(rows.shape[0], cached.prefix_length)
-    logits, cache = cached.prefill(weights, conditions, rows, cache)
-    codes, output = draw(logits, jnp.int32(0))
-    outputs = [jax.tree.map(lambda leaf: leaf[None], output)]
-    for start, stop in segment_bounds(num_codes, segments, cut=guided):
-        if start >= guided:  # from here on the unconditional half is not asked
-            rows, cache = rows[:batch], jax.tree.map(lambda leaf: leaf[:batch], cache)
-        numbers = jnp.arange(start, stop)
-        positions = cached.prefix_length + numbers - 1
-        conditioning = cached.condition(weights, conditions, positions)
-        cache = cached.grow_cache(cache, cached.prefix_length + stop - 1)
-        (codes, cache), output = jax.lax.scan(functools.partial(step, rows), (codes, cache), (numbers, conditioning))
-        outputs.append(output)
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts).swapaxes(0, 1), *outputs)
+def new_decoding(
+    cached: CachedGenerator,
+    weights: Any,
+    conditions: Any,
+    rows: Int[Array, " B"],
+    keys: PRNGKeyArray,
+    sampler: Sampler,
+    *,
+    guided: bool,
+    given: Given | None = None,
+    return_logits: bool = False,
+) -> Decoding:
+    """The decoding of a batch; arguments are those of `decode` but for two.
+
+    Args:
+      weights: from `prepare`.
+      guided: whether the unconditional half is decoded as well.
+
+    The numbers of `sampler` may be traced arguments of the program.
+    """
+    if guided:
+        conditions, rows = cached.with_unconditional(weights, conditions, rows)
+    return Decoding(cached, weights, conditions, rows, keys, sampler, given, return_logits)
 
 
 def _guide(sampler: Sampler, logits: Float[Array, "2B K"], n: jax.Array, num_codes: int) -> Float[Array, "B K"]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, features
+from PIL import ExifTags, Image, UnidentifiedImageError, features
 from PIL.TiffImagePlugin import TiffImageFile
 
 from rear_jax.errors import UNREADABLE, RearError, one_line
@@ -61,6 +61,8 @@ def decode(file: Path | bytes, where: str) -> np.ndarray:
             require_sides(*picture.size)
             picture.load()
             return np.asarray(_upright(_as_rgb(picture), _orientation(picture)))
+    except UnidentifiedImageError:  # its own words name a stream
+        raise RearError(f"{where} is not a readable image (its format is not known); replace or remove it") from None
     except _BROKEN as error:
         reason = one_line(str(error)) or type(error).__name__
         raise RearError(f"{where} is not a readable image ({reason}); replace or remove it") from None

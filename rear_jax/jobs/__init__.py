@@ -44,7 +44,7 @@ JOBS: dict[str, Job] = {
         inspect_data.check,
         locks=False,
         counts_classes=False,
-        leaves=("inspect.md", "inspect.json"),
+        leaves=("inspect.md", "inspect.html", "inspect.json"),
     ),
     "tokenizer": Job(tokenizer.run, tokenizer.check, shared=True, leaves=("tokenizer", "reconstructions.png")),
     "tokenize": Job(tokenize.run, tokenize.check, shared=True, leaves=("codes/header.json",)),
@@ -56,9 +56,9 @@ JOBS: dict[str, Job] = {
         posttrain.run, posttrain.check, shared=True, leaves=("posttrained", "posttrained_decoder", "posttrain.png")
     ),
     "sample": Job(sample.run, sample.check, shared=True, leaves=("samples.npz", "samples.png", "samples.json")),
-    "evaluate": Job(evaluate.run, evaluate.check, leaves=("report.md", "scores.json")),
-    "analyze": Job(analyze.run, analyze.check, leaves=("analyze.md",)),
-    "sweep": Job(sweep.run, sweep.check, leaves=("sweep.md", "sweep.png")),
+    "evaluate": Job(evaluate.run, evaluate.check, leaves=("report.md", "report.html", "scores.json")),
+    "analyze": Job(analyze.run, analyze.check, leaves=("analyze.md", "analyze.html")),
+    "sweep": Job(sweep.run, sweep.check, leaves=("sweep.md", "sweep.html", "sweep.png")),
     "convert": Job(convert.run, convert.check, leaves=("converted",)),
     "plan": Job(plan.run, plan.check, locks=False, leaves=("plan.md",)),
 }
@@ -66,7 +66,7 @@ _OTHERS = dict(JOBS)  # which 'study' runs
 JOBS["study"] = Job(
     functools.partial(study.run, jobs=_OTHERS),
     functools.partial(study.check, jobs=_OTHERS),
-    leaves=("study.md", "study.png"),
+    leaves=("study.md", "study.html", "study.png"),
 )
 JOBS["show"] = Job(functools.partial(show.run, jobs=dict(JOBS)), show.check, locks=False, counts_classes=False)
 

@@ -1,12 +1,13 @@
-"""`report.md`: the run on one page, with its curves, its pictures, and its score beside the recipe of the score."""
+"""`report.md` and `report.html`: the run on one page. It has curves, pictures, and scores beside their recipe."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from rear_jax.runtime.atomic import atomic_file
+from rear_jax.errors import one_line
 from rear_jax.runtime.figures import finish_panel, new_figure, save_figure, table
+from rear_jax.runtime.pages import save_page
 from rear_jax.runtime.writer import read_metrics
 
 CURVES = {  # job -> metrics that are drawn, one panel each
@@ -22,8 +23,8 @@ PICTURES = {
 
 
 def write(workdir: Path, result: dict) -> None:
-    """Writes `report.md` and `curves_<job>.png` from `metrics.jsonl` and the scores of `--job=evaluate`."""
-    lines = ["# Report", "", *_scores(result), ""]
+    """Writes `report.md`, `report.html` and `curves_<job>.png`: `metrics.jsonl` and the scores of `--job=evaluate`."""
+    lines = [*_scores(result), ""]
     for name, caption in PICTURES.items():
         if (workdir / name).exists():
             lines += [f"## {caption}", "", f"![{caption}]({name})", ""]
@@ -33,8 +34,7 @@ def write(workdir: Path, result: dict) -> None:
             _draw_curves(workdir / f"curves_{job}.png", job, records, names)
             lines += [f"## Training curves: {job}", "", f"![{job}](curves_{job}.png)", "", *_last(records, names), ""]
     lines += ["## Recipe of the score", "", *recipe_lines(result["recipe"]), ""]
-    with atomic_file(workdir / "report.md") as file:
-        file.write_text("\n".join(lines))
+    save_page(workdir / "report.md", "Report", "\n".join(lines))
 
 
 def text_table(result: dict) -> str:
@@ -52,7 +52,7 @@ def _cell(value: float | None) -> str:
 
 def recipe_lines(recipe: dict) -> list[str]:
     """A Markdown list, a line for each entry; those of nested recipes under both names."""
-    return [f"- {key}: {value}" for key, value in _flat(recipe)]
+    return [f"- {key}: {one_line(str(value))}" for key, value in _flat(recipe)]
 
 
 def common(recipes: Sequence[dict]) -> dict:

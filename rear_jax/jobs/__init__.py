@@ -51,16 +51,16 @@ JOBS: dict[str, Job] = {
         posttrain.run, posttrain.check, shared=True, leaves=("posttrained", "posttrained_decoder", "posttrain.png")
     ),
     "sample": Job(sample.run, sample.check, shared=True, leaves=("samples.npz", "samples.png", "samples.json")),
-    "evaluate": Job(evaluate.run, evaluate.check, leaves=("report.md", "scores.json")),
-    "analyze": Job(analyze.run, analyze.check, leaves=("analyze.md",)),
-    "sweep": Job(sweep.run, sweep.check, leaves=("sweep.md", "sweep.png")),
+    "evaluate": Job(evaluate.run, evaluate.check, leaves=("report.md", "report.html", "scores.json")),
+    "analyze": Job(analyze.run, analyze.check, leaves=("analyze.md", "analyze.html")),
+    "sweep": Job(sweep.run, sweep.check, leaves=("sweep.md", "sweep.html", "sweep.png")),
     "convert": Job(convert.run, convert.check, leaves=("converted",)),
     "inspect": Job(
         inspect_data.run,
         inspect_data.check,
         locks=False,
         counts_classes=False,
-        leaves=("inspect.md", "inspect.json"),
+        leaves=("inspect.md", "inspect.html", "inspect.json"),
     ),
     "plan": Job(plan.run, plan.check, locks=False, leaves=("plan.md",)),
 }
@@ -69,7 +69,7 @@ JOBS["demo"] = Job(demo.run, demo.check, locks=False)
 JOBS["study"] = Job(
     functools.partial(study.run, jobs=_OTHERS),
     functools.partial(study.check, jobs=_OTHERS),
-    leaves=("study.md", "study.png"),
+    leaves=("study.md", "study.html", "study.png"),
 )
 JOBS["show"] = Job(functools.partial(show.run, jobs=dict(JOBS)), show.check, locks=False, counts_classes=False)
 

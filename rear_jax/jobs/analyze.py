@@ -18,15 +18,16 @@ from rear_jax.evaluation.diagnostics.quality import VARIANT, Quality
 from rear_jax.evaluation.diagnostics.subject import SPLITS, Subject, require_images
 from rear_jax.metrics import perceptual
 from rear_jax.runtime import figures, sharding
-from rear_jax.runtime.atomic import atomic_file, write_json
+from rear_jax.runtime.atomic import write_json
 from rear_jax.runtime.mesh import make_mesh
+from rear_jax.runtime.pages import save_page
 from rear_jax.training import objectives, posttraining
 
 log = logging.getLogger(__name__)
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
-    """Writes `analyze.json`, `analyze.md` (a table for each diagnostic) and `analyze_<name>.png`.
+    """Writes `analyze.json`, `analyze.md` and `.html` (a table for each diagnostic) and `analyze_<name>.png`.
 
     The generator is that of `config.sample.stage`. Each diagnostic is written down when it is done, and the same
     command goes on with the next. One that is there already, from the same networks, images and settings, is not
@@ -36,7 +37,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     subject = open_subject(config, workdir)
     of = networks_recipe(subject)
     quality = Quality(config) if any(one.scores for one in wanted) else None
-    done = _done(workdir / "analyze.json", of)
+    done, page = _done(workdir / "analyze.json", of), workdir / "analyze.html"
     with jax.set_mesh(make_mesh(config.mesh)):
         for one in wanted:
             recipe = json.loads(json.dumps(diagnostics.recipe_of(one, subject, quality)))
@@ -47,10 +48,13 @@ def run(config: ConfigDict, workdir: Path) -> None:
                 log.info("analyze: computing %s", one.name)
                 done[one.name] = {"recipe": recipe, "rows": one.measure(subject, quality)}
                 log.info("analyze: %s\n%s", one.title, table(done[one.name]["rows"]))
-                plot.unlink(missing_ok=True)  # it is of other numbers
-                _write(workdir, of, done)
-            if not plot.exists():
+                for old in (plot, page):
+                    old.unlink(missing_ok=True)  # it is of other numbers
+                done = {name: done[name] for name in diagnostics.DIAGNOSTICS if name in done}  # in their order
+                write_json(workdir / "analyze.json", {"networks": of, "diagnostics": done})
+            if not (plot.exists() and page.exists()):
                 one.draw(plot, one.title, done[one.name]["rows"])
+                _write_page(workdir, of, done)
     log.info("analyze: see %s", workdir / "analyze.md")
 
 
@@ -130,16 +134,13 @@ def _done(file: Path, of: dict[str, Any]) -> dict[str, dict]:
         raise RearError(f"{file} cannot be read ({error}): delete it, and run --job=analyze again.") from error
 
 
-def _write(workdir: Path, of: dict[str, Any], done: dict[str, dict]) -> None:
-    """The numbers, and the page that shows them."""
-    ordered = {name: done[name] for name in diagnostics.DIAGNOSTICS if name in done}
-    write_json(workdir / "analyze.json", {"networks": of, "diagnostics": ordered})
-    page = ["# Diagnostics", ""]
-    for name, found in ordered.items():
+def _write_page(workdir: Path, of: dict[str, Any], done: dict[str, dict]) -> None:
+    """The page that shows the numbers and plots."""
+    page = []
+    for name, found in done.items():
         page += _section(diagnostics.DIAGNOSTICS[name], found)
-    page += ["## Networks", "", *report.recipe_lines(of), ""]
-    with atomic_file(workdir / "analyze.md") as file:
-        file.write_text("\n".join(page))
+    page += ["## Networks", "", *report.recipe_lines(of)]
+    save_page(workdir / "analyze.md", "Diagnostics", "\n".join(page))
 
 
 def _section(one: Diagnostic, found: dict) -> list[str]:

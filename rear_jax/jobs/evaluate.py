@@ -24,7 +24,7 @@ from rear_jax.metrics.scores import Described
 from rear_jax.metrics.statistics import frechet_distance
 from rear_jax.metrics.text_scores import TextScorer
 from rear_jax.runtime import places
-from rear_jax.runtime.atomic import write_json
+from rear_jax.runtime.atomic import read_json, write_json
 from rear_jax.runtime.identity import fingerprint, is_done
 from rear_jax.sampling import draw
 from rear_jax.sampling.conditions import num_images
@@ -51,7 +51,7 @@ class Compared:
 
 
 def run(config: ConfigDict, workdir: Path, place: Path | None = None) -> None:
-    """Scores `samples.npz`; writes `scores.json` and `report.md`.
+    """Scores `samples.npz`; writes `scores.json`, `report.md` and `report.html`.
 
     The samples are compared with the reference; so are, as the floor, as many held-out real images, and the same images
     after the tokenizer, which no generator on its codes is likely to beat. These are also compared with their
@@ -66,11 +66,15 @@ def run(config: ConfigDict, workdir: Path, place: Path | None = None) -> None:
     place = place or workdir
     given = gather(config, workdir, place)
     recipe = make_recipe(config, given)
-    if is_done(place / "scores.json", {"recipe": recipe}):
+    scored, page = is_done(place / "scores.json", {"recipe": recipe}), place / "report.html"
+    if scored and page.exists():
         log.info("evaluate: done already, see %s", place / "report.md")
         return
-    result = {"scores": score_all(config, workdir, place, given), "recipe": recipe}
-    write_json(place / "scores.json", result)
+    if not scored:
+        found = score_all(config, workdir, place, given)
+        page.unlink(missing_ok=True)  # it is of other scores
+        write_json(place / "scores.json", {"scores": found, "recipe": recipe})
+    result = read_json(place / "scores.json")
     report.write(place, result)
     log.info("evaluate: wrote %s, with the recipe of the scores\n%s", place / "report.md", report.text_table(result))
 

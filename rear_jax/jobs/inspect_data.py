@@ -14,7 +14,8 @@ from rear_jax.data.sources import open_source, source_settings
 from rear_jax.data.sources.interface import ImageSource, captioned
 from rear_jax.errors import RearError, one_line
 from rear_jax.runtime import figures
-from rear_jax.runtime.atomic import atomic_file, write_json
+from rear_jax.runtime.atomic import write_json
+from rear_jax.runtime.pages import save_page
 from rear_jax.runtime.pictures import prompt_sheet, save_png
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ ROWS = 10  # of a table of classes at either end, of sizes, of broken images
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
-    """Writes `inspect.json`, `inspect.md` and, for each split, a sheet of images `inspect_<split>.png`."""
+    """Writes `inspect.json`, `inspect.md`, `inspect.html` and, for each split, a sheet `inspect_<split>.png`."""
     splits, texts = {}, []
     for split in _splits(config):
         title = split or "images"
@@ -44,8 +45,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         texts.append(f"## {_cell(title)}\n\n{section}")
     write_json(workdir / "inspect.json", {"splits": splits, "data": config.data.to_dict()})
     page = "\n\n".join(texts) + "\n"
-    with atomic_file(workdir / "inspect.md") as file:
-        file.write_text(page, errors="backslashreplace")
+    save_page(workdir / "inspect.md", "Images", page)
     log.info("inspect: wrote %s\n%s", workdir / "inspect.md", page)
 
 

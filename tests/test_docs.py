@@ -24,7 +24,7 @@ COMMAND = re.compile(
 PATH = re.compile(r"(?<![\w./:])(?:rear_jax|configs|tests|benchmarks|launch|docs|\.ci)/[\w./{},*-]*")
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
-FILES = (".md", ".json", ".py", ".npz", ".png", ".jsonl", ".txt", ".zip", ".tar")
+FILES = (".md", ".html", ".json", ".py", ".npz", ".png", ".jsonl", ".txt", ".zip", ".tar")
 
 
 def relative(file: Path) -> str:

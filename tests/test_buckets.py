@@ -7,6 +7,7 @@ They run where REAR_BUCKETS is set, in an environment with the extra gcs and fak
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
 import urllib.request
@@ -21,6 +22,12 @@ pytestmark = pytest.mark.skipif("REAR_BUCKETS" not in os.environ, reason="needs 
 
 STEPS = 400
 TRAIN = [f"--config.train.loop.{one}" for one in (f"steps={STEPS}", "checkpoint_every=50", "log_every=10")]
+A_PART_A_BATCH = """
+from rear_jax.sampling import uploaded_set
+uploaded_set.PART_SECONDS = 0.0
+from rear_jax.main import command
+command()
+"""
 CLIENTS = {  # what tells gcsfs, google-cloud-storage, tensorstore and array_record where the server is
     "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
     "NO_GCE_CHECK": "true",
@@ -113,20 +120,17 @@ def test_a_run_that_was_ended_goes_on_bit_for_bit(unbroken, prepared, signal_num
 
 @pytest.fixture(scope="module")
 def sampled(prepared):
-    """A workdir whose samples were drawn by a process that was stopped, and by another one."""
+    """A workdir whose samples were drawn by a process that was killed after a part of them, and by another one."""
     from rear_jax.runtime import places
 
     workdir = places.place("gs://runs/sampled")
     flags = ["--config.sample.num_images=600", "--config.sample.batch_size=8", "--config.sample.png_folder", *prepared]
-    process = toy.start(workdir, "--job=train,sample", *flags)
-    partial = workdir / "samples.partial"
-    wait_for(lambda: (partial / "drawn_with.json").exists(), process)
-    time.sleep(10)  # the sampler is compiled, and draws
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=100)
-    assert process.returncode == 0, errors
+    python, _, _, *arguments = toy.command(workdir, "--job=train,sample", *flags)
+    process = subprocess.Popen([python, "-c", A_PART_A_BATCH, *arguments], env=toy.environment())
+    wait_for(lambda: list((workdir / "samples.partial").glob("numbers-*.npy")), process)
+    process.kill()
+    process.wait(timeout=60)
     assert not (workdir / "samples.npz").exists()
-    assert list(partial.glob("numbers-*.npy")), errors
     done = toy.finish(workdir, "--job=sample,evaluate,analyze", *flags)
     assert done.returncode == 0, done.stderr
     assert "sample: going on, " in done.stderr

@@ -151,13 +151,18 @@ def test_parts_that_were_uploaded_are_used_again(sampled, unbroken):
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--job=posttrain,sweep", "--config.posttrain.loop.steps=2", "--config.posttrain.reward.perceptual=0"],
+        [
+            "--job=posttrain,sweep",
+            "--config.posttrain.loop.steps=2",
+            "--config.posttrain.loop.batch_size=8",
+            "--config.posttrain.reward.perceptual=0",
+            "--config.sweep.guidance_scale=(1.0, 2.0)",
+        ],
         [
             "--job=convert",
             "--config.convert.source={}/generator",
             "--config.convert.export={}/g.safetensors",
         ],
-        ["--job=study", "--config.study.seeds=(0, 1)"],
     ],
 )
 def test_other_jobs_run_there(sampled, prepared, flags):

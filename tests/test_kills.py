@@ -64,7 +64,7 @@ def start(workdir: Path, trained: Path, flags: list[str]) -> subprocess.Popen:
     if not workdir.exists():
         for name in ("tokenizer", "generator") if any(one in flags for one in ("--job=sample", "--job=sweep")) else ():
             shutil.copytree(trained / name, workdir / name)
-        workdir.mkdir(exist_ok=True)
+        workdir.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "rear_jax.main", f"--workdir={workdir}"]
     command += [one.format(workdir=workdir) for one in flags]
     return subprocess.Popen(
@@ -125,21 +125,22 @@ def timeless(value: Any) -> Any:
 @pytest.mark.parametrize("job", ["tokenize", "posttrain", "sample", "import", "convert", "study", "sweep"])
 def test_a_killed_job_ends_like_an_undisturbed_one(job, tmp_path, trained):
     flags = flags_of(job, trained, tmp_path)
-    whole = start(tmp_path / "whole", trained, flags)
-    wait_for_log(tmp_path / "whole", whole, 0)
+    undisturbed, disturbed = tmp_path / "whole" / "run", tmp_path / "killed" / "run"  # pages bear the folder's name
+    whole = start(undisturbed, trained, flags)
+    wait_for_log(undisturbed, whole, 0)
     since = time.monotonic()
     finish(whole)
     length, random = time.monotonic() - since, np.random.default_rng(zlib.crc32(job.encode()))
     moments = random.uniform(0, length, KILLS)
     for moment in moments:
-        lines = written(tmp_path / "killed")
-        process = start(tmp_path / "killed", trained, flags)
-        wait_for_log(tmp_path / "killed", process, lines)
+        lines = written(disturbed)
+        process = start(disturbed, trained, flags)
+        wait_for_log(disturbed, process, lines)
         time.sleep(moment)
         process.kill()
         process.communicate(timeout=60)
-    finish(start(tmp_path / "killed", trained, flags))
-    wanted, found = result(tmp_path / "whole"), result(tmp_path / "killed")
+    finish(start(disturbed, trained, flags))
+    wanted, found = result(undisturbed), result(disturbed)
     assert wanted.keys() == found.keys(), moments
     for name in wanted:
         np.testing.assert_equal(found[name], wanted[name], err_msg=f"{name}, killed at {moments}")

@@ -81,6 +81,8 @@ def test_a_run_asks_no_network_and_writes_in_its_workdir_alone(tmp_path):
     assert done.returncode == 0, done.stderr
     events = [json.loads(line) for line in (tmp_path / "events").read_text().splitlines()]
     places = (str(workdir), str(cache), str(temporary), os.devnull)
-    assert {event for event, _ in events} == {"write"}, [event for event in events if event[0] != "write"]
-    assert any(place.startswith(str(workdir)) for _, place in events)
-    assert [place for _, place in events if not place.startswith(places)] == []
+    written = [place for event, place in events if event == "write"]
+    others = [told for event, told in events if event != "write"]
+    assert [told for told in others if "fc-list" not in told] == []  # by which matplotlib lists the system's fonts
+    assert any(place.startswith(str(workdir)) for place in written)
+    assert [place for place in written if not place.startswith(places)] == []

@@ -39,19 +39,11 @@ def build(studio: Studio) -> None:
             start = gr.Button("Draw", variant="primary", elem_id="draw")
         with gr.Column(scale=3):
             status = gr.Markdown("Nothing is drawn yet.", elem_id="draw_status")
-            gallery = gr.Gallery(
-                label="Images",
-                show_label=False,
-                columns=4,
-                format="png",
-                object_fit="contain",
-                height=720,
-                elem_id="drawn",
-            )
+            gallery = fields.gallery("drawn", height=720)
 
     def show(*values: Any) -> Iterator[tuple[list, str]]:
         for shown in draw(studio, *values):
-            yield list(zip(shown.images, shown.captions, strict=True)), shown.status
+            yield fields.in_gallery(shown), shown.status
 
     fields.on(start.click, show, [text, each, *settings], [gallery, status], status)
 

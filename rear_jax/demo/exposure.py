@@ -67,19 +67,11 @@ def build(studio: Studio) -> None:
             start = gr.Button("Draw the rest", variant="primary", elem_id="continue")
         with gr.Column(scale=3):
             status = gr.Markdown("Drop an image first.", elem_id="exposure_status")
-            gallery = gr.Gallery(
-                label="Images",
-                show_label=False,
-                columns=4,
-                format="png",
-                object_fit="contain",
-                height=560,
-                elem_id="continued",
-            )
+            gallery = fields.gallery("continued", height=560)
 
     def show(*values: Any) -> Iterator[tuple[list, str]]:
         for shown in continue_image(studio, *values):
-            yield list(zip(shown.images, shown.captions, strict=True)), shown.status
+            yield fields.in_gallery(shown), shown.status
 
     inputs = [file, share, text, count, *settings]
     fields.on(start.click, show, inputs, [gallery, status], status)

@@ -9,7 +9,7 @@ from typing import Any
 
 from jax.errors import JaxRuntimeError
 
-from rear_jax.demo.studio import Studio
+from rear_jax.demo.studio import Shown, Studio
 from rear_jax.errors import RearError
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,19 @@ def sampler_settings(values: Sequence[float | None]) -> dict[str, float | None]:
         name: float(value) if name in SLIDERS and isinstance(value, int) else value
         for name, value in zip(SAMPLER, values, strict=True)
     }
+
+
+def gallery(name: str, *, height: int) -> Any:
+    """Where drawn images are shown; `name` is its id on the page, the height is in pixels."""
+    import gradio as gr
+
+    shape = {"columns": 4, "object_fit": "contain", "height": height}
+    return gr.Gallery(label="Images", show_label=False, format="png", elem_id=name, **shape)
+
+
+def in_gallery(shown: Shown) -> list[tuple[Any, str]]:
+    """The images, each with its caption."""
+    return list(zip(shown.images, shown.captions, strict=True))
 
 
 def seed_and_sampler(studio: Studio) -> list[Any]:

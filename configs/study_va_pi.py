@@ -4,13 +4,18 @@
 
 One tokenizer, which sees five times as many images as the quickstart's, a reAR generator for each of three seeds, and
 four post-trainings of each: at learning rate 0 (the generator as it was, with its rewards watched), reward only, prior
-only, both. Samples of each are scored without guidance, as the paper does, and with the quickstart's. Rewards look
-through EfficientNet-Lite0, scores through EfficientNet-Lite2. The divergence from the generator before is watched, by a
-weight that moves nothing. In the paper (LlamaGen-XXL, FID without guidance): 14.36 before, 38.6 reward only, 14.17
-prior only, 7.65 both. What it gives here is in benchmarks/RESULTS.md.
+only, both. Samples of each are scored without guidance, as the paper does, and with the quickstart's, and compared with
+reconstructions of held-out images too, from which the generator alone is at a distance. Rewards look through
+EfficientNet-Lite0, scores through EfficientNet-Lite2. The divergence from the generator before is watched, by a weight
+that moves nothing. In the paper (LlamaGen-XXL, FID without guidance): 14.36 before, 38.6 reward only, 14.17 prior only,
+7.65 both. What it gives here is in docs/evidence.md.
 
-End --config=FILE with :long for 400 steps in the place of 64, with :prior for weights of the prior (β), with :noise for
-noise in the context (ξ), or with :after_ar for generators that were trained without reAR.
+End --config=FILE with the name of another study:
+
+    :long      generators of 2000 steps, post-trained for 400, in the place of 280 and 64
+    :after_ar  the same for generators that were trained by plain AR, before and both only
+    :prior     weights of the prior (β)
+    :noise     noise in the context (ξ)
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +23,9 @@ from ml_collections import ConfigDict
 from rear_jax.config.experiments import fashion_mnist
 from rear_jax.errors import RearError
 
-BEFORE = {"posttrain": {"optimizer": {"learning_rate": 0.0, "final_learning_rate": 0.0}}}
+STILL = {"learning_rate": 0.0, "final_learning_rate": 0.0}
+BEFORE = {"posttrain": {"optimizer": STILL}}
+BRIEFLY = {"posttrain": {"optimizer": STILL, "loop": {"steps": 40}}}  # nothing changes: why wait for all 400 steps?
 PARTS = {
     "before": BEFORE,
     "reward_only": {"posttrain": {"prior_weight": 0.0}},
@@ -27,12 +34,13 @@ PARTS = {
 }
 STUDIES = {  # name -> variants; numbers in their names are in per cent
     "parts": PARTS,
-    "long": PARTS,
+    "long": PARTS | {"before": BRIEFLY},
+    "after_ar": {"before": BRIEFLY, "both": {}},
     "prior": {"before": BEFORE}
     | {f"prior_{beta}": {"posttrain": {"prior_weight": beta / 100}} for beta in (1, 10, 100)},
     "noise": {"before": BEFORE} | {f"noise_{xi}": {"posttrain": {"noise_rate": xi / 100}} for xi in (0, 25, 50, 95)},
-    "after_ar": {"before": BEFORE, "both": {}},
 }
+LONG = ("long", "after_ar")
 
 
 def get_config(study="parts"):
@@ -46,9 +54,12 @@ def get_config(study="parts"):
     vq.loop.picture_every = vq.loop.checkpoint_every = 400
     vq.optimizer.warmup_steps = 30
     config.method.name = "ar" if study == "after_ar" else "rear"
-    config.posttrain.loop.steps = 400 if study == "long" else 64
+    if study in LONG:
+        config.train.loop.update(steps=2000, checkpoint_every=500)
+    config.posttrain.loop.steps = 400 if study in LONG else 64
     config.posttrain.kl_weight = 1e-6
     config.sweep.guidance_scale = (1.0, 3.0)
+    config.evaluate.update(tokenizer=False, reconstructed_reference=True)
     config.study.variant_jobs = ("posttrain", "sweep")
     config.study.last = 10
     with config.study.unlocked():

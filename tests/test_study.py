@@ -89,7 +89,9 @@ def test_every_study_of_va_pi_begins_with_the_generator_as_it_was(name):
     first, *others = config.study.variants.items()
     assert first[1].posttrain.optimizer.learning_rate == 0.0
     assert others
-    assert config.posttrain.loop.steps == (400 if name == "long" else 64)
+    assert config.posttrain.loop.steps == (400 if name in ("long", "after_ar") else 64)
+    assert config.train.loop.steps == (2000 if name in ("long", "after_ar") else 280)
+    assert config.method.name == ("ar" if name == "after_ar" else "rear")
 
 
 def test_the_rear_study_changes_the_objective_alone():

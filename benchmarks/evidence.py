@@ -1,0 +1,93 @@
+"""Draws docs/evidence.png: what reAR and VA-π give, each value with its seeds, from the workdirs of three studies.
+
+    python benchmarks/evidence.py STUDY_REAR STUDY_VA_PI_LONG STUDY_VA_PI_AFTER_AR [--to=docs/evidence.png]
+
+The first is that of configs/study_rear.py, the others are those of configs/study_va_pi.py with :long and :after_ar. The
+distance is that of samples from held-out images after the tokenizer: it is what the generator alone loses.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+from matplotlib.axes import Axes
+
+from rear_jax.runtime.figures import finish_panel, new_figure, save_figure
+
+AR, REAR, OTHER = "#8a8a8a", "#2f6db5", "#a9c4e4"
+COLORS = {"ar": AR, "rear": REAR}
+BEST = "New samples at the best guidance of each run"
+UNGUIDED = "Samples without guidance"
+
+
+def results(workdir: Path) -> dict[str, list[dict]]:
+    """Variant -> for each seed, title of a table -> values."""
+    return json.loads((workdir / "study.json").read_text())["results"]
+
+
+def distances(runs: list[dict], title: str) -> list[float]:
+    """Of each seed: the distance of samples from held-out images after the tokenizer."""
+    return [next(value for name, value in run[title].items() if name.endswith("from reconstructions")) for run in runs]
+
+
+def bars(panel: Axes, rows: dict[str, tuple[list[float], str]]) -> None:
+    """Name -> (a value for each seed, color): a horizontal bar as long as the mean, and a dot for each seed."""
+    for place, (values, color) in enumerate(rows.values()):
+        panel.barh(place, statistics.fmean(values), color=color, height=0.7)
+        panel.plot(values, [place] * len(values), "o", color="black", markersize=3)
+        panel.text(max(values), place, f"  {statistics.fmean(values):.0f}", va="center", fontsize=8)
+    panel.set_yticks(range(len(rows)), list(rows), fontsize=8)
+    panel.set_xlim(0, 1.15 * max(max(values) for values, _ in rows.values()))
+    panel.invert_yaxis()
+
+
+def draw_parts(panel: Axes, found: dict[str, list[dict]]) -> None:
+    """The distance of each objective at the guidance that is best for it, the largest first."""
+    rows = {
+        name.replace("_", " "): (distances(runs, BEST), COLORS.get(name, OTHER))
+        for name, runs in sorted(found.items(), key=lambda one: -statistics.fmean(distances(one[1], BEST)))
+    }
+    bars(panel, rows)
+    finish_panel(panel, "objectives, each at its best guidance", "distance from reconstructions (less is better)")
+
+
+def draw_guidance(panel: Axes, found: dict[str, list[dict]]) -> None:
+    """The distance against the scale of guidance, for plain AR and reAR."""
+    titles = [title for title in found["ar"][0] if title == UNGUIDED or title.startswith("Samples at guidance")]
+    scales = [1.0 if title == UNGUIDED else float(title.split()[3].rstrip(",")) for title in titles]
+    for name, color in COLORS.items():
+        seeds = [distances(found[name], title) for title in titles]
+        panel.plot(scales, [statistics.fmean(values) for values in seeds], color=color, marker="o", label=name)
+        panel.fill_between(scales, list(map(min, seeds)), list(map(max, seeds)), color=color, alpha=0.2)
+    panel.set_ylim(bottom=0)
+    panel.legend(fontsize=8)
+    finish_panel(panel, "distance against guidance", "scale of guidance")
+
+
+def draw_post_training(panel: Axes, after_rear: dict[str, list[dict]], after_ar: dict[str, list[dict]]) -> None:
+    """The distance without guidance before and after VA-π, from a plain AR generator and from a reAR one."""
+    rows = {}
+    for name, found, color in (("ar", after_ar, AR), ("rear", after_rear, REAR)):
+        rows[name] = (distances(found["before"], UNGUIDED), color)
+        rows[f"{name}, then VA-π"] = (distances(found["both"], UNGUIDED), color)
+    bars(panel, rows)
+    finish_panel(panel, "post-training, no guidance", "distance from reconstructions (less is better)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("rear", "long", "after_ar"):
+        parser.add_argument(name, type=Path, help="workdir of a study")
+    parser.add_argument("--to", type=Path, default=Path("docs/evidence.png"), help="the picture")
+    flags = parser.parse_args()
+    rear = results(flags.rear)
+    figure, panels = new_figure(1, 3, 4.0, 3.0)
+    draw_parts(panels[0], rear)
+    draw_guidance(panels[1], rear)
+    draw_post_training(panels[2], results(flags.long), results(flags.after_ar))
+    save_figure(flags.to, figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -4,10 +4,11 @@
 
 One tokenizer and its codes for all, at the quickstart's size. Generators of width 64, 128 and 256 are trained as AR and
 as reAR, each with two seeds. Every 200 steps a generator is scored by 1000 samples without guidance. The curves are in
-study_distance.png: a colour for each width, solid for reAR, dashed for AR. The last scores are in study.md.
+study_distances.png: a colour for each network, solid for reAR, dashed for AR. The last scores are in study.md.
 
-Generators learn from all 12 000 images. The codes are then about as many for each parameter as in the paper. One image
-in ten, as in configs/study_rear.py, even a generator of width 128 learns by heart. Not run to its end here yet.
+Most of the distance from training images is the tokenizer's blur; that from reconstructions is the generator's own.
+Generators learn from all 12 000 images. A few images they learn by heart, and samples that repeat them score well, so
+that width would say little. Not run to its end here yet.
 
 End --config=FILE with :imagenet for the networks and the recipe of configs/rear_s.py, rear_b.py and rear_l.py on
 ImageNet-1k at 256 pixels, scored every 20 epochs of 400. The tokenizer is given, as in these files, by

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,24 +66,24 @@ def draw(path: Path, runs: Runs, looks: Mapping[str, dict[str, str]], job: str) 
     save_figure(path, figure)
 
 
-def draw_distance(path: Path, runs: Runs, looks: Mapping[str, dict[str, str]]) -> None:
-    """Draws the Fréchet distance of samples drawn in training against the steps; its axis is logarithmic."""
+def draw_distances(path: Path, runs: Runs, looks: Mapping[str, dict[str, str]]) -> None:
+    """Draws the Fréchet distances of samples drawn in training against the steps, on logarithmic axes."""
     from matplotlib.ticker import MaxNLocator, NullLocator  # here, as matplotlib is in runtime/figures.py
 
-    name = distance_of(watched_scores(runs))
-    figure, (panel,) = new_figure(1, 1, 6.4, 4.6)
-    _plot(panel, lines(runs, watching.JOB, name), looks, marker="o", markersize=3)
-    panel.set_yscale("log")
-    panel.yaxis.set(major_locator=MaxNLocator(8), major_formatter="{x:g}", minor_locator=NullLocator())
-    panel.set_ylabel(name, fontsize=8)
-    finish_panel(panel, "Samples in training", "train step")
-    panel.legend(fontsize=8, ncols=-(-len(runs) // 4))
+    names = distances(watched_scores(runs))
+    figure, panels = new_figure(1, len(names), 5.6, 4.4)
+    for panel, name in zip(panels, names, strict=True):
+        _plot(panel, lines(runs, watching.JOB, name), looks, marker="o", markersize=3)
+        panel.set_yscale("log")
+        panel.yaxis.set(major_locator=MaxNLocator(8), major_formatter="{x:g}", minor_locator=NullLocator())
+        finish_panel(panel, name, "train step")
+    panels[0].legend(fontsize=8, ncols=-(-len(runs) // 4))
     save_figure(path, figure)
 
 
-def distance_of(names: Sequence[str]) -> str:
-    """The name of the Fréchet distance among those of scores; '' where there is none."""
-    return next((name for name in names if name.startswith(("FID", "FD-"))), "")
+def distances(names: Iterable[str]) -> list[str]:
+    """The names of Fréchet distances among those of scores."""
+    return [name for name in names if name.startswith(("FID", "FD-"))]
 
 
 def watched_scores(runs: Runs) -> list[str]:

@@ -39,8 +39,8 @@ def run(config: ConfigDict, workdir: Path, jobs: Mapping[str, Job]) -> None:
 
     - the samples' scores, at each guidance where 'sweep' is among `variant_jobs`;
     - correct-token ratios and perplexities, where 'analyze' is among them and computes 'accuracy';
-    - the Fréchet distance of samples drawn in training, where `config.train.evaluate_every` asks for it; it is also
-      drawn, in `study_distance.png`;
+    - Fréchet distances of samples drawn in training, where `config.train.evaluate_every` asks for them; they are also
+      drawn, in `study_distances.png`;
     - the last logged metrics.
 
     Each has a row for each variant, with mean ± standard deviation over seeds, and says what differs from the first.
@@ -192,12 +192,12 @@ def _scores(folder: Path, study: ConfigDict) -> dict[str, dict[str, float]]:
 
 
 def _watched(folder: Path, study: ConfigDict) -> dict[str, dict[str, float]]:
-    """The Fréchet distance of samples drawn in training -> its value after each number of steps."""
+    """Each Fréchet distance of samples drawn in training -> its value after each number of steps."""
     records = read_metrics(folder, watching.JOB) if study.variant_jobs[0] == "train" else []
-    name = curves.distance_of(list(records[-1])) if records else ""
-    if not name:
-        return {}
-    return {f"Samples in training: {name}": {f"step {record['step']}": record[name] for record in records}}
+    names = curves.distances(records[-1] if records else ())
+    return {
+        f"Samples in training: {name}": {f"step {record['step']}": record[name] for record in records} for name in names
+    }
 
 
 def _predictions(folder: Path, study: ConfigDict) -> dict[str, dict[str, float]]:
@@ -260,6 +260,6 @@ def _draw(workdir: Path, study: ConfigDict) -> list[str]:
     curves.draw(workdir / "study.png", runs, looks, study.variant_jobs[0])
     shown = ["![Curves, a line for each variant](study.png)"]
     if study.variant_jobs[0] == "train" and curves.watched_scores(runs):
-        curves.draw_distance(workdir / "study_distance.png", runs, looks)
-        shown.insert(0, "![Distance of samples drawn in training, by steps](study_distance.png)\n")
+        curves.draw_distances(workdir / "study_distances.png", runs, looks)
+        shown.insert(0, "![Distances of samples drawn in training, by steps](study_distances.png)\n")
     return shown

@@ -15,6 +15,7 @@ import runpy
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import jax
 import measure
@@ -50,19 +51,29 @@ def run(name: str, workdir: pathlib.Path) -> float:
     return (time.perf_counter() - since) / 60
 
 
-def sampling_rate(config, workdir: pathlib.Path, repeats: int) -> float:
-    """Guided images/s of the program that `--job=sample` runs, the best of several batches."""
+def sampler(config, workdir: pathlib.Path) -> tuple[Callable[[], np.ndarray], int]:
+    """What draws a guided batch by the program that `--job=sample` runs, compiled by the first call; its images."""
     tokenizer = artifacts.load_tokenizer(config, workdir)
     network = objectives.build_generator(config, tokenizer.module)
     generator = artifacts.load_generator(config, workdir, tokenizer, network, stage="train")
     conditions = open_conditions(config, workdir, generator.module)
     batch = next(draw.plan_batches(conditions.labels, np.arange(len(conditions.labels)), config.sample.batch_size))
     mesh = make_mesh(config.mesh)
-    with jax.set_mesh(mesh):
-        program = draw.compile_sampler(config, generator.module, tokenizer.module)
-        with_weights = functools.partial(program, generator.params, tokenizer.params)
-        seconds, _ = measure.timed(draw.draw_batch, lambda _: (with_weights, conditions, batch, mesh), repeats)
-    return batch.count / min(seconds)
+    program = draw.compile_sampler(config, generator.module, tokenizer.module)
+    with_weights = functools.partial(program, generator.params, tokenizer.params)
+
+    def draw_one() -> np.ndarray:
+        with jax.set_mesh(mesh):
+            return draw.draw_batch(with_weights, conditions, batch, mesh)
+
+    return draw_one, batch.count
+
+
+def sampling_rate(config, workdir: pathlib.Path, repeats: int) -> float:
+    """Images/s, the best of several batches."""
+    draw_one, count = sampler(config, workdir)
+    seconds, _ = measure.timed(draw_one, lambda _: (), repeats)
+    return count / min(seconds)
 
 
 def row(name: str, workdir: pathlib.Path, minutes: float, repeats: int) -> tuple:

@@ -11,7 +11,16 @@ from rear_jax.training import fitting
 from tests import toy
 
 # for two CPU cores
-SMALL = ("fashion_alitok", "fashion_titok", "fashion_t2i", "freedoom", "quickstart", "study_rear", "study_va_pi")
+SMALL = (
+    "fashion_alitok",
+    "fashion_titok",
+    "fashion_t2i",
+    "freedoom",
+    "quickstart",
+    "study_rear",
+    "study_scaling",
+    "study_va_pi",
+)
 
 _SPEC = importlib.util.spec_from_file_location("published", toy.ROOT / "benchmarks" / "published.py")
 published = importlib.util.module_from_spec(_SPEC)

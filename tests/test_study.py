@@ -7,6 +7,8 @@ from ml_collections import ConfigDict
 
 from rear_jax import jobs
 from rear_jax.errors import RearError
+from rear_jax.evaluation import curves
+from rear_jax.jobs import study as study_job
 from rear_jax.jobs.study import table
 from tests import toy
 from tests.test_configs import load
@@ -101,6 +103,49 @@ def test_the_rear_study_changes_the_objective_alone():
     assert len(set(map(str, config.study.variants.values()))) == len(config.study.variants) == 7
 
 
+@pytest.mark.parametrize("size", ["small", "imagenet"])
+def test_the_scaling_study_changes_network_and_objective(size):
+    """The paper's networks are those of their own files; each is trained by both methods, the smallest first."""
+    config = load(toy.ROOT / "configs" / "study_scaling.py", size)
+    widths = [changes.model.width for changes in config.study.variants.values()]
+    assert len(widths) == 6
+    assert all(set(changes) <= {"model", "method"} for changes in config.study.variants.values())
+    assert config.train.loop.steps % config.train.evaluate_every == 0
+    assert config.model.width == max(widths)  # what --job=plan plans
+    if size == "imagenet":
+        _, variants = study_job._plan(config, toy.ROOT, 0)
+        for letter, name in zip("sbl", ("20x768", "24x768", "24x1024"), strict=True):
+            for method in ("ar", "rear"):
+                own = load(toy.ROOT / "configs" / f"{method}_{letter}.py")
+                variant = variants[f"{method}_{name}"]
+                assert (variant.model.to_dict(), variant.method.name) == (own.model.to_dict(), own.method.name)
+                assert variant.train.loop.to_dict() == own.train.loop.to_dict()
+                assert variant.train.optimizer.to_dict() == own.train.optimizer.to_dict()
+
+
+def test_the_scaling_study_names_its_sizes():
+    with pytest.raises(RearError, match=r"there is no size 'large': .* :small, :imagenet"):
+        load(toy.ROOT / "configs" / "study_scaling.py", "large")
+
+
+def test_variants_stand_in_the_order_of_their_numbers():
+    names = ["rear_24x768", "ar_24x1024", "ar_20x768", "ar", "ar_24x768", "3x64", "3x128"]
+    ordered = ["3x64", "3x128", "ar", "ar_20x768", "ar_24x768", "ar_24x1024", "rear_24x768"]
+    assert study_job._in_order(names) == ordered
+
+
+def test_a_network_has_a_colour_and_an_objective_a_style():
+    ar, small, large = {"method": {"name": "ar"}}, {"model": {"width": 64}}, {"model": {"width": 128}}
+    looks = curves.styles({"ar_64": ar | small, "rear_64": small, "ar_128": ar | large, "rear_128": large})
+    assert [look["linestyle"] for look in looks.values()] == ["--", "-", "--", "-"]
+    assert [look["color"] for look in looks.values()] == ["C0", "C0", "C1", "C1"]
+
+
+def test_on_one_network_each_objective_has_a_colour():
+    looks = curves.styles({"ar": {"method": {"name": "ar"}}, "rear": {}})
+    assert looks == {"ar": {"color": "C0"}, "rear": {"color": "C1"}}
+
+
 @pytest.mark.slow
 def test_a_study_runs_once_and_leaves_its_tables(tmp_path):
     frozen = {"posttrain": {"optimizer": {"learning_rate": 0.0, "final_learning_rate": 0.0}}}
@@ -145,6 +190,7 @@ def test_objectives_are_variants_too(tmp_path):
         analyze__num_images=8,
         analyze__batch_size=8,
         analyze__noise_shares=(0.0, 0.1),
+        evaluate__reconstructed_reference=True,
         train__evaluate_every=2,
         train__evaluate_images=8,
     )
@@ -173,5 +219,8 @@ def test_objectives_are_variants_too(tmp_path):
     assert "| shallow |" in page
     assert page.count("| ar |") == page.count("| rear |") == len(titles)
     assert (tmp_path / "study.png").stat().st_size > 0
+    assert (tmp_path / "study_distances.png").stat().st_size > 0
+    for watched in ("FD-EffNetLite2@32", "FD-EffNetLite2@32 from reconstructions"):
+        assert list(results["ar"][0][f"Samples in training: {watched}"]) == [f"step {n}" for n in range(2, 13, 2)]
     for seed in config.study.seeds:
         assert not (tmp_path / f"seed_{seed}" / "generator").exists()

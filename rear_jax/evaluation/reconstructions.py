@@ -10,9 +10,12 @@ from ml_collections import ConfigDict
 
 from rear_jax import tokenizers
 from rear_jax.artifacts import Tokenizer
-from rear_jax.evaluation.reference import RealImages
+from rear_jax.evaluation.reference import RealImages, ReferencePlan, plan_of
+from rear_jax.metrics import scores
+from rear_jax.metrics.features import FeatureExtractor, Network
 from rear_jax.metrics.perceptual import PerceptualNetwork
 from rear_jax.metrics.similarity import psnr, ssim
+from rear_jax.metrics.statistics import frechet_distance
 from rear_jax.runtime import local_devices
 from rear_jax.tokenizers import quantizer
 
@@ -32,6 +35,20 @@ class ReconstructedImages(RealImages):
     def fingerprint(self) -> str:
         """Names the set by its images and by what has decoded them."""
         return f"{super().fingerprint()} {self._tokenizer.fingerprint} {self._tokenizer.decoder_fingerprint}"
+
+
+def plan(config: ConfigDict, tokenizer: Tokenizer, network: Network) -> ReferencePlan:
+    """To compare samples with held-out images after the tokenizer: `config.evaluate.reconstructed_reference`."""
+    images = ReconstructedImages(config.data, config.data.eval_split, config.evaluate.num_reference, tokenizer)
+    return plan_of(images, network, config.evaluate)
+
+
+def distance(
+    reconstructed: scores.Reference, generated: scores.Described, extractor: FeatureExtractor
+) -> dict[str, float]:
+    """The Fréchet distance of samples from such a reference, under its name."""
+    found = frechet_distance(scores.moments(generated.pooled), reconstructed.moments)
+    return {f"{scores.distance_name(extractor)} from reconstructions": found}
 
 
 class Reconstructions:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from rear_jax import artifacts
 from rear_jax.errors import RearError
-from rear_jax.evaluation import reference
+from rear_jax.evaluation import reconstructions, reference
 from rear_jax.metrics import scores
 from rear_jax.metrics.features import Network, load_network
 from rear_jax.runtime import distributed, places
@@ -59,6 +59,8 @@ def _plan(config: ConfigDict, network: Network) -> reference.ReferencePlan:
     plan = reference.plan_reference(config, network)
     shape = config.train.evaluate_images, *draw.image_shape(config)
     reference.require_scores(plan, network.extractor, config.evaluate, shape)
+    if config.evaluate.reconstructed_reference:
+        scores.require_size("reconstructions", config.data.image_size, *shape[1:3])
     return plan
 
 
@@ -85,6 +87,10 @@ class Watch:
         folder = places.place(settings.cache) if settings.cache else workdir / "references"
         self._extractor = network.extractor
         self._reference = reference.prepare_reference(plan, network.extractor, settings, folder)
+        self._reconstructed = None
+        if settings.reconstructed_reference:
+            of_decoded = reconstructions.plan(config, tokenizer, network)
+            self._reconstructed = reference.prepare_reference(of_decoded, network.extractor, settings, folder)
         self._settings = reference.score_settings(settings)
         self._conditions = open_conditions(_of_all(config), workdir, model)
         self._program = draw.compile_sampler(config, model, tokenizer.module)
@@ -102,7 +108,10 @@ class Watch:
     def look(self, step: int, state: TrainState) -> None:
         """Scores the generator as it is after `step`."""
         params = state.ema if self._config.sample.use_ema else state.params
-        found = scores.score(self._reference, self._images(params), self._extractor, self._settings)
+        described = scores.describe(self._extractor, scores.same_size(self._reference, self._images(params)))
+        found = scores.compare(self._reference, described, self._extractor, self._settings)
+        if self._reconstructed:
+            found |= reconstructions.distance(self._reconstructed, described, self._extractor)
         if distributed.is_first():
             with MetricWriter(self._workdir, JOB, start_step=step - 1) as writer:
                 writer.write(step, found)

@@ -11,10 +11,9 @@ from ml_collections import ConfigDict
 
 from rear_jax import artifacts, tokenizers
 from rear_jax.errors import RearError
-from rear_jax.evaluation import reference, report, text_fit
+from rear_jax.evaluation import reconstructions, reference, report, text_fit
 from rear_jax.evaluation.label_scores import LabelScores, Nothing, label_scores
 from rear_jax.evaluation.label_scores import recipe_of as recipe_of_labels
-from rear_jax.evaluation.reconstructions import ReconstructedImages, Reconstructions
 from rear_jax.evaluation.reference import RealImages, ReferencePlan
 from rear_jax.evaluation.samples import Samples, not_comparable, open_samples
 from rear_jax.metrics import scores
@@ -95,8 +94,7 @@ def gather(config: ConfigDict, workdir: Path, place: Path) -> Compared:
     if settings.tokenizer:
         lpips = _lpips(config)
     if settings.reconstructed_reference and samples:
-        images = ReconstructedImages(config.data, config.data.eval_split, settings.num_reference, tokenizer)
-        reconstructed = reference.plan_of(images, network, settings)
+        reconstructed = reconstructions.plan(config, tokenizer, network)
         scores.require_size(reconstructed.name, reconstructed.size, *samples.images.shape[1:3])
     return Compared(network, plan, reconstructed, samples, held_out, tokenizer, lpips, text_fit.scorers(config))
 
@@ -231,8 +229,7 @@ def score_all(config: ConfigDict, workdir: Path, place: Path, given: Compared) -
         found[SAMPLES] = compare(described, labels, SAMPLES)
         if given.reconstructed:
             after = reference.prepare_reference(given.reconstructed, extractor, settings, folder)
-            distance = frechet_distance(scores.moments(described.pooled), after.moments)
-            found[SAMPLES][f"{scores.distance_name(extractor)} from reconstructions"] = distance
+            found[SAMPLES] |= reconstructions.distance(after, described, extractor)
         if labels is not None and (prompts := text_fit.prompts_in(place)):
             found[SAMPLES] |= text_fit.scores(given.text_scorers, images, labels, prompts, settings.batch_size)
     if given.held_out:
@@ -252,7 +249,7 @@ def score_tokenizer(
     batch_size = config.evaluate.batch_size
     batches = by_label.watched(held_out.batches(batch_size, labels), HELD_OUT)
     real = reference.describe(batches, len(held_out), extractor, HELD_OUT)
-    through = Reconstructions(given.tokenizer, given.lpips)
+    through = reconstructions.Reconstructions(given.tokenizer, given.lpips)
     again = by_label.watched(through.over(held_out.batches(batch_size, [])), DECODED)
     decoded = reference.describe(again, len(held_out), extractor, DECODED)
     distance = frechet_distance(scores.moments(decoded.pooled), scores.moments(real.pooled))

@@ -3,31 +3,29 @@
 import difflib
 import json
 import logging
+import re
 import statistics
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from rear_jax import artifacts
 from rear_jax.config import downloads, ranges
 from rear_jax.data.sources import with_class_count
 from rear_jax.errors import RearError
-from rear_jax.evaluation import report, watching
+from rear_jax.evaluation import curves, report, watching
 from rear_jax.jobs.evaluate import SAMPLES
 from rear_jax.jobs.job import Job
 from rear_jax.runtime import figures, identity
 from rear_jax.runtime.atomic import read_json, write_json
-from rear_jax.runtime.figures import finish_panel, new_figure, save_figure
 from rear_jax.runtime.pages import save_page
 from rear_jax.runtime.writer import read_metrics
 from rear_jax.sampling.conditions import scored
 
 log = logging.getLogger(__name__)
 
-COLUMNS = 4  # panels in a row of study.png
 SIGNIFICANT = 0.05  # p-value below which a difference is marked
 
 
@@ -41,6 +39,8 @@ def run(config: ConfigDict, workdir: Path, jobs: Mapping[str, Job]) -> None:
 
     - the samples' scores, at each guidance where 'sweep' is among `variant_jobs`;
     - correct-token ratios and perplexities, where 'analyze' is among them and computes 'accuracy';
+    - Fréchet distances of samples drawn in training, where `config.train.evaluate_every` asks for them; they are also
+      drawn, in `study_distances.png`;
     - the last logged metrics.
 
     Each has a row for each variant, with mean ± standard deviation over seeds, and says what differs from the first.
@@ -50,7 +50,7 @@ def run(config: ConfigDict, workdir: Path, jobs: Mapping[str, Job]) -> None:
     study = config.study
     _check_settings(study, jobs)
     plans = {seed: _plan(config, workdir, seed) for seed in study.seeds}
-    results = {name: [] for name in study.variants}
+    results = {name: [] for name in _in_order(study.variants)}
     for seed, (base, variants) in plans.items():
         folder = workdir / f"seed_{seed}"
         _claim(folder, base)
@@ -64,8 +64,7 @@ def run(config: ConfigDict, workdir: Path, jobs: Mapping[str, Job]) -> None:
             results[name].append(_result(folder / name, study))
     write_json(workdir / "study.json", {"results": results, "config": config.to_dict()})
     page = _page(results)
-    _draw_curves(workdir, study)
-    save_page(workdir / "study.md", "Study", f"{page}\n![Curves, a line for each variant](study.png)")
+    save_page(workdir / "study.md", "Study", "\n".join([page, *_draw(workdir, study)]))
     log.info("study: wrote %s\n%s", workdir / "study.md", page)
 
 
@@ -120,10 +119,18 @@ def _plan(config: ConfigDict, workdir: Path, seed: int) -> tuple[ConfigDict, dic
     if "train" in config.study.jobs:
         generator = str(artifacts.generator_folder(workdir / f"seed_{seed}"))
     variants = {}
-    for name, changes in config.study.variants.items():
+    for name in _in_order(config.study.variants):
+        changes = config.study.variants[name]
         variants[name] = _changed(base, changes, f"config.study.variants.{name}")
         variants[name].init_from = generator
     return base, variants
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    """Sorted with numbers by their size, so that 'width_64' is before 'width_128'."""
+    return sorted(
+        names, key=lambda name: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+    )
 
 
 def _changed(base: ConfigDict, changes: ConfigDict, option: str) -> ConfigDict:
@@ -168,7 +175,7 @@ def _result(folder: Path, study: ConfigDict) -> dict:
     names = [name for name in report.CURVES[study.variant_jobs[0]] if name in records[-1]]
     metrics = {name: statistics.fmean(record[name] for record in records) for name in names}
     last = {f"Training, means of the last {study.last} logged steps": metrics}
-    return _scores(folder, study) | _predictions(folder, study) | last
+    return _scores(folder, study) | _predictions(folder, study) | _watched(folder, study) | last
 
 
 def _scores(folder: Path, study: ConfigDict) -> dict[str, dict[str, float]]:
@@ -182,6 +189,15 @@ def _scores(folder: Path, study: ConfigDict) -> dict[str, dict[str, float]]:
     if "confirmed" in found:
         scores["New samples at the best guidance of each run"] = found["confirmed"]
     return scores
+
+
+def _watched(folder: Path, study: ConfigDict) -> dict[str, dict[str, float]]:
+    """Each Fréchet distance of samples drawn in training -> its value after each number of steps."""
+    records = read_metrics(folder, watching.JOB) if study.variant_jobs[0] == "train" else []
+    names = curves.distances(records[-1] if records else ())
+    return {
+        f"Samples in training: {name}": {f"step {record['step']}": record[name] for record in records} for name in names
+    }
 
 
 def _predictions(folder: Path, study: ConfigDict) -> dict[str, dict[str, float]]:
@@ -237,37 +253,13 @@ def _differ(values: list[float], others: list[float]) -> bool:
         return bool(ttest_ind(values, others, equal_var=False).pvalue < SIGNIFICANT)
 
 
-def _draw_curves(workdir: Path, study: ConfigDict) -> None:
-    """A panel for each metric, and for each score of samples drawn in training; in each, a line for each variant."""
-    job = study.variant_jobs[0]
-    known = [(job, name) for name in report.CURVES[job]]
-    if job == "train":
-        known += [(watching.JOB, name) for name in _watched_scores(workdir, study)]
-    drawn = [(metric, lines) for job, metric in known if (lines := _lines(workdir, study, job, metric))]
-    figure, panels = new_figure(-(-len(drawn) // COLUMNS), min(COLUMNS, len(drawn)), 3.4, 3.0)
-    for panel in panels[len(drawn) :]:
-        panel.set_axis_off()
-    for panel, (metric, lines) in zip(panels, drawn, strict=False):
-        for variant, (steps, values) in lines.items():
-            (line,) = panel.plot(steps, values.mean(axis=0), label=variant.replace("_", " "))
-            panel.fill_between(steps, values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.2)
-        finish_panel(panel, metric, f"{job} step")
-    panels[0].legend(fontsize=8)
-    save_figure(workdir / "study.png", figure)
-
-
-def _watched_scores(workdir: Path, study: ConfigDict) -> list[str]:
-    """Names of the scores of `config.train.evaluate_every`."""
-    some = read_metrics(workdir / f"seed_{study.seeds[0]}" / next(iter(study.variants)), watching.JOB)
-    return [name for name in (some[-1] if some else {}) if name not in ("job", "step")]
-
-
-def _lines(workdir: Path, study: ConfigDict, job: str, metric: str) -> dict[str, tuple[list[int], np.ndarray]]:
-    """Variant that has the metric -> the logged steps, and its values [seeds, steps]."""
-    lines = {}
-    for name in study.variants:
-        runs = [read_metrics(workdir / f"seed_{seed}" / name, job) for seed in study.seeds]
-        if runs[0] and metric in runs[0][-1]:
-            values = np.array([[record[metric] for record in run] for run in runs])
-            lines[name] = [record["step"] for record in runs[0]], values
-    return lines
+def _draw(workdir: Path, study: ConfigDict) -> list[str]:
+    """Draws the curves; the lines of study.md that show them."""
+    runs = {name: [workdir / f"seed_{seed}" / name for seed in study.seeds] for name in _in_order(study.variants)}
+    looks = curves.styles({name: study.variants[name].to_dict() for name in runs})
+    curves.draw(workdir / "study.png", runs, looks, study.variant_jobs[0])
+    shown = ["![Curves, a line for each variant](study.png)"]
+    if study.variant_jobs[0] == "train" and curves.watched_scores(runs):
+        curves.draw_distances(workdir / "study_distances.png", runs, looks)
+        shown.insert(0, "![Distances of samples drawn in training, by steps](study_distances.png)\n")
+    return shown

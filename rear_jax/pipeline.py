@@ -26,7 +26,7 @@ from rear_jax.runtime.mesh import make_mesh
 from rear_jax.sampling import draw
 from rear_jax.sampling.conditions import Conditions
 from rear_jax.sampling.generate import Sampler, sampler_of
-from rear_jax.training import objectives, posttraining
+from rear_jax.training import objectives, sampled
 
 NOWHERE = Path("no workdir")
 
@@ -60,15 +60,14 @@ def load(
     if not (workdir or made.tokenizer_from):
         raise RearError("rear_jax.load: name a tokenizer, or the workdir that has one.")
     made, folder = downloads.fetched(checked(made)), Path(workdir).expanduser() if workdir else NOWHERE
-    stage, decoder_posttrained = posttraining.sampled_stage(made) if workdir else ("train", False)
-    codec = artifacts.load_tokenizer(made, folder, decoder_posttrained=decoder_posttrained)
-    if not (workdir or made.init_from):
+    if workdir and not generator:
+        return Pipeline(made, *sampled.load(made, folder), folder)
+    codec = sampled.load_tokenizer(made, folder) if workdir else artifacts.load_tokenizer(made, folder)
+    if not made.init_from:
         return Pipeline(made, codec, None, folder)
     network = objectives.build_generator(made, codec.module)
-    if generator or not workdir:
-        params = artifacts.read_generator(Path(made.init_from), made, network, codec)
-        return Pipeline(made, codec, artifacts.Generator(network, params, 0, ""), folder)
-    return Pipeline(made, codec, artifacts.load_generator(made, folder, codec, network, stage=stage), folder)
+    params = artifacts.read_generator(Path(made.init_from), made, network, codec)
+    return Pipeline(made, codec, artifacts.Generator(network, params, 0, ""), folder)
 
 
 class Pipeline:

@@ -21,6 +21,15 @@ def images(*names: str) -> dict[str, bytes]:
     return {name: encoded(picture(index)) for index, name in enumerate(names)}
 
 
+def spoil_first(file: Path, flag: int = 1, method: int = 0) -> Path:
+    """Gives the first member of a .zip other flags (1 = it is encrypted) and another way of packing."""
+    whole = bytearray(file.read_bytes())
+    entry = whole.index(b"PK\1\2")  # of that member in the directory
+    whole[entry + 8], whole[entry + 10] = flag, method
+    file.write_bytes(whole)
+    return file
+
+
 def test_archives_equal_the_unpacked_folder(tmp_path: Path):
     found = set()
     for form in ("folder", "zip", "zip deflated", "tar"):
@@ -155,14 +164,32 @@ def test_bombs_take_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     ("flag", "method", "message"), [(1, 0, "it is encrypted"), (0, 12, "it is packed by method 12; pack it by `zip`")]
 )
 def test_members_that_cannot_be_read_are_broken(flag: int, method: int, message: str, tmp_path: Path):
-    file = write_zip(tmp_path / "a.zip", images("ant/0.png", "bee/0.png"))
-    whole = bytearray(file.read_bytes())
-    entry = whole.index(b"PK\1\2")  # of the first member in the directory
-    whole[entry + 8], whole[entry + 10] = flag, method
-    file.write_bytes(whole)
+    file = spoil_first(write_zip(tmp_path / "a.zip", images("ant/0.png", "bee/0.png")), flag, method)
     with pytest.raises(RearError, match=message):
         open_source("archive", str(file), "")
     assert open_source("archive", str(file), "", TOLERANT).class_names == ("bee",)
+
+
+@pytest.mark.parametrize("around", ["", "photos/"])
+def test_broken_members_count_for_the_split_that_holds_them(around: str, tmp_path: Path, caplog):
+    names = [f"{around}{name}" for name in ("test/ant/0.png", "test/ant/1.png", "train/ant/0.png", "train/bee/0.png")]
+    file = spoil_first(write_zip(tmp_path / "a.zip", images(*names)))
+    assert len(open_source("archive", str(file), "train")) == 2
+    assert caplog.text.count("broken") == 0
+    with pytest.raises(RearError, match=r"test/ant/0\.png: it is encrypted.*1 of 2 are broken"):
+        open_source("archive", str(file), "test")
+    assert len(open_source("archive", str(file), "test", TOLERANT)) == 1
+
+
+@pytest.mark.parametrize("kind", WRITE)
+def test_what_is_left_out_counts_for_the_split_that_holds_it(kind: str, tmp_path: Path, caplog):
+    others = ("photos/test/notes.txt", "photos/test/ant/more/1.png", "photos/test/ant/2.doc", "readme.txt")
+    names = ("photos/train/ant/0.png", "photos/test/ant/0.png")
+    archive = WRITE[kind](tmp_path / f"a.{kind}", images(*names) | dict.fromkeys(others, b"x"))
+    assert len(open_source("archive", str(archive), "train")) == 1
+    assert "left out" not in caplog.text
+    assert len(open_source("archive", str(archive), "test")) == 1
+    assert "left out 3 files or folders" in caplog.text
 
 
 def test_index_is_kept_and_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

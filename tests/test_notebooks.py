@@ -43,6 +43,30 @@ def test_it_installs_first_and_then_shows_the_devices(file):
     assert "jax.devices()" in second.source
 
 
+@pytest.mark.parametrize(
+    ("source", "asked"),
+    [
+        ("", None),
+        ("/content/rear_jax-1-py3-none-any.whl", "/content/rear_jax-1-py3-none-any.whl"),
+        ("git+https://example.org/rear_jax", "rear-jax @ git+https://example.org/rear_jax"),
+    ],
+)
+def test_it_installs_from_where_it_is_told(file, source, asked, tmp_path, monkeypatch):
+    """Outside a checkout; nobody is sent to an address that this project does not know."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "rear_jax" else name)
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    ran = []
+    monkeypatch.setattr("subprocess.run", lambda command, **_: ran.append(command[-1]))
+    first = cells(file, "code")[0].source.replace('SOURCE = ""', f"SOURCE = {source!r}")
+    if asked is None:
+        with pytest.raises(SystemExit, match="Fill in SOURCE"):
+            exec(first, {})
+    else:
+        exec(first, {})
+    assert ran == ([asked] if asked else [])
+
+
 def test_cells_are_small_and_sentences_short(file):
     assert [cell.id for cell in cells(file, "code") if len(cell.source.splitlines()) > MOST_LINES] == []
     for cell in cells(file, "markdown"):

@@ -5,6 +5,8 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -15,7 +17,7 @@ from rear_jax.data.sources.decoding import IMAGE_SUFFIXES, decode
 from rear_jax.data.sources.interface import SourceSettings, captioned
 from rear_jax.errors import RearError
 from tests.test_decoding import modes
-from tests.toy_pairs import encoded, picture
+from tests.toy_pairs import encoded, picture, write_tar
 from tests.toy_sources import FORMS, LABELS, NAMED, NAMES, pictures, saved, write_form
 
 
@@ -53,6 +55,31 @@ def test_classes_are_counted_and_numbered_by_the_training_split(form: str, tmp_p
     assert [held_out[index][1] for index in range(2)] == [1, 2]
     assert held_out.num_classes == 3
     assert source_settings(config.data, "test").class_names == (NAMES if form in NAMED else ())
+
+
+def _spoil(form: str, root: Path) -> None:
+    """Takes the class of an image of the split 'test' away, or the image of a class."""
+    if form == "jsonl":
+        (root / "test" / "0.png").unlink()
+    elif form == "cls":
+        write_tar(root / "test-00000.tar", {"0.png": pictures()[0], "1.png": pictures()[1], "1.cls": b"0"})
+    else:
+        file = next(root.glob("data/test-*.parquet"))
+        table = pq.read_table(file)
+        field = table.schema.field("label")
+        pq.write_table(table.set_column(1, field, pa.array([None, 0], field.type)), file)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "cls", "parquet"])
+def test_what_is_broken_counts_for_the_split_that_holds_it(form: str, tmp_path: Path, caplog):
+    """Of archives, which may hold several splits in one file, see test_archive_source.py."""
+    for split in ("train", "test"):
+        source = write_form(form, tmp_path, pictures()[:2], labels=(0, 1), split=split)
+    _spoil(form, tmp_path)
+    assert len(open_source(*source, "train")) == 2
+    assert "broken" not in caplog.text
+    with pytest.raises(RearError, match="1 of 2 are broken"):
+        open_source(*source, "test")
 
 
 EXTRA = {

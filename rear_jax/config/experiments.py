@@ -12,12 +12,8 @@ def fashion_mnist() -> ConfigDict:
     config.jobs = ("tokenizer", "tokenize", "train", "posttrain", "sample", "evaluate")
 
     config.data.update(source="fashion_mnist", path="", eval_split="test", image_size=32, num_classes=10)  # embedded
-    config.tokenizer.update(codebook_size=256, z_channels=16, hidden_channels=16, channel_mult=(1, 2, 2))
-    config.tokenizer.num_res_blocks = 1
-
+    _small_tokenizer(config, codebook_size=256, hidden_channels=16, codebook_decay=0.9)
     vq = config.tokenizer_training
-    vq.update(mse_weight=4.0, perceptual_weight=0.1, augmentation="flip")
-    vq.update(codebook_update="ema", codebook_decay=0.9, revive_below=0.05)
     # small batches, because this small network learns more from many small steps
     vq.loop.update(steps=640, batch_size=8, log_every=40, picture_every=640, checkpoint_every=320)
     vq.optimizer.update(learning_rate=2e-3, warmup_steps=100)
@@ -70,12 +66,8 @@ def freedoom() -> ConfigDict:
     config.jobs = ("tokenizer", "tokenize", "train", "sample", "evaluate")
 
     config.data.update(source="arrays", path="freedoom/freedoom.npz", eval_split="test", image_size=64, num_classes=68)
-    config.tokenizer.update(codebook_size=512, z_channels=16, hidden_channels=32, channel_mult=(1, 2, 2))
-    config.tokenizer.num_res_blocks = 1
-
+    _small_tokenizer(config, codebook_size=512, hidden_channels=32, codebook_decay=0.99)
     vq = config.tokenizer_training
-    vq.update(mse_weight=4.0, perceptual_weight=0.1, augmentation="flip")
-    vq.update(codebook_update="ema", codebook_decay=0.99, revive_below=0.05)
     vq.loop.update(steps=6000, batch_size=8, log_every=50, picture_every=500, checkpoint_every=250)
     vq.optimizer.update(learning_rate=1e-3, warmup_steps=100)
     config.codes.update(augmentation="flip", num_shards=8, in_memory=True)
@@ -154,3 +146,12 @@ def titok_imagenet(stage: str) -> ConfigDict:
     vq.optimizer.update(learning_rate=1e-4, final_learning_rate=1e-5, weight_decay=1e-4, b1=0.9)
     vq.optimizer.update(warmup_steps=10_000 if stage == "1" else 5_000, b2=0.99 if stage == "1" else 0.999)
     return config.lock()
+
+
+def _small_tokenizer(config: ConfigDict, *, codebook_size: int, hidden_channels: int, codebook_decay: float) -> None:
+    """Sets a tokenizer of a quarter of the pixels along each side that a CPU can train, and how it learns."""
+    config.tokenizer.update(codebook_size=codebook_size, z_channels=16, hidden_channels=hidden_channels)
+    config.tokenizer.update(channel_mult=(1, 2, 2), num_res_blocks=1)
+    vq = config.tokenizer_training
+    vq.update(mse_weight=4.0, perceptual_weight=0.1, augmentation="flip")
+    vq.update(codebook_update="ema", codebook_decay=codebook_decay, revive_below=0.05)

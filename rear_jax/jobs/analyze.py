@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from rear_jax import artifacts, generators
+from rear_jax import artifacts
 from rear_jax.data.sources import split_facts
 from rear_jax.errors import RearError
 from rear_jax.evaluation import diagnostics, reference, report
@@ -17,11 +17,11 @@ from rear_jax.evaluation.diagnostics.diagnostic import Diagnostic, Row
 from rear_jax.evaluation.diagnostics.quality import VARIANT, Quality
 from rear_jax.evaluation.diagnostics.subject import SPLITS, Subject, require_images
 from rear_jax.metrics import perceptual
-from rear_jax.runtime import figures, sharding
+from rear_jax.runtime import figures
 from rear_jax.runtime.atomic import write_json
 from rear_jax.runtime.mesh import make_mesh
 from rear_jax.runtime.pages import save_page
-from rear_jax.training import objectives, posttraining
+from rear_jax.training import sampled
 
 log = logging.getLogger(__name__)
 
@@ -61,11 +61,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
 def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     """See `Job.check`."""
     wanted = diagnostics.chosen(config)
-    stage, decoder_posttrained = posttraining.sampled_stage(config)
-    artifacts.check_tokenizer(config, workdir, before, decoder_posttrained=decoder_posttrained)
-    tokenizer = artifacts.outline_tokenizer(config)
-    network = objectives.build_generator(config, tokenizer.module)
-    artifacts.check_stage(config, workdir, network, before, stage=stage)
+    network = sampled.check(config, workdir, before)
     for which in diagnostics.splits_of(config, wanted):
         split = config.data[SPLITS[which]]
         facts = split_facts(config.data, split)
@@ -74,17 +70,13 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     if any(one.scores for one in wanted):
         reference.outline_network(config.evaluate)
         jax.eval_shape(lambda: perceptual.for_scores(config.lpips, VARIANT)[1].params)
-    sharding.shardings(generators.shapes(network), make_mesh(config.mesh), generators.family_of(network).parameters)
 
 
 def open_subject(config: ConfigDict, workdir: Path) -> Subject:
     """The networks of the experiment on its devices, as `--job=sample` opens them; images are read when asked for."""
-    stage, decoder_posttrained = posttraining.sampled_stage(config)
-    tokenizer = artifacts.load_tokenizer(config, workdir, decoder_posttrained=decoder_posttrained)
-    network = objectives.build_generator(config, tokenizer.module)
-    generator = artifacts.load_generator(config, workdir, tokenizer, network, stage=stage)
-    reader = artifacts.reader_in_step(config, workdir, network)
-    generator.require_text_encoder(artifacts.text_encoder_of(config, workdir, network, reader))
+    tokenizer, generator = sampled.load(config, workdir)
+    reader = artifacts.reader_in_step(config, workdir, generator.module)
+    generator.require_text_encoder(artifacts.text_encoder_of(config, workdir, generator.module, reader))
     return Subject(config, workdir, generator, tokenizer, make_mesh(config.mesh), reader)
 
 

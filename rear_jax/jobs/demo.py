@@ -11,11 +11,10 @@ from ml_collections import ConfigDict
 from rear_jax import artifacts, generators
 from rear_jax.demo.studio import Studio
 from rear_jax.errors import RearError
-from rear_jax.runtime import sharding
 from rear_jax.runtime.mesh import make_mesh
 from rear_jax.runtime.stopping import StopSign
 from rear_jax.sampling.generate import sampler_of
-from rear_jax.training import objectives, posttraining
+from rear_jax.training import sampled
 
 log = logging.getLogger(__name__)
 
@@ -42,21 +41,15 @@ def run(config: ConfigDict, workdir: Path) -> None:
 def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     """See `Job.check`."""
     _check_settings(config)
-    stage, decoder_posttrained = posttraining.sampled_stage(config)
-    artifacts.check_tokenizer(config, workdir, before, decoder_posttrained=decoder_posttrained)
-    network = objectives.build_generator(config, artifacts.outline_tokenizer(config).module)
-    artifacts.check_stage(config, workdir, network, before, stage=stage)
+    network = sampled.check(config, workdir, before)
     if generators.takes_text(network):
         artifacts.check_text_encoder(config, workdir, network, before)
-    sharding.shardings(generators.shapes(network), make_mesh(config.mesh), generators.family_of(network).parameters)
 
 
 def open_studio(config: ConfigDict, workdir: Path) -> Studio:
     """The networks of the experiment on its devices, as `--job=sample` opens them."""
-    stage, decoder_posttrained = posttraining.sampled_stage(config)
-    tokenizer = artifacts.load_tokenizer(config, workdir, decoder_posttrained=decoder_posttrained)
-    network = objectives.build_generator(config, tokenizer.module)
-    generator = artifacts.load_generator(config, workdir, tokenizer, network, stage=stage)
+    tokenizer, generator = sampled.load(config, workdir)
+    network = generator.module
     reader = artifacts.open_text_reader(config, workdir, network) if generators.takes_text(network) else None
     generator.require_text_encoder(reader.fingerprint if reader else "")
     return Studio(config, generator, tokenizer, reader, make_mesh(config.mesh))

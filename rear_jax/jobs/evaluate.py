@@ -27,7 +27,7 @@ from rear_jax.runtime.atomic import read_json, write_json
 from rear_jax.runtime.identity import fingerprint, is_done
 from rear_jax.sampling import draw
 from rear_jax.sampling.conditions import num_images
-from rear_jax.training import objectives, posttraining
+from rear_jax.training import objectives, sampled
 
 log = logging.getLogger(__name__)
 
@@ -89,8 +89,7 @@ def gather(config: ConfigDict, workdir: Path, place: Path) -> Compared:
     held_out = _held_out(config, network, plan, samples.images.shape if samples else None)
     tokenizer = lpips = reconstructed = None
     if settings.tokenizer or settings.reconstructed_reference:
-        _, decoder_posttrained = posttraining.sampled_stage(config)
-        tokenizer = artifacts.load_tokenizer(config, workdir, decoder_posttrained=decoder_posttrained)
+        tokenizer = sampled.load_tokenizer(config, workdir)
     if settings.tokenizer:
         lpips = _lpips(config)
     if settings.reconstructed_reference and samples:
@@ -112,8 +111,7 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     network = reference.outline_network(config.evaluate)
     _held_out(config, network, reference.plan_reference(config, network), shape)
     if config.evaluate.tokenizer or config.evaluate.reconstructed_reference:
-        _, decoder_posttrained = posttraining.sampled_stage(config)
-        artifacts.check_tokenizer(config, workdir, before, decoder_posttrained=decoder_posttrained)
+        sampled.check_tokenizer(config, workdir, before)
     if config.evaluate.reconstructed_reference and shape:
         scores.require_size("reconstructions", config.data.image_size, *shape[1:3])
     if config.evaluate.tokenizer:

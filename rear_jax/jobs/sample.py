@@ -12,13 +12,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rear_jax import artifacts, generators
+from rear_jax import artifacts
 from rear_jax.data.archive import ImageArchive
 from rear_jax.data.class_names import class_names
 from rear_jax.data.prompts import Prompt, write_prompts
 from rear_jax.errors import RearError
 from rear_jax.evaluation import geneval, hpsv2
-from rear_jax.runtime import distributed, pictures, places, sharding
+from rear_jax.runtime import distributed, pictures, places
 from rear_jax.runtime.atomic import read_json, write_json
 from rear_jax.runtime.identity import environment, is_done
 from rear_jax.runtime.mesh import check_batch, make_mesh, replicated
@@ -29,7 +29,7 @@ from rear_jax.sampling.conditions import Conditions, check_conditions, open_cond
 from rear_jax.sampling.generate import sampler_of
 from rear_jax.sampling.sampled_set import SampledSet
 from rear_jax.sampling.uploaded_set import open_set
-from rear_jax.training import objectives, posttraining
+from rear_jax.training import sampled
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +50,7 @@ def run(config: ConfigDict, workdir: Path, place: Path | None = None) -> None:
     place = place or workdir
     settings = config.sample
     _check_settings(config)
-    stage, decoder_posttrained = posttraining.sampled_stage(config)
-    tokenizer = artifacts.load_tokenizer(config, workdir, decoder_posttrained=decoder_posttrained)
-    network = objectives.build_generator(config, tokenizer.module)
-    generator = artifacts.load_generator(config, workdir, tokenizer, network, stage=stage)
+    tokenizer, generator = sampled.load(config, workdir)
     conditions = open_conditions(config, workdir, generator.module)
     generator.require_text_encoder(conditions.recipe.get("text_encoder", ""))
     labels, prompts = conditions.labels, conditions.prompts
@@ -88,16 +85,12 @@ def run(config: ConfigDict, workdir: Path, place: Path | None = None) -> None:
 def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     """See `Job.check`."""
     _check_settings(config)
-    stage, decoder_posttrained = posttraining.sampled_stage(config)
-    artifacts.check_tokenizer(config, workdir, before, decoder_posttrained=decoder_posttrained)
-    network = objectives.build_generator(config, artifacts.outline_tokenizer(config).module)
-    artifacts.check_stage(config, workdir, network, before, stage=stage)
+    network = sampled.check(config, workdir, before)
     check_conditions(config, workdir, network, before)
     if config.sample.geneval:
         geneval.check_prompts(prompts_of(config, network), config.sample.images_per_prompt)
     if config.sample.hpsv2:
         hpsv2.check_prompts(prompts_of(config, network))
-    sharding.shardings(generators.shapes(network), make_mesh(config.mesh), generators.family_of(network).parameters)
 
 
 def _check_settings(config: ConfigDict) -> None:

@@ -141,43 +141,51 @@ def _index(files: Sequence[Path], inside: str) -> Arrays:
 def _images_of(
     file: Path, number: int, inside: str, alone: bool, broken: Tally, left_out: Tally
 ) -> tuple[list[_Image], set[str]]:
-    """The images of an archive that are in class folders, and its folders.
+    """The images of an archive that are in class folders of the split, and the folders of the archive.
 
-    One folder around everything does not count. Of several archives, one without folders is a class by itself.
+    What is broken or left out counts where the split holds it. One folder around everything does not count. Of several
+    archives, one without folders is a class by itself.
     """
-    members = [(path.split("/"), path, place) for path, place in _image_members(file, broken, left_out)]
-    around = {parts[0] for parts, _, _ in members}
-    deep = any(len(parts) > 2 for parts, _, _ in members) and all(len(parts) > 1 for parts, _, _ in members)
+    members = list(_plain_members(file, left_out))
+    pictures = [parts for parts, _, place in members if place is not None]
+    around = {parts[0] for parts in pictures}
+    deep = any(len(parts) > 2 for parts in pictures) and all(len(parts) > 1 for parts in pictures)
     start = 1 if len(around) == 1 and deep and around != {inside} else 0
-    folders = {parts[start] for parts, _, _ in members if len(parts) > start + 1}
+    folders = {parts[start] for parts in pictures if len(parts) > start + 1}
     above = [] if alone or folders else [file.stem]
     images = []
     for parts, path, place in members:
-        match [*above, *parts[start:]]:
-            case [class_name, name] if not inside:
+        within = [*above, *parts[start:]]
+        if inside and within[:1] != [inside]:
+            continue  # of another split
+        match within[1:] if inside else within:
+            case [class_name, name] if isinstance(place, Packed):
                 images.append(_Image(class_name, name, number, place, path))
-            case [first, class_name, name] if first == inside:
-                images.append(_Image(class_name, name, number, place, path))
-            case [first, *_] if inside in ("", first):
+            case [_, _] if place is not None:
+                broken.add(f"{file}, {path}: {place}")
+            case _:
                 left_out.add(f"{file}: {path}")
     return images, folders
 
 
-def _image_members(file: Path, broken: Tally, left_out: Tally) -> Iterator[tuple[str, Packed]]:
-    """Images by their paths in an archive, which is read to its end."""
-    for name, place in _members(file, left_out):
+def _plain_members(file: Path, left_out: Tally) -> Iterator[tuple[list[str], str, Packed | str | None]]:
+    """Members by the parts of their paths, and by these, of an archive, which is read to its end.
+
+    With each comes where it lies, why it cannot be read, or None where it is no image. What lies outside the archive
+    is of no split.
+    """
+    for name, place in _members(file):
         parts = [part for part in name.split("/") if part not in ("", ".")]
         if any(is_hidden(part) for part in parts if part != ".."):
             continue
-        if name.startswith("/") or ".." in parts or not is_image(name):
+        if name.startswith("/") or ".." in parts:
             left_out.add(f"{file}: {name}")
-        elif isinstance(place, str):
-            broken.add(f"{file}, {name}: {place}")
         else:
-            yield "/".join(parts), place
+            yield parts, "/".join(parts), place if is_image(name) else None
 
 
-def _members(file: Path, left_out: Tally) -> Iterator[tuple[str, Packed | str]]:
+def _members(file: Path) -> Iterator[tuple[str, Packed | str | None]]:
+    """Names of the members that are no folders, and where each lies, or why it cannot be read; None: it is no file."""
     if file.suffix == ZIP:
         yield from zip_directory(file)
         return
@@ -185,4 +193,4 @@ def _members(file: Path, left_out: Tally) -> Iterator[tuple[str, Packed | str]]:
         if info.isreg() and not info.issparse():
             yield info.name, Packed(info.offset_data, info.size, info.size, ZIP_STORED, 0)
         elif not info.isdir():
-            left_out.add(f"{file}: {info.name}")
+            yield info.name, None

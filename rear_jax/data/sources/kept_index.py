@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 Arrays = dict[str, np.ndarray]
 
-VERSION = 3  # of what the kinds keep; raise it when that changes
+VERSION = 4  # of what the kinds keep; raise it when that changes
 FACTS = "facts"  # what the index is of
 
 

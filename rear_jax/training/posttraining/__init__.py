@@ -62,19 +62,6 @@ def checked_method(config: ConfigDict, generator: Any) -> Method:
     return method
 
 
-def sampled_stage(config: ConfigDict) -> tuple[str, bool]:
-    """Whose generator `config.sample.stage` asks for, a key of `artifacts.STAGES`, and whether the decoder was trained.
-
-    Raises RearError: there is no such stage, or no such method.
-    """
-    stage = config.sample.stage
-    if stage not in artifacts.STAGES:
-        raise RearError(f"config.sample.stage = {stage!r}: use one of {', '.join(artifacts.STAGES)}.")
-    if stage == "posttrain" and method_of(config).trains == "decoder":
-        return "train", True  # post-training left the generator alone
-    return stage, False
-
-
 def networks_of(config: ConfigDict, of_tokenizer: Any, judges: Mapping[str, Judged]) -> Networks:
     """All modules that play a part."""
     modules = {name: network for name, (network, _) in judges.items()}

@@ -10,12 +10,12 @@ EfficientNet-Lite0, scores through EfficientNet-Lite2. The divergence from the g
 that moves nothing. In the paper (LlamaGen-XXL, FID without guidance): 14.36 before, 38.6 reward only, 14.17 prior only,
 7.65 both. What it gives here is in docs/evidence.md.
 
-End --config=FILE with the name of another study:
+End --config=FILE with the name of another study. All of these start from generators of 2000 steps, not of 280:
 
-    :long      generators of 2000 steps, post-trained for 400, in the place of 280 and 64
-    :after_ar  the same for generators that were trained by plain AR, before and both only
-    :prior     weights of the prior (β)
-    :noise     noise in the context (ξ)
+    :long      400 steps of post-training in the place of 64
+    :after_ar  400 steps after plain AR in the place of reAR, before and both only
+    :prior     64 steps with other weights of the prior (β)
+    :noise     64 steps with other shares of noise in the context (ξ)
 """
 
 from ml_collections import ConfigDict
@@ -54,7 +54,7 @@ def get_config(study="parts"):
     vq.loop.picture_every = vq.loop.checkpoint_every = 400
     vq.optimizer.warmup_steps = 30
     config.method.name = "ar" if study == "after_ar" else "rear"
-    if study in LONG:
+    if study != "parts":
         config.train.loop.update(steps=2000, checkpoint_every=500)
     config.posttrain.loop.steps = 400 if study in LONG else 64
     config.posttrain.kl_weight = 1e-6

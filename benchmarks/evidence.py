@@ -3,7 +3,8 @@
     python benchmarks/evidence.py STUDY_REAR STUDY_VA_PI_LONG STUDY_VA_PI_AFTER_AR [--to=docs/evidence.png]
 
 The first is that of configs/study_rear.py, the others are those of configs/study_va_pi.py with :long and :after_ar. The
-distance is that of samples from held-out images after the tokenizer: it is what the generator alone loses.
+distance is that of samples from held-out images after the tokenizer: it is what the generator alone loses. Below are
+samples at guidance 3, the first two of each class, of plain AR and of reAR with the first seed.
 """
 
 import argparse
@@ -11,9 +12,11 @@ import json
 import statistics
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from rear_jax.runtime.figures import finish_panel, new_figure, save_figure
+from rear_jax.runtime.figures import finish_panel, save_figure
 
 AR, REAR, OTHER = "#8a8a8a", "#2f6db5", "#a9c4e4"
 COLORS = {"ar": AR, "rear": REAR}
@@ -75,6 +78,17 @@ def draw_post_training(panel: Axes, after_rear: dict[str, list[dict]], after_ar:
     finish_panel(panel, "post-training, no guidance", "distance from reconstructions (less is better)")
 
 
+def draw_samples(panel: Axes, run: Path, name: str) -> None:
+    """The first two samples of each class at guidance 3, side by side."""
+    with np.load(run / "sweep" / "3_1" / "samples.npz") as samples:
+        images, labels = samples["arr_0"], samples["labels"]
+    first = [place for label in np.unique(labels) for place in np.flatnonzero(labels == label)[:2]]
+    panel.imshow(np.concatenate(images[first], axis=1), interpolation="nearest")
+    panel.set_ylabel(name, rotation=0, ha="right", va="center")
+    panel.set_xticks([])
+    panel.set_yticks([])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("rear", "long", "after_ar"):
@@ -82,10 +96,15 @@ def main() -> None:
     parser.add_argument("--to", type=Path, default=Path("docs/evidence.png"), help="the picture")
     flags = parser.parse_args()
     rear = results(flags.rear)
-    figure, panels = new_figure(1, 3, 4.0, 3.0)
+    figure = Figure(figsize=(12.0, 4.5), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(3.0, 1.5))
+    panels = above.subplots(1, 3)
     draw_parts(panels[0], rear)
     draw_guidance(panels[1], rear)
     draw_post_training(panels[2], results(flags.long), results(flags.after_ar))
+    below.suptitle("samples at guidance 3", fontsize=10)
+    for panel, (variant, name) in zip(below.subplots(2, 1), {"ar": "AR", "rear": "reAR"}.items(), strict=True):
+        draw_samples(panel, flags.rear / "seed_0" / variant, name)
     save_figure(flags.to, figure)
 
 

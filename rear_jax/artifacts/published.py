@@ -118,6 +118,16 @@ def check_params(path: Path, config: ConfigDict, family: Family, shapes: Any) ->
     _require_fit(_opened(path, config, family, shapes), shapes, path)
 
 
+def rows_of(path: Path, config: ConfigDict, family: Family, shapes: Any, parameter: str) -> int | None:
+    """Rows of a table of the network in a file, from its header; None where it has none of that name.
+
+    The arguments, and what is raised, are as of `read_params`; the rows themselves may be more or fewer.
+    """
+    opened = _opened(path, config, family, shapes)
+    table = layout.outline(opened.tensors).get(opened.family.layout.torch_name((parameter,)).key)
+    return len(table) if table is not None and table.ndim else None
+
+
 def save_onto(target: Path, original: Path, config: ConfigDict, family: Family, params: Any) -> None:
     """Writes a published checkpoint anew with the parameters of one of its networks; see `spliced.save`.
 

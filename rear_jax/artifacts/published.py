@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rear_jax import generators, tokenizers
+from rear_jax.data.sources.broken import warn_once
 from rear_jax.errors import UNREADABLE, RearError
 from rear_jax.runtime.files import open_regular
 from rear_jax.weights import layout, shards, spliced
@@ -62,8 +63,8 @@ def open_published(place: Path) -> Mapping[str, np.ndarray]:
     if bare is None or not _is_known(bare, place):
         for part in (part for start in PARTS if (part := shards.under(whole, start, wrappers)) is not None):
             if _is_known(part, place):
-                told = place, len(part), part.prefix, len(whole) - len(part)
-                log.warning("%s: taking the %d tensors under %r, leaving out %d others", *told)
+                others = len(whole) - len(part)
+                warn_once(f"{place}: taking the {len(part)} tensors under {part.prefix!r}, leaving out {others} others")
                 return part
     return bare or tensors
 

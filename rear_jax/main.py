@@ -20,7 +20,7 @@ from rear_jax.config.ranges import PATH, checked
 from rear_jax.errors import RearError, printable
 from rear_jax.runtime import determinism, distributed, places
 from rear_jax.runtime.progress import set_up_logging
-from rear_jax.runtime.stopping import Interrupted
+from rear_jax.runtime.stopping import Interrupted, ended_by
 
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)  # errors that the user can mend
 
@@ -74,6 +74,8 @@ def main(arguments: list[str]) -> None:
             jobs.run_all(names, config, workdir)
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
+    except KeyboardInterrupt:  # where no job listens for the signal: while it compiles, say
+        distributed.fail(ended_by("SIGINT"))
     except RearError as error:
         distributed.fail(printable(f"error: {error}"))
     except Exception as error:

@@ -163,7 +163,7 @@ def refused_by_check_and_job(workdir: pathlib.Path, message: str, **changes) -> 
             "config, or set '--config.tokenizer.channel_mult=(1, 1, 1, 1)'.",
         ),
         ("generator", {"model__depth": 3}, "depth 2 (config: 3)"),
-        ("generator", {"data__num_classes": 5}, "embeddings.weight (28, 16)"),
+        ("generator", {"data__num_classes": 5}, "has 10 classes, config.data.num_classes = 5: set it to 10."),
         ("tokenizer", {"tokenizer__codebook_size": 32}, "codebook_size 16 (config: 32)"),
     ],
 )

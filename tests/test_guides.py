@@ -47,7 +47,9 @@ def follow(page: str, folder: Path, names: dict[str, str], *more: str, only: str
                 for flag, _, value in words
             ]
             values = parse([*given, *small(*more)])
-            jobs.run_all(values.job, checked(values.config), (folder / values.workdir).resolve())
+            workdir = (folder / values.workdir).resolve()
+            workdir.mkdir(parents=True, exist_ok=True)  # as the command does
+            jobs.run_all(values.job, checked(values.config), workdir)
 
 
 @pytest.fixture
@@ -78,10 +80,16 @@ def test_own_photos(photos: Path):
 
 
 @pytest.mark.slow
-def test_published_weights_are_trained_further(photos: Path, trained: Path):
-    files = {"maskgit-vqgan-imagenet-f16-256.bin": f"{trained}/tokenizer", "rar_b.bin": f"{trained}/generator"}
-    follow("published_models.md", photos, files, "data.num_classes=10", only="--config.init_from=rar_b.bin")
-    assert (photos / "DIR" / "samples.png").is_file()
+def test_published_weights_are_trained_further(photos: Path, trained: Path, caplog):
+    files = {"maskgit-vqgan-imagenet-f16-256.bin": "tokenizer.bin", "1000": "8", "16": "2"}
+    for kind, name in (("tokenizer", "tokenizer.bin"), ("generator", "rar_b.bin")):
+        toy.run(photos, "convert", convert__source=str(trained / kind), convert__export=str(photos / name))
+    follow("fine_tuning.md", photos, files, "plan.compiles=0", "plan.quick=True")
+    promised = ("plan/plan.md", "tuned/generator", "tuned/samples.png", "tuned_scored/report.md")
+    assert all((photos / "runs" / name).exists() for name in promised)
+    assert "rar_b.bin has 10 classes and config.data.num_classes is 2: these start fresh" in caplog.text
+    with np.load(photos / "runs" / "tuned" / "samples.npz") as samples:
+        assert samples["labels"].tolist() == [0, 0]  # two cats
 
 
 @pytest.mark.slow

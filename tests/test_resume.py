@@ -19,6 +19,11 @@ from rear_jax.runtime.writer import read_metrics
 from tests import toy
 
 STEPS = 60
+WITH_SIGINT = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""  # runs a command that hears SIGINT, which a shell's `&` has ignored
 TRAIN = ("--job=train", f"--config.train.loop.steps={STEPS}", "--config.train.ema_decay=0.9")
 POSTTRAIN = (
     "--job=posttrain",
@@ -95,6 +100,28 @@ def test_post_training_resumes_bit_exact(tmp_path, trained):
         interrupt_and_resume(workdir, (*POSTTRAIN, *start), "posttrained", signal_number)
         for a, b in zip(*(final_state(f, "posttrained") for f in (tmp_path / "unbroken", workdir)), strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_it_compiles_ends_the_run(tmp_path, prepared, signal_number, monkeypatch):
+    """With one line, without a lock, and so that the same command runs."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))  # else it has compiled it already
+    sizes = ("train.loop.steps=2", "model.depth=8", "model.unroll=8")
+    flags = ("--job=train", *prepared, *(f"--config.{size}" for size in sizes))
+    command = [sys.executable, "-c", WITH_SIGINT, *toy.command(tmp_path / "run", *flags)]
+    process = subprocess.Popen(command, env=toy.environment(), stderr=subprocess.PIPE, text=True)
+    while "compiling the training step" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(signal_number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == (-signal.SIGTERM if signal_number == signal.SIGTERM else 1), errors
+    assert errors.splitlines() == [f"ended by {signal_number.name}: the same command goes on from what is on disk."]
+    assert not (tmp_path / "run" / "lock.json").exists()
+    again = toy.finish(tmp_path / "run", *flags)
+    assert again.returncode == 0, again.stderr
+    assert "stale" not in again.stderr
+    assert (tmp_path / "run" / "generator" / "2").is_dir()
 
 
 def last_step(workdir) -> int:

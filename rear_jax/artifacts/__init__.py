@@ -9,8 +9,10 @@ from rear_jax.artifacts.generator import STAGES as STAGES
 from rear_jax.artifacts.generator import Generator as Generator
 from rear_jax.artifacts.generator import check_generator as check_generator
 from rear_jax.artifacts.generator import check_stage as check_stage
+from rear_jax.artifacts.generator import check_start as check_start
 from rear_jax.artifacts.generator import load_generator as load_generator
 from rear_jax.artifacts.generator import read_generator as read_generator
+from rear_jax.artifacts.generator import read_start as read_start
 from rear_jax.artifacts.generator import refuse_other_encoder as refuse_other_encoder
 from rear_jax.artifacts.text import RANDOM as RANDOM
 from rear_jax.artifacts.text import TextReader as TextReader

@@ -1,6 +1,7 @@
 """Generators as jobs leave them or others publish them."""
 
 import dataclasses
+import logging
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from ml_collections import ConfigDict
 
 from rear_jax import generators
 from rear_jax.artifacts import published
+from rear_jax.artifacts.classes import for_classes_of, refuse_other_classes, with_new_classes
 from rear_jax.artifacts.tokenizer import Tokenizer
 from rear_jax.artifacts.workdir import (
     best_generator_folder,
@@ -23,6 +25,8 @@ from rear_jax.errors import RearError
 from rear_jax.runtime import identity, places, sharding
 from rear_jax.runtime.checkpoints import Checkpoints, Saved, abstract
 from rear_jax.runtime.mesh import make_mesh
+
+log = logging.getLogger(__name__)
 
 STAGES = {  # value of config.sample.stage -> the job that trained the generator, and where it is
     "train": ("train", generator_folder),
@@ -89,12 +93,29 @@ def read_generator(
     the generator must have been made with, where `place` knows; None and '' ask nothing.
     """
     if published.weights_file(place) is not None:
+        refuse_other_classes(place, config, network)
         family = generators.family_of(network)
         return published.read_params(place, config, family, family.shapes(network))
     checkpoints = open_checkpoints(place, "train")
     record = _checked_record(checkpoints, config, tokenizer)
     refuse_other_encoder(record.get("text_encoder", ""), text_encoder, f"the generator in {place}")
     return _restore(checkpoints, config, network)[1]
+
+
+def read_start(
+    place: Path, config: ConfigDict, network: nn.Module, tokenizer: Tokenizer, *, text_encoder: str = ""
+) -> Any:
+    """As `read_generator`, to be trained further: where it is of other classes than the config, all of these are new.
+
+    The log tells.
+    """
+    there, its_own = for_classes_of(place, config, network)
+    params = read_generator(place, there, its_own, tokenizer, text_encoder=text_encoder)
+    if its_own.num_classes == network.num_classes:
+        return params
+    told = place, its_own.num_classes, network.num_classes
+    log.warning("%s has %d classes and config.data.num_classes is %d: these start fresh, and nothing else does", *told)
+    return with_new_classes(params, config, network)
 
 
 def check_stage(config: ConfigDict, workdir: Path, network: nn.Module, before: Collection[str], *, stage: str) -> None:
@@ -124,8 +145,16 @@ def check_generator(
     if published.weights_file(place) is None:
         _check_saved(saved(place, "train"), config, network)
     else:
+        refuse_other_classes(place, config, network)
         family = generators.family_of(network)
         published.check_params(place, config, family, family.shapes(network))
+
+
+def check_start(place: Path, config: ConfigDict, workdir: Path, network: nn.Module, before: Collection[str]) -> None:
+    """Raises RearError where headers tell that `read_start` will fail; see `check_generator`."""
+    if not to_be_made(place, config, workdir, before):
+        there, its_own = for_classes_of(place, config, network)
+        check_generator(place, there, workdir, its_own, before)
 
 
 def _check_saved(found: Saved, config: ConfigDict, network: nn.Module, *, ema: bool = False) -> None:

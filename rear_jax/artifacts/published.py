@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rear_jax import generators, tokenizers
+from rear_jax.data.sources.broken import warn_once
 from rear_jax.errors import UNREADABLE, RearError
 from rear_jax.runtime.files import open_regular
 from rear_jax.weights import layout, shards, spliced
@@ -62,8 +63,8 @@ def open_published(place: Path) -> Mapping[str, np.ndarray]:
     if bare is None or not _is_known(bare, place):
         for part in (part for start in PARTS if (part := shards.under(whole, start, wrappers)) is not None):
             if _is_known(part, place):
-                told = place, len(part), part.prefix, len(whole) - len(part)
-                log.warning("%s: taking the %d tensors under %r, leaving out %d others", *told)
+                others = len(whole) - len(part)
+                warn_once(f"{place}: taking the {len(part)} tensors under {part.prefix!r}, leaving out {others} others")
                 return part
     return bare or tensors
 
@@ -116,6 +117,16 @@ def read_params(path: Path, config: ConfigDict, family: Family, shapes: Any) -> 
 def check_params(path: Path, config: ConfigDict, family: Family, shapes: Any) -> None:
     """Raises RearError where the header of a file tells that `read_params` will; the arguments are the same."""
     _require_fit(_opened(path, config, family, shapes), shapes, path)
+
+
+def rows_of(path: Path, config: ConfigDict, family: Family, shapes: Any, parameter: str) -> int | None:
+    """Rows of a table of the network in a file, from its header; None where it has none of that name.
+
+    The arguments, and what is raised, are as of `read_params`; the rows themselves may be more or fewer.
+    """
+    opened = _opened(path, config, family, shapes)
+    table = layout.outline(opened.tensors).get(opened.family.layout.torch_name((parameter,)).key)
+    return len(table) if table is not None and table.ndim else None
 
 
 def save_onto(target: Path, original: Path, config: ConfigDict, family: Family, params: Any) -> None:

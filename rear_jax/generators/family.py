@@ -42,6 +42,8 @@ class GeneratorFamily(Family):
       check: (config, codes per image) raises RearError where sizes or settings do not fit together.
       condition: makes the condition of one sequence, all zero, from the module: a label, one caption, or one prompt.
       unconditional: (module, parameters, conditions) -> what takes their place where they are dropped.
+      class_table: the parameter that ends with a row for each class, by number, and one for no class; '' where there is
+        none.
       multiplies: whether every array called 'kernel' is a factor of `precision.multiply`, in the module's `dtype`; then
         a training step rounds and gathers it once, see `runtime/divided.py`.
     """
@@ -62,6 +64,7 @@ class GeneratorFamily(Family):
     unconditional: Callable[[nn.Module, Any, Any], Any] = lambda network, params, labels: jnp.full_like(
         labels, network.num_classes
     )
+    class_table: str = ""
     multiplies: bool = False
 
     def factor_dtype(self, network: nn.Module) -> Any:

@@ -60,9 +60,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
         tokenizer.require(saved["tokenizer_fingerprint"], whose)
         artifacts.refuse_other_encoder(saved.get("text_encoder", ""), text_encoder, whose)
     elif config.init_from:
-        given = artifacts.read_generator(
-            places.place(config.init_from), config, model, tokenizer, text_encoder=text_encoder
-        )
+        place = places.place(config.init_from)
+        given = artifacts.read_start(place, config, model, tokenizer, text_encoder=text_encoder)
         log.info("train: starting from %s", config.init_from)
 
     def learn(config: ConfigDict) -> loop.Learning:
@@ -97,7 +96,7 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
     artifacts.check_tokenizer(config, workdir, before)
     resumed = artifacts.check_resumable(artifacts.generator_folder(workdir), config, "train", state)
     if config.init_from and not resumed:
-        artifacts.check_generator(places.place(config.init_from), config, workdir, model, before)
+        artifacts.check_start(places.place(config.init_from), config, workdir, model, before)
     source = None
     if config.codes.on_the_fly or "tokenize" in before:
         source = split_facts(config.data, config.data.train_split)

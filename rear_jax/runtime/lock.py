@@ -29,12 +29,14 @@ from pathlib import Path
 from rear_jax.errors import RearError
 from rear_jax.runtime import bucket_lock, distributed, places
 from rear_jax.runtime.atomic import atomic_file
+from rear_jax.runtime.stopping import ended_by
 
 log = logging.getLogger(__name__)
 
 NAME = "lock.json"
 BEAT, STALE = 15.0, 120.0  # seconds
 LARGEST = 10_000  # bytes of a lock that are read
+STDERR = 2  # its descriptor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +147,7 @@ def _let_go_at_sigterm(workdir: Path, mine: Holder) -> Iterator[None]:
         return
 
     def end(*_) -> None:
+        os.write(STDERR, f"{ended_by('SIGTERM')}\n".encode())  # print may be at work already
         places.upload_last()
         _let_go(workdir, mine)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

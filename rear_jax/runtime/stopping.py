@@ -18,6 +18,11 @@ class Interrupted(Exception):
     """A signal asked the job to stop, and what it has done is on disk."""
 
 
+def ended_by(signal_name: str) -> str:
+    """The line of a command that a signal has ended in the midst of something that is not kept."""
+    return f"ended by {signal_name}: the same command goes on from what is on disk."
+
+
 class StopSign:
     """Says after which step to stop.
 

@@ -74,6 +74,7 @@ def check(config: ConfigDict, num_codes: int) -> None:
 FAMILY = GeneratorFamily(
     name="alitok",
     network=AliTokTransformer,
+    class_table="embeddings",
     multiplies=True,
     layout=Layout(
         signature=r"blocks\.0\.mlp\.w3\.weight",

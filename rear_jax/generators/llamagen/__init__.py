@@ -99,6 +99,7 @@ def unconditional(network: LlamaGenTransformer, params: Any, conditions: Any):
 FAMILY = GeneratorFamily(
     name="llamagen",
     network=LlamaGenTransformer,
+    class_table="class_embeddings",
     multiplies=True,
     layout=Layout(
         signature=r"cls_embedding\.(embedding_table\.weight|uncond_embedding)",

@@ -56,6 +56,7 @@ def sizes(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
 FAMILY = GeneratorFamily(
     name="rar",
     network=RARTransformer,
+    class_table="embeddings",
     multiplies=True,
     layout=Layout(signature=r"target_aware_pos_embed", torch_name=torch_name, sizes=sizes, optional=PROJECTOR_KEYS),
     parameters=(

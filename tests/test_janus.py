@@ -288,7 +288,7 @@ def test_what_a_file_lacks_is_named_by_its_published_name():
 def test_the_7b_is_told_apart_by_its_shapes(monkeypatch):
     network = JanusTransformer(**FULL, width=4096, depth=30, heads=32, mlp_width=11008)
     tensors = layout.torch_shapes(generators.shapes(network), FAMILY.layout.torch_name)
-    monkeypatch.setattr(published, "open_published", lambda path: tensors)
+    monkeypatch.setattr(published, "open_published", lambda path, section: tensors)
     config = janus_config()
     wanted = (
         r"pro\.bin is Janus-Pro-7B with config\.model\.width 4096 \(config: 2048\), depth 30 \(config: 24\), "

@@ -122,7 +122,7 @@ def test_nothing_else_is_read(config, tensors, monkeypatch):
         __iter__ = lambda self: iter(tensors)  # noqa: E731
         __len__ = lambda self: len(tensors)  # noqa: E731
 
-    monkeypatch.setattr(published, "open_published", lambda place: Spied())
+    monkeypatch.setattr(published, "open_published", lambda place, section: Spied())
     published.read_params(
         pathlib.Path("x"), config, generators.FAMILIES["janus"], generators.shapes(toy.generator(config))
     )

@@ -75,31 +75,42 @@ def load_generator(
     job, folder = STAGES[stage]
     place = folder(workdir)
     if config.init_from and stage == "train" and not place.exists():
-        params = read_generator(places.place(config.init_from), config, network, tokenizer)
+        params = read_generator(places.place(config.init_from), config, network, tokenizer, ema=config.sample.use_ema)
         return Generator(network, params, 0, identity.fingerprint(params, {}))
     checkpoints = open_checkpoints(place, job)
     record = _checked_record(checkpoints, config, tokenizer)
-    _require_ema(record, config, place)
+    _require_ema(checkpoints.keeps_average(), config, place)
     step, params = _restore(checkpoints, config, network, ema=config.sample.use_ema)
     return Generator(network, params, step, identity.fingerprint(params, {}), record.get("text_encoder", ""))
 
 
 def read_generator(
-    place: Path, config: ConfigDict, network: nn.Module, tokenizer: Tokenizer | None, *, text_encoder: str = ""
+    place: Path,
+    config: ConfigDict,
+    network: nn.Module,
+    tokenizer: Tokenizer | None,
+    *,
+    text_encoder: str = "",
+    ema: bool = False,
 ) -> Any:
     """Parameters of the config's generator from a published file, a converted folder, or that of `--job=train`.
 
     Optional modules that `place` does not have are left out. `tokenizer` and the fingerprint of a text encoder are what
-    the generator must have been made with, where `place` knows; None and '' ask nothing.
+    the generator must have been made with, where `place` knows; None and '' ask nothing. `ema` asks for the moving
+    average of the parameters.
     """
     if published.weights_file(place) is not None:
+        _require_section(ema, config, place)
         refuse_other_classes(place, config, network)
         family = generators.family_of(network)
         return published.read_params(place, config, family, family.shapes(network))
+    published.refuse_section(place, config, generators.family_of(network))
     checkpoints = open_checkpoints(place, "train")
     record = _checked_record(checkpoints, config, tokenizer)
     refuse_other_encoder(record.get("text_encoder", ""), text_encoder, f"the generator in {place}")
-    return _restore(checkpoints, config, network)[1]
+    if ema:
+        _require_ema(checkpoints.keeps_average(), config, place)
+    return _restore(checkpoints, config, network, ema=ema)[1]
 
 
 def read_start(
@@ -127,26 +138,27 @@ def check_stage(config: ConfigDict, workdir: Path, network: nn.Module, before: C
     job, folder = STAGES[stage]
     place = folder(workdir)
     if to_be_made(place, config, workdir, before):
-        _require_ema(config.to_dict(), config, place)
+        _require_ema(config.train.ema_decay > 0, config, place)
     elif config.init_from and stage == "train" and not place.exists():
-        check_generator(places.place(config.init_from), config, workdir, network, before)
+        from_place = places.place(config.init_from)
+        check_generator(from_place, config, workdir, network, before, ema=config.sample.use_ema)
     else:
-        found = saved(place, job)
-        _require_ema(_checked_record(found, config, None), config, place)
-        _check_saved(found, config, network, ema=config.sample.use_ema)
+        _check_saved(saved(place, job), config, network, ema=config.sample.use_ema)
 
 
 def check_generator(
-    place: Path, config: ConfigDict, workdir: Path, network: nn.Module, before: Collection[str]
+    place: Path, config: ConfigDict, workdir: Path, network: nn.Module, before: Collection[str], *, ema: bool = False
 ) -> None:
     """Raises RearError where headers tell that `read_generator` cannot read `place`, unless it is still to be made."""
     if to_be_made(place, config, workdir, before):
         return
+    family = generators.family_of(network)
     if published.weights_file(place) is None:
-        _check_saved(saved(place, "train"), config, network)
+        published.refuse_section(place, config, family)
+        _check_saved(saved(place, "train"), config, network, ema=ema)
     else:
+        _require_section(ema, config, place)
         refuse_other_classes(place, config, network)
-        family = generators.family_of(network)
         published.check_params(place, config, family, family.shapes(network))
 
 
@@ -159,6 +171,8 @@ def check_start(place: Path, config: ConfigDict, workdir: Path, network: nn.Modu
 
 def _check_saved(found: Saved, config: ConfigDict, network: nn.Module, *, ema: bool = False) -> None:
     _checked_record(found, config, None)
+    if ema:
+        _require_ema(found.keeps_average(), config, found.folder)
     family = generators.family_of(network)
     kept = published.without_absent(family, family.shapes(network), found.param_names())
     found.refuse_other_params(kept, ema=ema)
@@ -169,10 +183,19 @@ def _check_ema_of(stage: str, config: ConfigDict) -> None:
         raise RearError("config.sample.use_ema: --job=posttrain keeps no moving average: set it to False.")
 
 
-def _require_ema(record: dict, config: ConfigDict, place: Path) -> None:
-    """Raises RearError where a moving average is asked for that the training with this record did not keep."""
-    if config.sample.use_ema and not record["train"]["ema_decay"]:
+def _require_ema(kept: bool, config: ConfigDict, place: Path) -> None:
+    """Raises RearError where a moving average is asked for that the training did not keep."""
+    if config.sample.use_ema and not kept:
         raise RearError(f"config.sample.use_ema: {place} holds no moving average; train with config.train.ema_decay.")
+
+
+def _require_section(ema: bool, config: ConfigDict, place: Path) -> None:
+    """Raises RearError where a published file is to give a moving average, and nobody says which of it that is."""
+    if ema and not config.init_section:
+        raise RearError(
+            f"config.sample.use_ema is for generators that were trained here: for {place} set config.init_section, "
+            "such as to 'ema', or set use_ema to False."
+        )
 
 
 def _checked_record(checkpoints: Saved, config: ConfigDict, tokenizer: Tokenizer | None) -> dict:

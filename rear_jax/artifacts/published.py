@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 from rear_jax import generators, tokenizers
 from rear_jax.data.sources.broken import warn_once
 from rear_jax.errors import UNREADABLE, RearError
+from rear_jax.runtime import places
 from rear_jax.runtime.files import open_regular
-from rear_jax.weights import layout, shards, spliced
+from rear_jax.weights import layout, sections, shards, spliced
 from rear_jax.weights.family import Family
 from rear_jax.weights.views import View, view
 
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 HUB_CONFIG = "config.json"
 HUB_WEIGHTS = shards.NAMES
+TRAINED = ("ema_model", "unwrapped_model")  # folders in a training checkpoint of 1d-tokenizer, which scores the first
 PARTS = ("model.", "module.", "generator.", "tokenizer.", "ema.", "model_ema.", "ema_model.")  # in files of training
 
 
@@ -48,17 +50,22 @@ def detect(tensors: Mapping[str, np.ndarray], source: str, section: str = "") ->
     return best[0]
 
 
-def open_published(place: Path) -> Mapping[str, np.ndarray]:
+def open_published(place: Path, section: str = "") -> Mapping[str, np.ndarray]:
     """The tensors of a published checkpoint, see `weights_file`; each is read when it is looked up.
+
+    Of several state dicts that training scripts write side by side, `section` names one: in a file as
+    `sections.state_dict` says, in a folder one of `TRAINED`; '' = the first of these.
 
     Where no network known here has such keys, prefixes that training scripts write are left out: `model.` of all keys,
     or one of `PARTS` of some of them, whose tensors are then all that counts; the log tells.
     """
     path = weights_file(place) or place
-    tensors = shards.open_weights(path)
+    if trained := _trained(place):
+        path, section = _one_of(trained, section, place), ""
+    whole, wrappers = shards.open_as_written(path, section), (*shards.WRAPPERS, "model.")
+    tensors = shards.unwrapped(whole, shards.WRAPPERS) or whole
     if _is_known(tensors, place):
         return tensors
-    whole, wrappers = shards.open_as_written(path), (*shards.WRAPPERS, "model.")
     bare = shards.unwrapped(whole, wrappers)
     if bare is None or not _is_known(bare, place):
         for part in (part for start in PARTS if (part := shards.under(whole, start, wrappers)) is not None):
@@ -74,18 +81,37 @@ def _is_known(tensors: Mapping[str, np.ndarray], place: Path) -> bool:
     return any(view(tensors, family.layout, str(place)) for family in families())
 
 
+def _trained(place: Path) -> dict[str, Path]:
+    """Names of `TRAINED` -> weights in a folder of a training checkpoint, which has no config beside them."""
+    if (place / HUB_CONFIG).is_file():
+        return {}
+    return {name: found for name in TRAINED if (found := shards.weights_in(place / name)) is not None}
+
+
+def _one_of(trained: Mapping[str, Path], section: str, place: Path) -> Path:
+    """The weights of a section, '' = of the first one, of which the log tells where there are others."""
+    if section and section not in trained:
+        raise sections.missing(section, place, trained)
+    if not section and len(trained) > 1:
+        taken = next(iter(trained))
+        log.warning("%s holds %s: taking %s. See init_section and tokenizer_section", place, ", ".join(trained), taken)
+    return trained[section] if section else next(iter(trained.values()))
+
+
 def weights_file(place: Path) -> Path | None:
     """The file with the weights of a published checkpoint, None where `place` is none.
 
     Args:
-      place: the file itself, an index of several, or a folder as model hubs hand it out, with `config.json` beside the
-        weights or their index.
+      place: the file itself, an index of several, a folder as model hubs hand it out, with `config.json` beside the
+        weights or their index, or the folder of a training checkpoint with the folders of `TRAINED`.
 
     Raises RearError: such a folder lacks the weights, or the file beside them; or it is a distributed checkpoint of
       PyTorch.
     """
     if place.exists() and not place.is_dir():  # a pipe is refused when it is opened
         return place
+    if trained := _trained(place):
+        return next(iter(trained.values()))
     found = shards.weights_in(place)
     if (place / HUB_CONFIG).is_file() and not found:
         raise RearError(f"{place} has a {HUB_CONFIG} but neither of {', '.join(HUB_WEIGHTS)}: download it again.")
@@ -107,7 +133,7 @@ def read_params(path: Path, config: ConfigDict, family: Family, shapes: Any) -> 
 
     Raises RearError: the file holds something else, other sizes, or not everything; each key or setting is named.
     """
-    opened = _opened(path, config, family, shapes)
+    opened = _opened(path, config, family, shapes, section_of(config, family))
     kept = keep_optional(opened.family, shapes, opened.present, str(path))
     _tell_what_is_left_out(opened, kept, path)
     name, ignore = opened.family.layout.torch_name, opened.ignore
@@ -116,7 +142,17 @@ def read_params(path: Path, config: ConfigDict, family: Family, shapes: Any) -> 
 
 def check_params(path: Path, config: ConfigDict, family: Family, shapes: Any) -> None:
     """Raises RearError where the header of a file tells that `read_params` will; the arguments are the same."""
-    _require_fit(_opened(path, config, family, shapes), shapes, path)
+    _require_fit(_opened(path, config, family, shapes, section_of(config, family)), shapes, path)
+
+
+def check_original(path: Path, config: ConfigDict, family: Family, shapes: Any) -> None:
+    """The same of `save_onto`."""
+    _require_fit(_opened(path, config, family, shapes, ""), shapes, path)
+
+
+def section_of(config: ConfigDict, family: Family) -> str:
+    """The section of a training checkpoint that the config names for networks of this kind; '' = none."""
+    return config[sections.SETTINGS[family.SECTION]]
 
 
 def rows_of(path: Path, config: ConfigDict, family: Family, shapes: Any, parameter: str) -> int | None:
@@ -124,7 +160,7 @@ def rows_of(path: Path, config: ConfigDict, family: Family, shapes: Any, paramet
 
     The arguments, and what is raised, are as of `read_params`; the rows themselves may be more or fewer.
     """
-    opened = _opened(path, config, family, shapes)
+    opened = _opened(path, config, family, shapes, section_of(config, family))
     table = layout.outline(opened.tensors).get(opened.family.layout.torch_name((parameter,)).key)
     return len(table) if table is not None and table.ndim else None
 
@@ -136,7 +172,7 @@ def save_onto(target: Path, original: Path, config: ConfigDict, family: Family, 
 
     Raises RearError: the original is missing, damaged, of other sizes, or `spliced.check` refuses.
     """
-    opened = _opened(original, config, family, params)
+    opened = _opened(original, config, family, params, "")
     _require_fit(opened, params, original)
     kept = keep_optional(family, params, opened.present, str(original))
     written = opened.whole.names if isinstance(opened.whole, View) else dict.fromkeys(opened.whole)
@@ -167,9 +203,22 @@ class _Opened(NamedTuple):
     ignore: tuple[str, ...]
 
 
-def _opened(path: Path, config: ConfigDict, family: Family, shapes: Any) -> _Opened:
-    """Opens a file for the parameters of a network; raises RearError where it holds something else, or other sizes."""
-    whole = open_published(path)
+def refuse_section(place: Path, config: ConfigDict, family: Family) -> None:
+    """Raises RearError where the config names a section of a folder that a job left, which has none."""
+    named = {"model": config.init_from, "tokenizer": config.tokenizer_from}[family.SECTION]
+    if section_of(config, family) and named and places.place(named) == place:
+        raise RearError(
+            f"config.{sections.SETTINGS[family.SECTION]} is for training checkpoints of PyTorch; {place} is none: "
+            "leave it empty."
+        )
+
+
+def _opened(path: Path, config: ConfigDict, family: Family, shapes: Any, section: str) -> _Opened:
+    """Opens a section of a file for the parameters of a network.
+
+    Raises RearError: it holds something else, or other sizes.
+    """
+    whole = open_published(path, section)
     found = detect(whole, str(path), family.SECTION)
     if found.SECTION != family.SECTION:
         raise RearError(f"{path} holds a {found.KIND} ({found.name}), not a {family.KIND}.")

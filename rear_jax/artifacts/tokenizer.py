@@ -116,6 +116,7 @@ def check_tokenizer_at(
     if published.weights_file(place) is not None:
         published.check_params(place, config, tokenizers.family_of(module), tokenizers.shapes(module))
         return
+    published.refuse_section(place, config, tokenizers.family_of(module))
     found = saved(place, "tokenizer")
     identity.refuse_changes(found.record(), config, identity.TOKENIZER, str(place))
     found.refuse_other_params({"tokenizer": tokenizers.shapes(module)})
@@ -153,6 +154,7 @@ def read_tokenizer(place: Path, config: ConfigDict, module: nn.Module) -> Any:
     shapes = tokenizers.shapes(module)
     if published.weights_file(place) is not None:
         return published.read_params(place, config, tokenizers.family_of(module), shapes)
+    published.refuse_section(place, config, tokenizers.family_of(module))
     checkpoints = open_checkpoints(place, "tokenizer")
     identity.refuse_changes(checkpoints.record(), config, identity.TOKENIZER, str(place))
     return checkpoints.restore_params({"tokenizer": on_all_devices(shapes, config)})[1]["tokenizer"]

@@ -34,6 +34,9 @@ def default() -> ConfigDict:
     # tokenizer to use: a folder from job 'tokenizer' or 'convert', a published file or a hub folder;
     # '' = <workdir>/tokenizer
     config.tokenizer_from = ""
+    # which state dict of a training checkpoint of PyTorch to take for a tokenizer, such as 'ema': in tokenizer_from,
+    # tokenizer_training.init_from and convert.source; '' = 'model' or the like, the log says which
+    config.tokenizer_section = ""
     config.codes_from = ""  # folder of code files; '' = <workdir>/codes
     # caption features that text-conditional generators are trained with: .npz file or folder, see
     # rear_jax/data/captions.py; '' = <workdir>/captions. The label of an image is the number of its caption.
@@ -41,6 +44,7 @@ def default() -> ConfigDict:
     # generator to use if the workdir has none: a folder from job 'train' or 'convert', a published file or hub folder,
     # which may be that of tokenizer_from; '' = none. Job 'train' then starts from random parameters.
     config.init_from = ""
+    config.init_section = ""  # the same for a generator, in init_from and convert.source
 
     config.mesh = running.mesh()
     config.buckets = running.buckets()

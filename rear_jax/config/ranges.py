@@ -256,6 +256,7 @@ ALLOWED: dict[str, Allowed] = {
     "writers": several(choice(WRITERS), 0, len(WRITERS)),
     **dict.fromkeys(("codes_from", "captions_from"), PATH),
     **dict.fromkeys(("tokenizer_from", "init_from"), WEIGHTS),
+    **dict.fromkeys(("tokenizer_section", "init_section"), TEXT),
     "buckets.cache_gb": number(0, 1e6),
     **_under("mesh", {"data": AXIS, "fsdp": AXIS, "tensor": AXIS, "divide_state": FLAG}),
     **_under("data", {"source": NAME, "path": PATH, "image_size": PIXELS, "num_classes": whole(0, 2**24)}),

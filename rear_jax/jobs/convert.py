@@ -123,7 +123,7 @@ def _exporter(family: Family, module: Any, config: ConfigDict) -> Callable[[Any]
     if not (places.is_bucket(target) or target.parent.is_dir()):
         raise RearError(f"config.convert.export = {config.convert.export!r}: make the folder {target.parent} first.")
     if onto := config.convert.onto:
-        published.check_params(places.place(onto), config, family, family.shapes(module))
+        published.check_original(places.place(onto), config, family, family.shapes(module))
         spliced.check(target, places.place(onto))
         return functools.partial(published.save_onto, target, places.place(onto), config, family)
     if layout.hub:

@@ -112,17 +112,18 @@ def _plan(config: ConfigDict, workdir: Path, seed: int) -> tuple[ConfigDict, dic
     """The experiment with another seed, on the tokenizer, codes and reference of the whole study, and its variants."""
     base = scored(config)
     base.seed = seed
-    base.tokenizer_from = config.tokenizer_from or str(artifacts.tokenizer_folder(workdir))
+    if not config.tokenizer_from:
+        base.tokenizer_from, base.tokenizer_section = str(artifacts.tokenizer_folder(workdir)), ""
     base.codes_from = str(artifacts.codes_folder(config, workdir))
     base.evaluate.cache = config.evaluate.cache or str(workdir / "references")
-    generator = config.init_from
+    generator, section = config.init_from, config.init_section
     if "train" in config.study.jobs:
-        generator = str(artifacts.generator_folder(workdir / f"seed_{seed}"))
+        generator, section = str(artifacts.generator_folder(workdir / f"seed_{seed}")), ""
     variants = {}
     for name in _in_order(config.study.variants):
         changes = config.study.variants[name]
         variants[name] = _changed(base, changes, f"config.study.variants.{name}")
-        variants[name].init_from = generator
+        variants[name].init_from, variants[name].init_section = generator, section
     return base, variants
 
 

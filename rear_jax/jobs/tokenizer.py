@@ -127,7 +127,7 @@ def _proxy_config(config: ConfigDict) -> ConfigDict:
         raise RearError(vq.NEEDS_PROXY)
     made = config.copy_and_resolve_references()
     with made.unlocked():
-        made.tokenizer = section
+        made.tokenizer, made.tokenizer_section = section, ""
     return made
 
 

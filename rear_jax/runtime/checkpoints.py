@@ -49,6 +49,12 @@ class Saved:
         with self._reading(step):
             return set(_saved_tree(self._path(step) / STATE)["params"])
 
+    def keeps_average(self) -> bool:
+        """Whether the newest state has a moving average of its parameters."""
+        step = self._existing_step()
+        with self._reading(step):
+            return bool(_saved_tree(self._path(step) / STATE).get("ema"))
+
     def record(self) -> dict:
         """What `save` stored beside the newest state, or the newest that can be read: its config."""
         return self._newest_readable(_read_record)[1]

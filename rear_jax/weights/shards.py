@@ -14,7 +14,7 @@ import numpy as np
 from rear_jax.errors import RearError
 from rear_jax.runtime import places
 from rear_jax.runtime.files import open_regular
-from rear_jax.weights import layout
+from rear_jax.weights import layout, sections
 from rear_jax.weights.layout import OpenTensors
 from rear_jax.weights.torch_files import read_tensors
 from rear_jax.weights.views import View
@@ -47,12 +47,15 @@ def open_weights(path: str | Path) -> Mapping[str, np.ndarray]:
     return unwrapped(tensors, WRAPPERS) or tensors
 
 
-def open_as_written(path: str | Path) -> Mapping[str, np.ndarray]:
-    """The same, with all prefixes."""
+def open_as_written(path: str | Path, section: str = "") -> Mapping[str, np.ndarray]:
+    """The same of a section as of `read_tensors`, with all prefixes but that of the section."""
     path = located(path)
     if (one := re.fullmatch(ONE_OF_SEVERAL, path.name)) and int(one[1]) > 1:
         raise RearError(f"{path} is one of the {int(one[1])} files of a network: name its folder, or the index there.")
-    return _Shards(path) if is_index(path) else read_tensors(path)
+    if not is_index(path):
+        return read_tensors(path, section)
+    tensors = _Shards(path)
+    return View(tensors, section, sections.under(tensors, section, path)) if section else tensors
 
 
 def unwrapped(tensors: Mapping[str, np.ndarray], wrappers: Collection[str]) -> View | None:

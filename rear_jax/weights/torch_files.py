@@ -10,7 +10,6 @@ and converting one needs room for the result and one tensor.
 """
 
 import io
-import logging
 import math
 import struct
 import zipfile
@@ -26,15 +25,12 @@ import safetensors
 from rear_jax.errors import UNREADABLE, RearError, one_line
 from rear_jax.runtime import places
 from rear_jax.runtime.files import open_regular
-from rear_jax.weights import pickles
+from rear_jax.weights import pickles, sections
 from rear_jax.weights.layout import OpenTensors, stand_in
 from rear_jax.weights.pickles import Name
 from rear_jax.weights.safetensors_file import DTYPES
+from rear_jax.weights.views import View
 
-log = logging.getLogger(__name__)
-
-# what training scripts keep a state dict under; the first one that is there counts, one in another as well
-SECTIONS = ("model", "module", "state_dict", "model_state_dict", "ema", "ema_model", "model_ema")
 STORAGE_DTYPES = {
     "DoubleStorage": np.dtype(np.float64),
     "FloatStorage": np.dtype(np.float32),
@@ -60,31 +56,32 @@ _AXES = 32  # of a tensor at most
 _BROKEN = (*UNREADABLE, zipfile.BadZipFile, RuntimeError, safetensors.SafetensorError)
 
 
-def read_tensors(path: str | Path) -> Mapping[str, np.ndarray]:
+def read_tensors(path: str | Path, section: str = "") -> Mapping[str, np.ndarray]:
     """Opens the tensors of a checkpoint file.
 
-    A file whose top level is not itself a state dict but holds dicts of tensors under names of `SECTIONS` is read from
-    the first of these, or from such a section inside it; the log tells where there are several. Entries that are no
+    A file may hold several state dicts, of which `sections.state_dict` tells the one that counts. Entries that are no
     tensors (step counts, settings) are left out.
 
     Args:
       path: a `.safetensors`, `.pt`, `.pth`, `.bin` or `.ckpt` file.
+      section: of the file, by name; '' = the one that is usual.
 
     Returns:
       State-dict key -> array in the dtype of the file (bfloat16 from ml_dtypes), read at each look-up.
 
-    Raises RearError: the file is missing, damaged, not a checkpoint, or holds no state dict; or its pickle names what
-      could run code. So do look-ups of a damaged tensor.
+    Raises RearError: the file is missing, damaged, not a checkpoint, or holds no state dict or not the section; or its
+      pickle names what could run code. So do look-ups of a damaged tensor.
     """
     with open_regular(path, f"There is no checkpoint file {path}; check the path, or download the file first.") as file:
         start = file.read(len(_LEGACY_START))
     path = places.local(path)
     if path.suffix == ".safetensors":
-        return _SafeTensors(path)
+        tensors = _SafeTensors(path)
+        return View(tensors, section, sections.under(tensors, section, path)) if section else tensors
     if start.startswith(_ZIP_START):
-        return _read_zip(path)
+        return _read_zip(path, section)
     if start == _LEGACY_START:
-        return _read_legacy(path)
+        return _read_legacy(path, section)
     raise _not_a_checkpoint(path, "it starts like no PyTorch or safetensors file")
 
 
@@ -227,33 +224,9 @@ def _load(file: BinaryIO, size: int, path: Path) -> tuple[Any, dict[str, _Storag
     return pickles.load(file, size, path, _FUNCTIONS, storages), storages.known
 
 
-def _state_dict(value: Any, path: Path) -> dict[str, _TensorRef]:
-    """The tensors of an unpickled object, from its top level or from the first section that has any."""
-    tensors = _tensors_in(value)
-    if not tensors and isinstance(value, dict):
-        sections = {name: found for name in SECTIONS if (found := _tensors_in_section(value.get(name)))}
-        tensors = next(iter(sections.values()), {})
-        if len(sections) > 1:
-            taken, *others = sections
-            log.warning("%s holds the state dicts %s: taking %s", path, ", ".join((taken, *others)), taken)
-    if not tensors:
-        held = ", ".join(str(key)[:30] for key in list(value)[:5]) if isinstance(value, dict) else ""
-        raise RearError(
-            f"{path} holds no state dict, at its top level or under {', '.join(SECTIONS)}"
-            f"{f' (it holds {held})' if held else ''}; save one."
-        )
-    return tensors
-
-
-def _tensors_in_section(value: Any) -> dict[str, _TensorRef]:
-    """Of a section, or of the first section in it that has any."""
-    inner = (_tensors_in(value.get(name)) for name in SECTIONS) if isinstance(value, dict) else ()
-    return _tensors_in(value) or next((found for found in inner if found), {})
-
-
-def _tensors_in(value: Any) -> dict[str, _TensorRef]:
-    items = value.items() if isinstance(value, dict) else ()
-    return {key: item for key, item in items if isinstance(key, str) and isinstance(item, _TensorRef)}
+def _state_dict(value: Any, section: str, path: Path) -> dict[str, _TensorRef]:
+    """The tensors of an unpickled object that count, see `read_tensors`."""
+    return sections.state_dict(value, lambda item: isinstance(item, _TensorRef), section, path)
 
 
 class _Place(NamedTuple):
@@ -324,7 +297,7 @@ def _span(size: tuple[int, ...], stride: tuple[int, ...]) -> int:
     return 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
 
 
-def _read_zip(path: Path) -> _TorchTensors:
+def _read_zip(path: Path, section: str) -> _TorchTensors:
     """Opens a zip archive of `<name>/data.pkl` and the storages `<name>/data/<key>`."""
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
@@ -336,7 +309,7 @@ def _read_zip(path: Path) -> _TorchTensors:
             if (count := members["data.pkl"].file_size) > pickles.LONGEST:
                 raise ValueError(f"its pickle has {count} bytes")
             value, _ = _load(io.BytesIO(archive.read(members["data.pkl"])), count, path)
-            refs = _state_dict(value, path)
+            refs = _state_dict(value, section, path)
             keys = {ref.storage.key for ref in refs.values()}
             places = {key: _place_of(file, members[f"data/{key}"]) for key in keys}
         return _TorchTensors(path, refs, places)
@@ -360,7 +333,7 @@ def _place_of(file: BinaryIO, info: zipfile.ZipInfo) -> _Place:
     return _Place(info.header_offset + 30 + name_length + extra_length, info.file_size, info.CRC)
 
 
-def _read_legacy(path: Path) -> _TorchTensors:
+def _read_legacy(path: Path, section: str) -> _TorchTensors:
     """Opens five pickles (magic, version, machine, object, storage keys) and the storages after them."""
     size = path.stat().st_size
     try:
@@ -368,7 +341,7 @@ def _read_legacy(path: Path) -> _TorchTensors:
             *_, (machine, _), (value, storages), (keys, _) = [_load(file, size, path) for _ in range(5)]
             if not machine["little_endian"]:
                 raise ValueError("written on a big-endian machine")
-            refs, position, places = _state_dict(value, path), file.tell(), {}
+            refs, position, places = _state_dict(value, section, path), file.tell(), {}
             for key in keys:  # the number of elements as int64, then the elements
                 if type(key) is not str:
                     raise ValueError("the key of a storage is no text")

@@ -11,6 +11,7 @@ draw in turn. DIR gets speed_against_quality.json and .png. Tokenizers that toke
 
 import argparse
 import json
+import logging
 import pathlib
 import runpy
 import statistics
@@ -44,8 +45,9 @@ QUICK = {
 
 
 def make_config(name: str, stage: str, arguments: argparse.Namespace) -> ConfigDict:
-    """The experiment with a tokenizer of `families.RUNS`."""
-    config = runpy.run_path(str(families.CONFIGS / families.RUNS[name][0]))["get_config"](*filter(None, [stage]))
+    """The experiment with a tokenizer of `families.RUNS`; `stage` is as there, such as ':2', or ''."""
+    get_config = runpy.run_path(str(families.CONFIGS / families.RUNS[name][0]))["get_config"]
+    config = get_config(stage.removeprefix(":")) if stage else get_config()
     config.train.loop.update(steps=arguments.steps, checkpoint_every=250)
     config.sample.update(stage="train", guidance_scale=arguments.guidance)
     config.evaluate.update(tokenizer=False, reconstructed_reference=True)
@@ -156,6 +158,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few steps of everything")
     arguments = parser.parse_args()
     arguments.workdir = arguments.workdir.resolve()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # what jobs say, on stderr
     rows = measured(arguments)
     batch = make_config(arguments.tokenizers[0], "", arguments).sample.batch_size
     about = {"batch": batch, "guidance": arguments.guidance, "steps": arguments.steps, "made_with": environment()}

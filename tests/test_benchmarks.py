@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import runpy
 import subprocess
@@ -131,6 +132,26 @@ def test_encode_text():
     head, *rows = run("encode_text.py", *sizes, "--repeats=1", "--captions=5")
     assert head[0] == "2 captions of 120 tokens"
     assert [row[0] for row in rows] == ["rear_jax", "cleaning, one core"]
+
+
+@pytest.mark.slow
+def test_speed_against_quality(tmp_path):
+    """A row for AR and one for reAR, with a picture and numbers; the second time, nothing is trained again."""
+    flags = ("--quick", "--tokenizers", "grid", "--repeats=2", f"--workdir={tmp_path}")
+    head, *rows = run("speed_against_quality.py", *flags)
+    assert [row[:3] for row in rows] == [["grid", "AR", "64"], ["grid", "reAR", "64"]]
+    assert all(float(row[head.index("images/s")]) > 0 for row in rows)
+    found = json.loads((tmp_path / "speed_against_quality.json").read_text())
+    assert (found["batch"], found["guidance"]) == (10, 1.5)
+    assert [len(row["rates"]) for row in found["generators"]] == [2, 2]
+    scored = [json.loads((tmp_path / f"grid_{name}" / "scores.json").read_text()) for name in ("ar", "rear")]
+    assert [row["scores"] for row in found["generators"]] == [one["scores"]["samples"] for one in scored]
+    assert (tmp_path / "speed_against_quality.png").stat().st_size > 0
+
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/*/_CHECKPOINT_METADATA")}
+    assert len(made) >= 3
+    run("speed_against_quality.py", *flags)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/*/_CHECKPOINT_METADATA")} == made
 
 
 def test_what_does_not_fit_is_said(measure):

@@ -123,6 +123,15 @@ def test_the_scaling_study_changes_network_and_objective(size):
                 assert variant.train.optimizer.to_dict() == own.train.optimizer.to_dict()
 
 
+def test_the_scaling_study_on_imagenet_can_be_planned(tmp_path):
+    config = load(toy.ROOT / "configs" / "study_scaling.py", "imagenet")
+    config.plan.topology = "a100:8"
+    jobs.JOBS["plan"].check(config, tmp_path, ())
+    config.plan.topology = "a100:7"
+    with pytest.raises(RearError, match="choose a multiple of 7"):
+        jobs.JOBS["plan"].check(config, tmp_path, ())
+
+
 def test_the_scaling_study_names_its_sizes():
     with pytest.raises(RearError, match=r"there is no size 'large': .* :small, :imagenet"):
         load(toy.ROOT / "configs" / "study_scaling.py", "large")

@@ -96,11 +96,20 @@ def test_every_study_of_va_pi_begins_with_the_generator_as_it_was(name):
     assert config.method.name == ("ar" if name == "after_ar" else "rear")
 
 
-def test_the_rear_study_changes_the_objective_alone():
-    config = load(toy.ROOT / "configs" / "study_rear.py")
+@pytest.mark.parametrize(("name", "count"), [("few", 7), ("all", 4)])
+def test_the_rear_studies_change_the_objective_alone(name, count):
+    config = load(toy.ROOT / "configs" / "study_rear.py", name)
     assert all(list(changes) == ["method"] for changes in config.study.variants.values())
     assert config.sweep.confirm
-    assert len(set(map(str, config.study.variants.values()))) == len(config.study.variants) == 7
+    assert len(set(map(str, config.study.variants.values()))) == len(config.study.variants) == count
+
+
+def test_both_rear_studies_see_each_image_as_often():
+    images = {"few": 1200, "all": 12_000}
+    configs = {name: load(toy.ROOT / "configs" / "study_rear.py", name) for name in images}
+    assert [config.train.num_images for config in configs.values()] == [1200, 0]
+    epochs = {config.train.loop.steps * config.train.loop.batch_size / images[name] for name, config in configs.items()}
+    assert len(epochs) == 1
 
 
 @pytest.mark.parametrize("size", ["small", "imagenet"])

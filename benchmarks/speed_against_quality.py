@@ -140,11 +140,11 @@ def draw_plot(path: pathlib.Path, rows: list[dict[str, Any]], title: str) -> Non
             fill = dict(METHODS.values())[row["method"]]
             label = f"{row['method']}, {tokenizer} ({row['codes']} codes)"
             panel.plot(*point, "o", color=f"C{place}", fillstyle=fill, markersize=9, label=label)
-    panel.margins(0.15)
-    panel.set_xlim(left=0)
+    panel.margins(y=0.15)
+    panel.set_xlim(0, 1.1 * max(row["images_per_second"] for row in rows))
     panel.set_ylabel(f"{name}: lower is better", fontsize=8)
     finish_panel(panel, title, "images/s")
-    panel.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=3)
     save_figure(path, figure)
 
 

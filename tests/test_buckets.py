@@ -14,9 +14,13 @@ import urllib.request
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from rear_jax.config import default
 from rear_jax.errors import RearError
-from tests import toy
+from rear_jax.generators.janus import understanding_files
+from rear_jax.jobs import describe
+from tests import toy, toy_understanding
 
 pytestmark = pytest.mark.skipif("REAR_BUCKETS" not in os.environ, reason="needs a server of buckets, see .ci/buckets")
 
@@ -168,6 +172,67 @@ def test_parts_that_were_uploaded_are_used_again(sampled, unbroken):
 def test_other_jobs_run_there(sampled, prepared, flags):
     done = toy.finish(sampled, *(flag.format(sampled) for flag in flags), *prepared)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["codes.jsonl", "codes.npz"])
+def test_published_codes_are_imported_from_there(server, tmp_path, name):
+    from rear_jax.data.imports import Limits, open_import
+    from rear_jax.jobs import import_codes
+    from rear_jax.runtime import places
+
+    codes = np.random.default_rng(0).integers(0, 16, (30, 16))
+    rows = [{"class_id": number % 10, "tokens": row} for number, row in enumerate(codes.tolist())]
+    (tmp_path / "codes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    np.savez(tmp_path / "codes.npz", codes=codes, labels=np.arange(30) % 10)
+    there = places.place(f"gs://runs/published/{name}")
+    there.write_bytes((tmp_path / name).read_bytes())
+    import_codes.check(toy.config(import_codes__source=str(there)), tmp_path, ("tokenizer",))
+    ours, theirs = (open_import(place, Limits(16, 16, 10)) for place in (tmp_path / name, there))
+    assert (ours.num_images, ours.description) == (theirs.num_images, theirs.description)
+    for one, other in zip(ours.read(3, 20), theirs.read(3, 20), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_folder_of_published_codes_is_refused_there(server, tmp_path):
+    from rear_jax.jobs import import_codes
+    from rear_jax.runtime import places
+
+    places.place("gs://runs/published/folder/imagenet256_codes/0.npy").write_bytes(b"")
+    config = toy.config(import_codes__source="gs://runs/published/folder")
+    with pytest.raises(RearError, match="is a folder in a bucket, two objects an image: copy it to this machine"):
+        import_codes.check(config, tmp_path, ("tokenizer",))
+
+
+def test_a_reference_is_read_from_there(server, tmp_path):
+    from rear_jax.evaluation import reference
+    from rear_jax.runtime import places
+
+    images = np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), np.uint8)
+    np.savez(tmp_path / "reference.npz", arr_0=images)
+    there = places.place("gs://runs/published/reference.npz")
+    there.write_bytes((tmp_path / "reference.npz").read_bytes())
+    config = toy.config(evaluate__reference=str(there))
+    plan = reference.plan_reference(config, reference.outline_network(config.evaluate))
+    np.testing.assert_array_equal(np.concatenate(list(plan.images.batches(7))), images)
+    config.evaluate.reference = "gs://runs/published"
+    with pytest.raises(RearError, match="is a folder: give an"):
+        reference.plan_reference(config, reference.outline_network(config.evaluate))
+
+
+def test_what_describes_images_is_read_from_there(server, tmp_path):
+    from rear_jax.runtime import places
+
+    places.upload_folder(toy_understanding.folder(tmp_path / "janus"), places.place("gs://runs/janus"))
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "photos" / "a.png")
+    config = default()
+    config.describe.update(images=str(tmp_path / "photos"), weights="gs://runs/janus", max_tokens=6, dtype="float32")
+    describe.check(config, tmp_path / "run", ())
+    loaded = understanding_files.load("gs://runs/janus", placeholder_id=0, dtype="float32")
+    assert loaded.fingerprint == understanding_files.load(str(tmp_path / "janus"), placeholder_id=0, dtype="float32")[2]
+    config.describe.images = "gs://runs/photos"
+    with pytest.raises(RearError, match="gs://runs/photos' is no folder"):
+        describe.check(config, tmp_path / "run", ())
 
 
 def test_one_process_gets_the_lock(server, monkeypatch):

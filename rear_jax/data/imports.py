@@ -22,6 +22,7 @@ from typing import BinaryIO, Protocol
 import numpy as np
 
 from rear_jax.errors import RearError
+from rear_jax.runtime import places
 from rear_jax.runtime.array_files import ArrayArchive, open_npz, read_npy
 
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]  # codes [m, N], labels [m] and view indices [m], int32
@@ -102,6 +103,8 @@ def _format_of(path: Path) -> "type[JsonLines | NpyFolder | NpzFile]":
     if not path.exists():
         raise RearError(f"{path} does not exist: mend config.import_codes.source.")
     if path.is_dir():
+        if places.is_bucket(path):
+            raise RearError(f"{path} is a folder in a bucket, two objects an image: copy it to this machine.")
         return NpyFolder
     formats = {".jsonl": JsonLines, ".npz": NpzFile}
     if path.suffix not in formats or not path.is_file():
@@ -302,7 +305,7 @@ class NpzFile:
 
     def __init__(self, path: Path, limits: Limits):
         self._path, self._limits = path, limits
-        self.description = f"AliTok's archive, {path.stat().st_size} bytes"
+        self.description = f"AliTok's archive, {places.size(path)} bytes"
         codes, self._labels = self._arrays(path, ArrayArchive.read)
         self._codes = codes if codes.ndim == 3 else codes[:, None]
         self.num_images, self.num_views, _ = self._codes.shape

@@ -22,6 +22,7 @@ from rear_jax.errors import RearError
 from rear_jax.metrics import scores
 from rear_jax.metrics.features import FeatureExtractor, Network, load_network
 from rear_jax.metrics.statistics import Gaussian
+from rear_jax.runtime import places
 from rear_jax.runtime.atomic import atomic_file
 from rear_jax.runtime.progress import ProgressBar
 
@@ -97,7 +98,7 @@ def plan_reference(config: ConfigDict, network: Network) -> ReferencePlan:
     """
     settings, statistics = config.evaluate, None
     if settings.reference:
-        place = Path(settings.reference).expanduser()
+        place = places.place(settings.reference)
         if place.is_dir():
             raise RearError(
                 f"config.evaluate.reference = {settings.reference} is a folder: give an .npz of images, or leave it "

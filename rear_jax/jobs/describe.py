@@ -23,7 +23,7 @@ from rear_jax.errors import RearError
 from rear_jax.generators.janus import understanding_files
 from rear_jax.generators.janus.preprocess import normalised, on_a_square
 from rear_jax.generators.janus.understanding import Answering, Understanding, answer
-from rear_jax.runtime import local_devices
+from rear_jax.runtime import local_devices, places
 from rear_jax.runtime.progress import ProgressBar
 from rear_jax.text.janus_vocabulary import JanusVocabulary
 
@@ -111,7 +111,7 @@ def _names(images: Path) -> list[str]:
 
 def _vocabulary(settings: ConfigDict) -> JanusVocabulary:
     """Raises RearError where weights or vocabulary are missing, or the vocabulary is another one."""
-    weights = Path(settings.weights)
+    weights = places.place(settings.weights)
     if not settings.weights or not weights.exists():
         raise RearError(
             f"config.describe.weights = {settings.weights!r} does not exist: name the checkpoint of Janus-Pro, or its "

@@ -13,6 +13,7 @@ from rear_jax.data.codes import open_codes, write_codes
 from rear_jax.data.codes_header import HEADER, CodesHeader
 from rear_jax.data.imports import Limits, check_import, open_import
 from rear_jax.errors import RearError
+from rear_jax.runtime import places
 from rear_jax.runtime.atomic import write_json
 from rear_jax.runtime.progress import ProgressBar
 
@@ -65,7 +66,7 @@ def check(config: ConfigDict, workdir: Path, before: Collection[str]) -> None:
 def _source(config: ConfigDict) -> Path:
     if not config.import_codes.source:
         raise RearError("config.import_codes.source is not given: name a .jsonl file, a folder or an .npz file.")
-    return Path(config.import_codes.source).expanduser()
+    return places.place(config.import_codes.source)
 
 
 def _limits(config: ConfigDict, tokenizer: artifacts.Tokenizer) -> Limits:

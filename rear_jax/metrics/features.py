@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +16,7 @@ from ml_collections import ConfigDict
 
 from rear_jax.errors import RearError
 from rear_jax.metrics import efficientnet, inception
-from rear_jax.runtime import local_devices
+from rear_jax.runtime import local_devices, places
 from rear_jax.runtime.identity import fingerprint
 
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"  # the digits are those that its SHA-256 begins with
@@ -101,7 +100,7 @@ def _load_inception(settings: ConfigDict) -> Network:
             f"file {INCEPTION_FILE}."
         )
     params = inception.load(settings.inception)
-    with Path(settings.inception).open("rb") as file:
+    with places.local(settings.inception).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Network(inception_extractor(params), fingerprint(params, {}), digest)
 

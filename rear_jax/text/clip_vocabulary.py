@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Int
 
 from rear_jax.errors import RearError
+from rear_jax.runtime import places
 from rear_jax.runtime.extras import needed
 
 CONTEXT_LENGTH = 77  # positions of a text
@@ -94,7 +95,7 @@ def load(path: str, *, context_length: int = CONTEXT_LENGTH) -> CLIPVocabulary:
 
     Raises RearError: nothing usable is at `path`, or it is damaged.
     """
-    file = _located(Path(path).expanduser())
+    file = _located(places.place(path))
     if file.name.endswith(".gz"):
         merges = merges_of(_unzip(file), str(file))
         ids = ids_of(merges)
@@ -192,7 +193,7 @@ def _json(file: Path) -> dict[str, Any]:
 
 def _unzip(file: Path) -> str:
     try:
-        with gzip.open(file, "rb") as stream:
+        with gzip.open(places.local(file), "rb") as stream:
             content = stream.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
             raise ValueError(f"more than {MOST_BYTES} bytes unzipped")

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from rear_jax.errors import RearError
+from rear_jax.runtime import places
 from rear_jax.runtime.extras import needed
 from rear_jax.text.vocabulary import in_unicode
 
@@ -71,7 +72,8 @@ class JanusVocabulary:
 
         Raises RearError: the file is missing, too large, damaged, or the vocabulary of another network.
         """
-        self.path = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
+        place = places.place(path)
+        self.path = place / "tokenizer.json" if place.is_dir() else place
         content = _read(self.path)
         self._model = _model(content, self.path)
         for attribute, name in SPECIAL.items():
@@ -164,7 +166,7 @@ class JanusVocabulary:
 def _read(path: Path) -> bytes:
     if not path.is_file():
         raise RearError(f"There is no vocabulary {path}: {FROM_JANUS}.")
-    if (size := path.stat().st_size) > MOST_BYTES:
+    if (size := places.size(path)) > MOST_BYTES:
         raise RearError(f"{path} has {size / 2**20:.0f} MiB, more than any vocabulary: {FROM_JANUS}.")
     return path.read_bytes()
 

@@ -24,7 +24,9 @@ lock.BEAT, lock.STALE = float(sys.argv[2]), float(sys.argv[3])
 try:
     with lock.held(Path(sys.argv[1])):
         print("held", flush=True)
-        time.sleep(float(sys.argv[4]))
+        until = time.monotonic() + float(sys.argv[4])
+        while time.monotonic() < until:
+            time.sleep(0.05)  # a signal just before a sleep is heard after it
 except lock.RearError as error:
     print(error, flush=True)
 """

@@ -18,8 +18,11 @@ from matplotlib.figure import Figure
 
 from rear_jax.runtime.figures import finish_panel, save_figure
 
-AR, REAR, OTHER = "#8a8a8a", "#2f6db5", "#a9c4e4"
-COLORS = {"ar": AR, "rear": REAR}
+GREY, BLUE, PALE = "#8a8a8a", "#2f6db5", "#a9c4e4"
+NAMES = {"ar": "AR", "rear": "reAR", "rar": "RAR", "noise": "noise alone", "both_embeddings": "both embeddings"}
+NAMES |= {"shallow_embedding": "embedding, current code", "deep_embedding": "embedding, next code"}
+COLORS = {"ar": GREY, "rear": BLUE}
+PARTS = {"before": "before", "prior_only": "prior only", "both": "VA-π", "reward_only": "reward only"}
 BEST = "New samples at the best guidance of each run"
 UNGUIDED = "Samples without guidance"
 
@@ -48,7 +51,7 @@ def bars(panel: Axes, rows: dict[str, tuple[list[float], str]]) -> None:
 def draw_parts(panel: Axes, found: dict[str, list[dict]]) -> None:
     """The distance of each objective at the guidance that is best for it, the largest first."""
     rows = {
-        name.replace("_", " "): (distances(runs, BEST), COLORS.get(name, OTHER))
+        NAMES[name]: (distances(runs, BEST), COLORS.get(name, PALE))
         for name, runs in sorted(found.items(), key=lambda one: -statistics.fmean(distances(one[1], BEST)))
     }
     bars(panel, rows)
@@ -61,7 +64,7 @@ def draw_guidance(panel: Axes, found: dict[str, list[dict]]) -> None:
     scales = [1.0 if title == UNGUIDED else float(title.split()[3].rstrip(",")) for title in titles]
     for name, color in COLORS.items():
         seeds = [distances(found[name], title) for title in titles]
-        panel.plot(scales, [statistics.fmean(values) for values in seeds], color=color, marker="o", label=name)
+        panel.plot(scales, [statistics.fmean(values) for values in seeds], color=color, marker="o", label=NAMES[name])
         panel.fill_between(scales, list(map(min, seeds)), list(map(max, seeds)), color=color, alpha=0.2)
     panel.set_ylim(bottom=0)
     panel.legend(fontsize=8)
@@ -69,11 +72,9 @@ def draw_guidance(panel: Axes, found: dict[str, list[dict]]) -> None:
 
 
 def draw_post_training(panel: Axes, after_rear: dict[str, list[dict]], after_ar: dict[str, list[dict]]) -> None:
-    """The distance without guidance before and after VA-π, from a plain AR generator and from a reAR one."""
-    rows = {}
-    for name, found, color in (("ar", after_ar, AR), ("rear", after_rear, REAR)):
-        rows[name] = (distances(found["before"], UNGUIDED), color)
-        rows[f"{name}, then VA-π"] = (distances(found["both"], UNGUIDED), color)
+    """The distance without guidance before and after VA-π, from a reAR generator and from a plain AR one."""
+    rows = {f"reAR, {PARTS[part]}": (distances(after_rear[part], UNGUIDED), BLUE) for part in PARTS}
+    rows |= {f"AR, {PARTS[part]}": (distances(after_ar[part], UNGUIDED), GREY) for part in ("before", "both")}
     bars(panel, rows)
     finish_panel(panel, "post-training, no guidance", "distance from reconstructions (less is better)")
 
@@ -103,8 +104,8 @@ def main() -> None:
     draw_guidance(panels[1], rear)
     draw_post_training(panels[2], results(flags.long), results(flags.after_ar))
     below.suptitle("samples at guidance 3", fontsize=10)
-    for panel, (variant, name) in zip(below.subplots(2, 1), {"ar": "AR", "rear": "reAR"}.items(), strict=True):
-        draw_samples(panel, flags.rear / "seed_0" / variant, name)
+    for panel, variant in zip(below.subplots(2, 1), COLORS, strict=True):
+        draw_samples(panel, flags.rear / "seed_0" / variant, NAMES[variant])
     save_figure(flags.to, figure)
 
 

@@ -175,10 +175,12 @@ def test_a_study_runs_once_and_leaves_its_tables(tmp_path):
     results = json.loads((tmp_path / "study.json").read_text())["results"]
     assert [len(runs) for runs in results.values()] == [2, 2]
     first, second = results["before"]
-    assert list(first["scores"]) == ["Samples without guidance", "Samples at guidance 2, power 1"]
-    assert first["scores"] != second["scores"]
-    assert {"kl", "ratio", "clip_share", "entropy"} <= first["metrics"].keys()
-    assert first["metrics"]["kl"] == 0.0
+    *sampled, trained = first
+    assert sampled == ["Samples without guidance", "Samples at guidance 2, power 1"]
+    assert all(first[title] != second[title] for title in sampled)
+    assert trained.startswith("Training, means of the last")
+    assert {"kl", "ratio", "clip_share", "entropy"} <= first[trained].keys()
+    assert first[trained]["kl"] == 0.0
     page = (tmp_path / "study.md").read_text()
     assert page.count("| before |") == page.count("| both |") == 3
     score = tmp_path / "seed_1" / "both" / "sweep" / "1_1" / "scores.json"

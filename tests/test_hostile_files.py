@@ -1,42 +1,29 @@
-"""Damaged and hostile files of every format that is read here: one line or the right values, bounded memory and time.
+"""Damaged and hostile files of weights: one line or the right values, bounded memory and time.
 
-Each kind that was found by hand has a test; beside them valid files are changed at random.
+Each kind that was found by hand has a test here; `test_damaged_files.py` changes valid files at random.
 """
 
 import io
 import os
 import struct
-import time
-import tracemalloc
 import zipfile
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import hypothesis
-import hypothesis.strategies as st
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save, save_file
+from safetensors.numpy import save_file
 
 from rear_jax.errors import RearError
 from rear_jax.metrics import inception
 from rear_jax.runtime import array_files, files
-from rear_jax.weights import layout, shards, torch_writer
+from rear_jax.weights import layout, torch_writer
 from rear_jax.weights.torch_files import read_tensors
+from tests.hostile import VALUES, bounded, everything, write
 from tests.test_torch_files import DATA, Torch, write_zip
 
-VALUES = np.arange(24, dtype=np.float32).reshape(4, 6)
 STORAGE = ("storage", Torch.Global("torch", "FloatStorage"), "0", "cpu", 4)
 REBUILD = Torch.Global("torch._utils", "_rebuild_tensor_v2")
-MOST = 64 << 20  # bytes that reading a file of some kB may take
-LONGEST = 5.0  # seconds
-
-
-def write(path: Path, content: bytes) -> Path:
-    path.write_bytes(content)
-    return path
 
 
 def legacy(value: bytes) -> bytes:
@@ -58,32 +45,6 @@ def zip_of(pickled: bytes, *, elements: int = 4) -> bytes:
         archive.writestr("archive/data.pkl", pickled)
         archive.writestr("archive/data/0", b"\0" * 4 * elements)
     return stream.getvalue()
-
-
-def bounded(read: Callable[[], Any]) -> Any:
-    """What a function gives, or its RearError; fails on other errors, on two lines, and beyond LONGEST and MOST."""
-    tracemalloc.start()
-    begun = time.monotonic()
-    try:
-        found = read()
-    except RearError as error:
-        found = error
-    finally:
-        _, peak = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-    assert not isinstance(found, RearError) or "\n" not in str(found)
-    assert time.monotonic() - begun < LONGEST
-    assert peak < MOST
-    return found
-
-
-def everything(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a file; their outline must say what they are."""
-    tensors = shards.open_weights(path)
-    shapes = layout.outline(tensors)
-    found = {key: np.array(value) for key, value in tensors.items()}
-    assert {k: (v.shape, v.dtype) for k, v in found.items()} == {k: (v.shape, v.dtype) for k, v in shapes.items()}
-    return found
 
 
 NESTED = b"N" + b"\x85" * 50_000  # a tuple in a tuple in a tuple
@@ -271,156 +232,6 @@ def test_shapes_are_compared_before_convolutions_are_folded(tmp_path):
     norm = {f"Conv2d_1a_3x3.bn.{part}": np.ones(32, np.float32) for part in layout.BATCH_NORM}
     given = norm | {"Conv2d_1a_3x3.conv.weight": large}
     assert isinstance(bounded(lambda: inception.params_from(given)), RearError)
-
-
-def npz(**arrays: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    np.savez_compressed(stream, **arrays)
-    return stream.getvalue()
-
-
-def npy(shape: str, descr: str = "|u1", data: bytes = b"") -> bytes:
-    header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}".encode()
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + data
-
-
-def member(content: bytes, name: str = "a.npy", compression: int = zipfile.ZIP_DEFLATED) -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", compression) as archive:
-        archive.writestr(name, content)
-    return stream.getvalue()
-
-
-def changed(content: bytes, before: bytes, after: bytes) -> bytes:
-    assert before in content
-    return content.replace(before, after)
-
-
-WHOLE = npz(a=VALUES)
-BAD_NPZ = {
-    "cut": WHOLE[:-30],
-    "empty": b"",
-    "plain_npy": npy("(4,)", data=b"1234"),
-    "claims_1e13": member(npy("(10000000000000,)")),
-    "negative": member(npy("(-1,)")),
-    "bool_size": member(npy("(True,)", data=b"1")),
-    "float_size": member(npy("(1.0,)", data=b"1")),
-    "objects": member(npy("(1,)", "|O", b"12345678")),
-    "no_width": member(npy("(10000000000000,)", "|S0")),
-    "deep": member(npy("(" * 4000 + ")" * 4000)),
-    "text_member": member(b"hello", "a"),
-    "text_in_npy": member(b"hello"),
-    "dense": member(npy("(1000000000,)", data=b"\0" * 1000)),
-    "encrypted": changed(WHOLE, b"-\0\0\0\x08\0", b"-\0\x01\0\x08\0"),
-    "unknown_compression": changed(WHOLE, b"-\0\0\0\x08\0", b"-\0\0\0\x63\0"),
-}
-
-
-@pytest.mark.parametrize("name", BAD_NPZ)
-def test_damaged_npz(tmp_path, name):
-    path = write(tmp_path / "x.npz", BAD_NPZ[name])
-
-    def read():
-        with array_files.open_npz(path, "fetch it again") as arrays:
-            return arrays.read("a")
-
-    found = bounded(read)
-    assert isinstance(found, RearError)
-    assert "x.npz cannot be read" in str(found)
-
-
-@pytest.mark.parametrize("read", [array_files.read_npy, array_files.map_npy])
-def test_npy(tmp_path, read):
-    np.save(tmp_path / "a.npy", np.asfortranarray(VALUES))
-    np.testing.assert_array_equal(read(tmp_path / "a.npy", "x"), VALUES)
-    np.save(tmp_path / "b.npy", VALUES.astype(ml_dtypes.bfloat16))
-    assert read(tmp_path / "b.npy", "x").dtype == ml_dtypes.bfloat16
-    for content in (npy("(10000000000000,)"), npy("(4,)", data=b"123"), b"", b"PK\x03\x04", WHOLE):
-        path = write(tmp_path / "c.npy", content)
-        assert isinstance(bounded(lambda path=path: read(path, "x")), RearError)
-
-
-def valid_files() -> dict[str, bytes]:
-    """A small valid file of each format."""
-    torch = [DATA / name for name in ("state_dict_zip.pt", "train_state_legacy.pt")]
-    tensors = {"a": VALUES, "b": VALUES.astype(ml_dtypes.bfloat16)}
-    with zipfile.ZipFile(torch[0]) as archive:
-        pickled = next(archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
-    return {
-        "data.pkl": pickled,
-        **{path.name: path.read_bytes() for path in torch},
-        "a.safetensors": save(tensors),
-        "a.npz": npz(a=VALUES, b=np.arange(3)),
-        "a.npy": npy("(4, 2)", data=b"12345678"),
-    }
-
-
-@st.composite
-def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
-    """A valid file with some flipped bits, cut out, doubled or spliced parts, or other numbers."""
-    content = bytearray(whole)
-    for _ in range(draw(st.integers(1, 4))):
-        place, other = (draw(st.integers(0, len(content))) for _ in range(2))
-        start, stop = sorted((place, min(other, place + 64)))
-        kind = draw(st.sampled_from(["flip", "cut", "end", "double", "move", "number"]))
-        if kind == "flip" and place < len(content):
-            content[place] ^= 1 << draw(st.integers(0, 7))
-        elif kind == "cut":
-            del content[start:stop]
-        elif kind == "end":
-            del content[place:]
-        elif kind == "double":
-            content[start:start] = content[start:stop]
-        elif kind == "move":
-            content[other : other + stop - start] = content[start:stop]
-        else:
-            number = draw(st.sampled_from([0, 1, -1, 1 << 31, (1 << 63) - 1, 1 << 40]))
-            width = draw(st.sampled_from([1, 2, 4, 8]))
-            content[place : place + width] = (number % (1 << 8 * width)).to_bytes(width, "little")
-    return bytes(content)
-
-
-def read_any(path: Path) -> dict[str, np.ndarray]:
-    if path.suffix == ".npy":
-        return {"": array_files.read_npy(path, "x")}
-    if path.suffix != ".npz":
-        return everything(path)
-    with array_files.open_npz(path, "x") as arrays:
-        return {name: arrays.read(name) for name in arrays.members}
-
-
-def with_pickle(pickled: bytes) -> bytes:
-    """`state_dict_zip.pt` with another pickle and the right checksums."""
-    stream = io.BytesIO()
-    with zipfile.ZipFile(DATA / "state_dict_zip.pt") as whole, zipfile.ZipFile(stream, "w") as archive:
-        for name in whole.namelist():
-            archive.writestr(name, pickled if name.endswith("data.pkl") else whole.read(name))
-    return stream.getvalue()
-
-
-def fuzz(folder: Path, name: str, data: st.DataObject) -> None:
-    content = data.draw(damaged(valid_files()[name]))
-    path = write(folder / name, with_pickle(content) if name == "data.pkl" else content)
-    found = bounded(lambda: read_any(path))
-    assert isinstance(found, RearError | dict)
-
-
-IN_ONE_FOLDER = [hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow]
-
-
-@pytest.mark.parametrize("name", valid_files())
-@hypothesis.settings(deadline=None, max_examples=150, suppress_health_check=IN_ONE_FOLDER)
-@hypothesis.given(data=st.data())
-def test_damage_gives_one_line_or_values(tmp_path, name, data):
-    fuzz(tmp_path, name, data)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", valid_files())
-@hypothesis.settings(deadline=None, max_examples=5000, suppress_health_check=IN_ONE_FOLDER)
-@hypothesis.given(data=st.data())
-def test_damage_gives_one_line_or_values_at_length(tmp_path, name, data):
-    fuzz(tmp_path, name, data)
 
 
 def test_keys_that_are_not_printable_are_escaped(tmp_path):

@@ -1,15 +1,17 @@
-"""Draws docs/evidence.png: what reAR and VA-π give, each value with its seeds, from the workdirs of three studies.
+"""Draws the pictures of docs/evidence.md: what reAR and VA-π give, from the workdirs of three studies.
 
-    python benchmarks/evidence.py STUDY_REAR STUDY_VA_PI_LONG STUDY_VA_PI_AFTER_AR [--to=docs/evidence.png]
+    python benchmarks/evidence.py STUDY_REAR STUDY_VA_PI_LONG STUDY_VA_PI_AFTER_AR [--to=docs]
 
 The first is that of configs/study_rear.py, the others are those of configs/study_va_pi.py with :long and :after_ar. The
-distance is that of samples from held-out images after the tokenizer: it is what the generator alone loses. Below are
-samples at guidance 3, the first two of each class, of plain AR and of reAR with the first seed.
+distance is that of samples from held-out images after the tokenizer: it is what the generator alone loses. Dots are
+seeds. Samples are the first two of each class, with the first seed: of plain AR and reAR at guidance 3 in evidence.png,
+and of the parts of VA-π without guidance in evidence_va_pi.png.
 """
 
 import argparse
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -79,34 +81,42 @@ def draw_post_training(panel: Axes, after_rear: dict[str, list[dict]], after_ar:
     finish_panel(panel, "post-training, no guidance", "distance from reconstructions (less is better)")
 
 
-def draw_samples(panel: Axes, run: Path, name: str) -> None:
-    """The first two samples of each class at guidance 3, side by side."""
-    with np.load(run / "sweep" / "3_1" / "samples.npz") as samples:
-        images, labels = samples["arr_0"], samples["labels"]
-    first = [place for label in np.unique(labels) for place in np.flatnonzero(labels == label)[:2]]
-    panel.imshow(np.concatenate(images[first], axis=1), interpolation="nearest")
-    panel.set_ylabel(name, rotation=0, ha="right", va="center")
-    panel.set_xticks([])
-    panel.set_yticks([])
+def draw_samples(panels: Sequence[Axes], runs: dict[str, Path], guidance: str) -> None:
+    """Name -> a folder of samples at several scales: a row of the first two samples of each class."""
+    for panel, (name, run) in zip(panels, runs.items(), strict=True):
+        with np.load(run / "sweep" / f"{guidance}_1" / "samples.npz") as samples:
+            images, labels = samples["arr_0"], samples["labels"]
+        first = [place for label in np.unique(labels) for place in np.flatnonzero(labels == label)[:2]]
+        panel.imshow(np.concatenate(images[first], axis=1), interpolation="nearest")
+        panel.set_ylabel(name, rotation=0, ha="right", va="center")
+        panel.set_xticks([])
+        panel.set_yticks([])
+
+
+def draw_all(rear: Path, long: Path, after_ar: Path, to: Path) -> None:
+    """Both pictures."""
+    figure = Figure(figsize=(12.0, 4.5), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(3.0, 1.5))
+    panels = above.subplots(1, 3)
+    found = results(rear)
+    draw_parts(panels[0], found)
+    draw_guidance(panels[1], found)
+    draw_post_training(panels[2], results(long), results(after_ar))
+    below.suptitle("samples at guidance 3", fontsize=10)
+    draw_samples(below.subplots(2, 1), {NAMES[name]: rear / "seed_0" / name for name in COLORS}, "3")
+    save_figure(to / "evidence.png", figure)
+
+    figure = Figure(figsize=(12.0, 2.4), layout="constrained")
+    draw_samples(figure.subplots(len(PARTS), 1), {name: long / "seed_0" / part for part, name in PARTS.items()}, "1")
+    save_figure(to / "evidence_va_pi.png", figure)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("rear", "long", "after_ar"):
         parser.add_argument(name, type=Path, help="workdir of a study")
-    parser.add_argument("--to", type=Path, default=Path("docs/evidence.png"), help="the picture")
-    flags = parser.parse_args()
-    rear = results(flags.rear)
-    figure = Figure(figsize=(12.0, 4.5), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(3.0, 1.5))
-    panels = above.subplots(1, 3)
-    draw_parts(panels[0], rear)
-    draw_guidance(panels[1], rear)
-    draw_post_training(panels[2], results(flags.long), results(flags.after_ar))
-    below.suptitle("samples at guidance 3", fontsize=10)
-    for panel, variant in zip(below.subplots(2, 1), COLORS, strict=True):
-        draw_samples(panel, flags.rear / "seed_0" / variant, NAMES[variant])
-    save_figure(flags.to, figure)
+    parser.add_argument("--to", type=Path, default=Path("docs"), help="a folder")
+    draw_all(**vars(parser.parse_args()))
 
 
 if __name__ == "__main__":

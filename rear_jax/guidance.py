@@ -10,6 +10,8 @@ import jax.numpy as jnp
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+ROUNDING = 1e-6  # of float32 sums, as a share of the largest logit
+
 SCHEDULES = {
     "constant": lambda s, power: jnp.ones_like(s),
     "linear": lambda s, power: s,
@@ -62,16 +64,19 @@ def guide(
 def keep_top_k(logits: Float[Array, "*B K"], k: int | Int[Array, ""]) -> Float[Array, "*B K"]:
     """Removes (-inf) all but the k largest logits of each row; values tied with the k-th stay. k = 0 keeps all.
 
-    An array k is a traced argument: other values of it need no other program, and it costs a sort.
+    What is a rounding below the k-th stays too: a compiler may compute logits twice, once for the threshold and once to
+    compare, and round them in two ways. An array k is a traced argument: other values of it need no other program, and
+    it costs a sort.
     """
     size = logits.shape[-1]
     if isinstance(k, jax.Array):
-        threshold = jnp.take(jnp.sort(logits, axis=-1), size - jnp.clip(k, 1, size), axis=-1)[..., None]
-        return jnp.where((logits < threshold) & (k > 0), -jnp.inf, logits)
-    if k <= 0 or k >= size:
+        smallest = jnp.take(jnp.sort(logits, axis=-1), size - jnp.clip(k, 1, size), axis=-1)[..., None]
+    elif 0 < k < size:
+        smallest = jax.lax.top_k(logits, k)[0][..., -1:]
+    else:
         return logits
-    threshold = jax.lax.top_k(logits, k)[0][..., -1:]
-    return jnp.where(logits < threshold, -jnp.inf, logits)
+    largest = jnp.max(jnp.where(jnp.isfinite(logits), jnp.abs(logits), 0.0), axis=-1, keepdims=True)
+    return jnp.where((logits < smallest - ROUNDING * largest) & (k > 0), -jnp.inf, logits)
 
 
 def keep_top_p(logits: Float[Array, "*B K"], p: float | Float[Array, ""]) -> Float[Array, "*B K"]:

@@ -66,6 +66,25 @@ def test_top_p_known():
     np.testing.assert_array_equal(jnp.isfinite(guidance.keep_top_p(logits, 0.0)), [[False, True, False, False]])
 
 
+@pytest.mark.parametrize("traced", [False, True])
+def test_the_kth_code_stays_in_a_compiled_program(traced):
+    """A compiler may compute logits twice, once for the threshold, and round them in two ways."""
+    rng = np.random.default_rng(0)
+    weights, start = (jnp.asarray(rng.normal(size=(size, 16)).astype(np.float32)) for size in (16, 512))
+
+    @jax.jit
+    def kept(start, k):
+        def step(hidden, n):
+            conditional, unconditional = jnp.split(logits := hidden @ weights, 2)
+            weight = guidance.guidance_weight("power_cosine", 2.0, n, 64)
+            guided = guidance.guide(conditional, unconditional, weight) / 1.5
+            return jnp.tanh(logits + n), jnp.isfinite(guidance.keep_top_k(guided, k if traced else 9)).sum(-1)
+
+        return jax.lax.scan(step, start, jnp.arange(64.0))[1]
+
+    assert set(np.unique(kept(start, jnp.int32(9)))) == {9}
+
+
 @pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 20), st.floats(0.0, 1.0))

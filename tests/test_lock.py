@@ -17,9 +17,10 @@ from rear_jax.runtime import lock
 from tests import toy
 
 HOLD = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from rear_jax.runtime import lock
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which what a shell starts in the background does not have
 lock.BEAT, lock.STALE = float(sys.argv[2]), float(sys.argv[3])
 try:
     with lock.held(Path(sys.argv[1])):

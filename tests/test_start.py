@@ -27,6 +27,10 @@ NORMS = [(r"/scale$|^scale$", 1.0, 0.0)]
 BIASES = [(r"(^|/)bias$", 0.0, 0.0)]
 
 
+# our own: at the released hidden width of 2048 it is the authors' law
+PROJECTORS = [(r"_projector/layer[12]/kernel$", 0.0, lambda shape: LAW * (2048 / shape[0]) ** 0.5)]
+
+
 def fan_in(shape: tuple[int, ...]) -> float:
     return float(np.prod(shape[:-1])) ** -0.5
 
@@ -38,6 +42,7 @@ START = {
         *BIASES,
         (r"^cls_token$", 0.0, 0.0),
         (r"adaln/kernel$", 0.0, 0.0),
+        *PROJECTORS,
         (r"", 0.0, LAW),
     ],
     "generator llamagen": [
@@ -46,7 +51,7 @@ START = {
         (r"^null_caption$", 0.0, lambda shape: shape[-1] ** -0.5),
         (r"", 0.0, LAW),
     ],
-    "generator alitok": [*NORMS, *BIASES, (r"", 0.0, LAW)],
+    "generator alitok": [*NORMS, *BIASES, *PROJECTORS, (r"", 0.0, LAW)],
     "generator janus": [*NORMS, *BIASES, (r"^code_embeddings$", 0.0, 1.0), (r"", 0.0, LAW)],
     "tokenizer titok": [
         *NORMS,

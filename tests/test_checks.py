@@ -251,7 +251,7 @@ def study(variants, **changes) -> ConfigDict:
         ({"both": {}}, {"study__variant_jobs": ("posttrain", "sweep")}, "a sweep needs points"),
         ({"both": {}}, {"study__variant_jobs": ("sample", "evaluate")}, "must begin with a training job"),
         ({"both": {}}, {"study__variant_jobs": ("posttrain",)}, "must score samples"),
-        ({"both": {}}, {"study__jobs": ()}, "seed_0/generator does not exist"),
+        ({"both": {}}, {"study__jobs": ()}, "seed_0/both/generator does not exist"),
         ({"both": {"posttrain": {"loop": {"checkpoint_every": 0}}}}, {}, "loop.checkpoint_every = 0"),
     ],
 )

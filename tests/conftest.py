@@ -1,6 +1,7 @@
 """Shared settings of the suite: compiled programs are kept between tests, and tests see one CPU device."""
 
 import fcntl
+import logging
 import os
 import pathlib
 
@@ -13,6 +14,16 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".c
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # most are small: thousands of them
 
 from tests import toy
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was():
+    """Gives the project's logger back its level and handlers: the next test on this worker reads its lines as well."""
+    logger = logging.getLogger("rear_jax")
+    level, handlers, propagate = logger.level, logger.handlers[:], logger.propagate
+    yield
+    logger.setLevel(level)
+    logger.handlers, logger.propagate = handlers, propagate
 
 
 @pytest.fixture(scope="session")

@@ -31,12 +31,9 @@ def lines():
     found: list[str] = []
     logger, handler = logging.getLogger("rear_jax"), logging.Handler()
     handler.emit = lambda record: found.append(record.getMessage())
-    level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    yield found
-    logger.removeHandler(handler)
-    logger.setLevel(level)
+    return found
 
 
 @pytest.fixture

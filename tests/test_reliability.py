@@ -122,8 +122,6 @@ def test_a_log_without_room_is_an_error(tmp_path, small_files):
             logger.info("another line")
     finally:
         small_files(2**30)
-        logging.getLogger("rear_jax").handlers = []
-        logging.getLogger("rear_jax").propagate = True
 
 
 def same_end(workdir: Path, whole: Path, *, steps: Sequence[int] = (2, 4, 6, 8)) -> None:

@@ -241,13 +241,13 @@ class Checkpoints(Saved):
         return step, params
 
     def _require_finite(self, tree: Any, step: int) -> None:
-        """Raises RearError, in every process, where an array is NaN or infinite; one array after the other."""
+        """Raises RearError where an array is NaN or infinite; all processes that share the arrays must ask."""
         leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
         wrong = next((_name_of(path) for path, leaf in leaves if not _is_finite(leaf)), "")
-        if not distributed.everywhere(not wrong):
+        if wrong:
             raise RearError(
-                f"checkpoint {self._path(step)}: {wrong or 'an array'} is not finite (NaN or infinite): delete that "
-                "folder to go on from the one before it, if there is one."
+                f"checkpoint {self._path(step)}: {wrong} is not finite (NaN or infinite): delete that folder to go on "
+                "from the one before it, if there is one."
             )
 
     def close(self) -> None:
@@ -334,9 +334,14 @@ def _name_of(path: tuple) -> str:
 
 
 def _is_finite(leaf: jax.Array) -> bool:
-    """Whether all values that this process has of an array are numbers."""
-    parts = (shard.data for shard in leaf.addressable_shards if shard.replica_id == 0)
-    return not jnp.issubdtype(leaf.dtype, jnp.inexact) or all(bool(jnp.isfinite(part).all()) for part in parts)
+    """Whether all values of an array, on whatever devices, are numbers."""
+    return not jnp.issubdtype(leaf.dtype, jnp.inexact) or bool(_all_finite(leaf))
+
+
+@jax.jit
+def _all_finite(values: jax.Array) -> jax.Array:
+    """bool []; of the whole array: one part of it would be on other devices than those of the mesh around the caller."""
+    return jnp.isfinite(values).all()
 
 
 def _some(names: list[str]) -> str:

@@ -174,6 +174,39 @@ def test_other_jobs_run_there(sampled, prepared, flags):
     assert done.returncode == 0, done.stderr
 
 
+A_STUDY = """
+from ml_collections import ConfigDict
+from tests.test_study import study
+
+
+def get_config():
+    config = study({"ar": {}, "noise": {"method": {"name": "rear", "embedding_weight": 0.0}}})
+    config.study.update(jobs=(), variant_jobs=("train", "sample", "evaluate"))
+    config.sample.stage = "train"
+    return config
+"""
+
+
+def test_a_study_runs_there_and_goes_on(prepared, tmp_path):
+    """A run of one variant is lost: the second command makes it again, and no other one."""
+    from rear_jax.runtime import places
+
+    (tmp_path / "study.py").write_text(A_STUDY)
+    workdir = places.place("gs://runs/study")
+    flags = [f"--config={tmp_path / 'study.py'}", "--job=study", *prepared]
+    done = toy.finish(workdir, *flags)
+    assert done.returncode == 0, done.stderr
+    first, table = json.loads((workdir / "study.json").read_text()), (workdir / "study.md").read_text()
+    assert "| noise |" in table
+
+    (workdir / "seed_1" / "noise" / "generator").rmtree()
+    kept = (workdir / "seed_0" / "noise" / "metrics.jsonl").read_bytes()
+    done = toy.finish(workdir, *flags)
+    assert done.returncode == 0, done.stderr
+    assert (workdir / "seed_0" / "noise" / "metrics.jsonl").read_bytes() == kept
+    assert json.loads((workdir / "study.json").read_text()) == first
+
+
 @pytest.mark.parametrize("name", ["codes.jsonl", "codes.npz"])
 def test_published_codes_are_imported_from_there(server, tmp_path, name):
     from rear_jax.data.imports import Limits, open_import

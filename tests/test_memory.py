@@ -17,6 +17,7 @@ SMALL = (
     "fashion_t2i",
     "freedoom",
     "quickstart",
+    "study_freedoom",
     "study_rear",
     "study_scaling",
     "study_va_pi",

@@ -112,6 +112,13 @@ def test_both_rear_studies_see_each_image_as_often():
     assert len(epochs) == 1
 
 
+def test_the_freedoom_study_changes_the_objective_alone():
+    config = load(toy.ROOT / "configs" / "study_freedoom.py")
+    assert {name: list(changes) for name, changes in config.study.variants.items()} == {"ar": ["method"], "rear": []}
+    assert config.sweep.confirm
+    assert config.train.num_images % config.data.num_classes == 0
+
+
 @pytest.mark.parametrize("size", ["small", "imagenet"])
 def test_the_scaling_study_changes_network_and_objective(size):
     """The paper's networks are those of their own files; each is trained by both methods, the smallest first."""

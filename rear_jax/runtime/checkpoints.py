@@ -340,7 +340,7 @@ def _is_finite(leaf: jax.Array) -> bool:
 
 @jax.jit
 def _all_finite(values: jax.Array) -> jax.Array:
-    """bool []; of the whole array: one part of it would be on other devices than those of the mesh around the caller."""
+    """bool []; of the whole array, as one part of it would be on other devices than the mesh around the caller."""
     return jnp.isfinite(values).all()
 
 

@@ -18,7 +18,7 @@ from rear_jax.config.experiments import freedoom
 def get_config():
     config = freedoom()
     config.jobs = ("tokenizer", "tokenize", "study")
-    config.tokenizer_training.loop.update(steps=4000, checkpoint_every=500)
+    config.tokenizer_training.loop.update(steps=2500, checkpoint_every=500)
     config.model.update(width=128, depth=4, heads=4, mlp_width=512)
     config.method.projector_width = 128
     config.train.num_images = 3060

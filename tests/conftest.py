@@ -13,7 +13,16 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path.home() / ".cache" / "rear_jax_tests"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # most are small: thousands of them
 
+import jax
+
 from tests import toy
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_programs_of_other_files():
+    """Lets go of the compiled programs of a file: a worker that kept those of all slow tests grew to 9 GB."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(autouse=True)

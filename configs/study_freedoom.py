@@ -3,8 +3,8 @@
     pip install -e '.[freedoom]' && python -m rear_jax.data.freedoom --output=freedoom
     python -m rear_jax.main --config=configs/study_freedoom.py --workdir=DIR
 
-One tokenizer and its codes for all. Generators of 1.8M parameters learn from 3060 scenes, 45 of each map, and their
-mirror images: 0.9 codes for each parameter, where reAR-S has 1.6 on ImageNet. They see each scene 21 times.
+One tokenizer and its codes for all. Generators of 1.8M parameters learn from 2040 scenes, 30 of each map, and their
+mirror images: 0.6 codes for each parameter, where reAR-S has 1.6 on ImageNet. They see each scene 20 times.
 
 Samples are scored without guidance, and at the best of three scales, found on other samples. Their distance from
 reconstructions of held-out images is what the generator alone loses. What it gives is in docs/evidence.md.
@@ -21,8 +21,8 @@ def get_config():
     config.tokenizer_training.loop.update(steps=2500, checkpoint_every=500)
     config.model.update(width=128, depth=4, heads=4, mlp_width=512)
     config.method.projector_width = 128
-    config.train.num_images = 3060
-    config.train.loop.update(steps=4000, log_every=80, checkpoint_every=500)
+    config.train.num_images = 2040
+    config.train.loop.update(steps=2500, log_every=50, checkpoint_every=500)
     config.train.optimizer.update(learning_rate=2e-3)
     config.sample.update(stage="train", num_images=2040)
     config.evaluate.update(tokenizer=False, reconstructed_reference=True)

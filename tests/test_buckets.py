@@ -191,17 +191,17 @@ def test_a_study_runs_there_and_goes_on(prepared, tmp_path):
     """A run of one variant is lost: the second command makes it again, and no other one."""
     from rear_jax.runtime import places
 
-    (tmp_path / "study.py").write_text(A_STUDY)
+    config = tmp_path / "study.py"
+    config.write_text(A_STUDY)
     workdir = places.place("gs://runs/study")
-    flags = [f"--config={tmp_path / 'study.py'}", "--job=study", *prepared]
-    done = toy.finish(workdir, *flags)
+    done = toy.finish(workdir, "--job=study", *prepared, config=config)
     assert done.returncode == 0, done.stderr
     first, table = json.loads((workdir / "study.json").read_text()), (workdir / "study.md").read_text()
     assert "| noise |" in table
 
     (workdir / "seed_1" / "noise" / "generator").rmtree()
     kept = (workdir / "seed_0" / "noise" / "metrics.jsonl").read_bytes()
-    done = toy.finish(workdir, *flags)
+    done = toy.finish(workdir, "--job=study", *prepared, config=config)
     assert done.returncode == 0, done.stderr
     assert (workdir / "seed_0" / "noise" / "metrics.jsonl").read_bytes() == kept
     assert json.loads((workdir / "study.json").read_text()) == first

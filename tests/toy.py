@@ -90,9 +90,9 @@ def saved_state(folder: pathlib.Path) -> list[np.ndarray]:
     return jax.tree.leaves(reader.restore((newest / "state").resolve(), restore_args=on_host))
 
 
-def command(workdir, *flags: str) -> list[str]:
-    """The command line of the toy experiment."""
-    return [sys.executable, "-m", "rear_jax.main", f"--config={CONFIG}", f"--workdir={workdir}", *flags]
+def command(workdir, *flags: str, config: pathlib.Path = CONFIG) -> list[str]:
+    """The command line of the toy experiment, or of another config file."""
+    return [sys.executable, "-m", "rear_jax.main", f"--config={config}", f"--workdir={workdir}", *flags]
 
 
 def environment(devices: int = 1) -> dict[str, str]:
@@ -111,8 +111,7 @@ def start(workdir, *flags: str, devices: int = 1) -> subprocess.Popen:
     )
 
 
-def finish(workdir, *flags: str, devices: int = 1) -> subprocess.CompletedProcess:
-    """Runs the toy experiment in a process of its own to its end."""
-    return subprocess.run(
-        command(workdir, *flags), env=environment(devices), capture_output=True, text=True, timeout=300, check=False
-    )
+def finish(workdir, *flags: str, devices: int = 1, config: pathlib.Path = CONFIG) -> subprocess.CompletedProcess:
+    """Runs the toy experiment, or another one, in a process of its own to its end."""
+    line, variables = command(workdir, *flags, config=config), environment(devices)
+    return subprocess.run(line, env=variables, capture_output=True, text=True, timeout=300, check=False)

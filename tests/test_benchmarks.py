@@ -10,8 +10,10 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.errors import JaxRuntimeError
+from PIL import Image
 
 from rear_jax.plan import chips
 from tests.toy import ROOT, environment
@@ -152,6 +154,22 @@ def test_speed_against_quality(tmp_path):
     assert len(made) >= 3
     run("speed_against_quality.py", *flags)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/*/_CHECKPOINT_METADATA")} == made
+
+
+def test_the_sheet_of_a_study_has_a_block_for_each_kind_of_image(trained, tmp_path):
+    study, sheet = tmp_path / "study", tmp_path / "sheet.png"
+    for variant in ("ar", "rear"):
+        folder = study / "seed_0" / variant / "sweep" / "1_1"
+        folder.mkdir(parents=True)
+        images, labels = np.zeros((20, 32, 32, 3), np.uint8), np.arange(20) % 10
+        images[..., 0 if variant == "ar" else 1] = 255
+        np.savez(folder / "samples.npz", arr_0=images, labels=labels)
+    (study / "tokenizer").symlink_to(trained / "tokenizer")
+    run("freedoom_sheet.py", str(study), f"--config={ROOT}/tests/toy_config.py", f"--to={sheet}")
+    pixels = np.asarray(Image.open(sheet).convert("RGB")).reshape(-1, 3)
+    red, green = ((pixels == color).all(axis=1).sum() for color in ((255, 0, 0), (0, 255, 0)))
+    assert red == pytest.approx(green, rel=0.05)
+    assert red > len(pixels) / 20
 
 
 def test_what_does_not_fit_is_said(measure):

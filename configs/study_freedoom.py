@@ -6,7 +6,7 @@
 One tokenizer and its codes for all. Generators of 1.8M parameters learn from 2040 scenes, 30 of each map, and their
 mirror images: 0.6 codes for each parameter, where reAR-S has 1.6 on ImageNet. They see each scene 20 times.
 
-Samples are scored without guidance, and at the best of three scales, found on other samples. Their distance from
+Samples are scored without guidance, and at the best of five scales, found on other samples. Their distance from
 reconstructions of held-out images is what the generator alone loses. What it gives is in docs/evidence.md.
 """
 
@@ -26,7 +26,7 @@ def get_config():
     config.train.optimizer.update(learning_rate=2e-3)
     config.sample.update(stage="train", num_images=2040)
     config.evaluate.update(tokenizer=False, reconstructed_reference=True)
-    config.sweep.update(guidance_scale=(1.0, 1.5, 2.0), confirm=True)
+    config.sweep.update(guidance_scale=(1.0, 1.5, 2.0, 3.0, 5.0), confirm=True)
     config.analyze.diagnostics = ("accuracy",)
     config.analyze.noise_shares = (0.0, 0.1)
     config.study.update(seeds=(0, 1), jobs=(), variant_jobs=("train", "sweep", "analyze"), last=10)

@@ -8,8 +8,8 @@ ten, each of which they see 27 times: the paper trains for 400 epochs, and a gen
 has little to gain from regularisation.
 
 End --config=FILE with :all for ten times as many images and steps: all 12 000 images, each of them 27 times as well,
-for AR, noise alone, both terms and reAR. That is 0.6 codes for each parameter in the place of 0.06. reAR-S on ImageNet
-has 1.6, and it sees ten crops of each image.
+for AR and reAR. That is 0.6 codes for each parameter in the place of 0.06. reAR-S on ImageNet has 1.6, and it sees ten
+crops of each image.
 
 Samples are scored without guidance, and at the best of four scales, found on other samples. Their distance from
 reconstructions of held-out images is what the generator alone loses: from real images, most of it is the tokenizer's.
@@ -35,7 +35,7 @@ VARIANTS = {
 
 STUDIES = {  # name -> images (0 = all), steps, variants
     "few": (1200, 1000, tuple(VARIANTS)),
-    "all": (0, 10_000, ("ar", "noise", "both_embeddings", "rear")),
+    "all": (0, 10_000, ("ar", "rear")),
 }
 
 

@@ -22,13 +22,18 @@ Runs = Mapping[str, Sequence[Path]]  # name of a variant -> the folders of its r
 Lines = dict[str, tuple[list[int], np.ndarray]]  # name of a variant -> logged steps, and values [runs, steps]
 
 
+def networks_of(variants: Mapping[str, Mapping]) -> dict[str, str]:
+    """Variant -> its network: equal texts for those that change `model` alike."""
+    return {name: repr(changes.get("model")) for name, changes in variants.items()}
+
+
 def styles(variants: Mapping[str, Mapping]) -> dict[str, dict[str, str]]:
     """How the line of each variant is drawn, by the settings that it changes.
 
     Where networks (`model`) differ, each has a colour; each set of other changes then has a style of line, and no other
     change a solid line. Otherwise, each variant has a colour.
     """
-    networks = {name: repr(changes.get("model")) for name, changes in variants.items()}
+    networks = networks_of(variants)
     others = {name: {k: v for k, v in changes.items() if k != "model"} for name, changes in variants.items()}
     colours = list(dict.fromkeys(networks.values()))
     if len(colours) == 1:

@@ -43,14 +43,16 @@ def run(config: ConfigDict, workdir: Path, jobs: Mapping[str, Job]) -> None:
       drawn, in `study_distances.png`;
     - the last logged metrics.
 
-    Each has a row for each variant, with mean ± standard deviation over seeds, and says what differs from the first.
+    Each has a row for each variant, with mean ± standard deviation over seeds, and says what differs from the first
+    row, or from the first row of the same network where networks are trained in several ways.
 
     Raises RearError: a variant is none of this experiment, a job is unknown, or a folder was made by other settings.
     """
     study = config.study
     _check_settings(study, jobs)
     plans = {seed: _plan(config, workdir, seed) for seed in study.seeds}
-    results = {name: [] for name in _in_order(study.variants)}
+    variants_in_order = {name: study.variants[name].to_dict() for name in _in_order(study.variants)}
+    results = {name: [] for name in variants_in_order}
     for seed, (base, variants) in plans.items():
         folder = workdir / f"seed_{seed}"
         _claim(folder, base)
@@ -63,8 +65,8 @@ def run(config: ConfigDict, workdir: Path, jobs: Mapping[str, Job]) -> None:
                 jobs[job].run(variant, folder / name)
             results[name].append(_result(folder / name, study))
     write_json(workdir / "study.json", {"results": results, "config": config.to_dict()})
-    page = _page(results)
-    save_page(workdir / "study.md", "Study", "\n".join([page, *_draw(workdir, study)]))
+    page = _page(results, _references(variants_in_order))
+    save_page(workdir / "study.md", "Study", "\n".join([page, *_draw(workdir, study, variants_in_order)]))
     log.info("study: wrote %s\n%s", workdir / "study.md", page)
 
 
@@ -214,33 +216,45 @@ def _predictions(folder: Path, study: ConfigDict) -> dict[str, dict[str, float]]
     return tables
 
 
-def _page(results: dict[str, list[dict]]) -> str:
+def _references(variants: Mapping[str, Mapping]) -> dict[str, str]:
+    """Variant -> the one that it is compared with: the first, or the first of its network if networks have several."""
+    networks = curves.networks_of(variants)
+    if len(set(networks.values())) == len(variants):
+        return dict.fromkeys(variants, next(iter(variants)))
+    firsts: dict[str, str] = {}
+    return {name: firsts.setdefault(network, name) for name, network in networks.items()}
+
+
+def _page(results: dict[str, list[dict]], references: Mapping[str, str]) -> str:
     """study.md: a table for each title."""
     tables = {}
     for title in next(iter(results.values()))[0]:
-        tables[title] = table({name: [run[title] for run in runs] for name, runs in results.items()})
-    first = next(iter(results)).replace("_", " ")
-    note = f"\\* differs from {first!r} beyond chance: Welch's t-test over seeds, p < {SIGNIFICANT}."
+        tables[title] = table({name: [run[title] for run in runs] for name, runs in results.items()}, references)
+    firsts = [repr(name.replace("_", " ")) for name in dict.fromkeys(references.values())]
+    what = firsts[0] if len(firsts) == 1 else f"the first row of the same network ({', '.join(firsts)})"
+    note = f"\\* differs from {what} beyond chance: Welch's t-test over seeds, p < {SIGNIFICANT}."
     return "\n".join([*(f"## {title}\n\n{text}\n" for title, text in tables.items()), note, ""])
 
 
-def table(rows: dict[str, list[dict[str, float]]]) -> str:
+def table(rows: dict[str, list[dict[str, float]]], references: Mapping[str, str]) -> str:
     """A Markdown table: a row for each variant, a column for each value, mean ± standard deviation over its runs.
 
-    A star marks what differs from the first row by more than the spread over the runs explains: Welch's t-test with
-    p < 0.05, two-sided. One mark in twenty is chance. A value that a variant does not have is left empty.
+    A star marks what differs from the row of `references[variant]` by more than the spread over the runs explains:
+    Welch's t-test with p < 0.05, two-sided. One mark in twenty is chance. A value that a variant does not have is left
+    empty.
     """
     columns = list(dict.fromkeys(name for runs in rows.values() for name in runs[0]))
-    first = next(iter(rows.values()))
 
-    def cell(runs: list[dict[str, float]], column: str) -> str:
-        if column not in runs[0]:
+    def cell(variant: str, column: str) -> str:
+        if column not in rows[variant][0]:
             return ""
-        values, others = [run[column] for run in runs], [run[column] for run in first if column in run]
-        mark = " \\*" if runs is not first and others and _differ(values, others) else ""
-        return f"{statistics.fmean(values):.4g} ± {statistics.stdev(values):.2g}{mark}"
+        values = [run[column] for run in rows[variant]]
+        others = [run[column] for run in rows[references[variant]] if column in run]
+        mark = " \\*" if others and _differ(values, others) else ""
+        spread = float(f"{statistics.stdev(values):.2g}")  # two digits, and 130 is not shown as 1.3e+02
+        return f"{statistics.fmean(values):.4g} ± {spread:g}{mark}"
 
-    lines = [[name.replace("_", " "), *(cell(runs, column) for column in columns)] for name, runs in rows.items()]
+    lines = [[name.replace("_", " "), *(cell(name, column) for column in columns)] for name in rows]
     return figures.table(["variant", *columns], lines)
 
 
@@ -254,10 +268,10 @@ def _differ(values: list[float], others: list[float]) -> bool:
         return bool(ttest_ind(values, others, equal_var=False).pvalue < SIGNIFICANT)
 
 
-def _draw(workdir: Path, study: ConfigDict) -> list[str]:
+def _draw(workdir: Path, study: ConfigDict, variants: Mapping[str, Mapping]) -> list[str]:
     """Draws the curves; the lines of study.md that show them."""
-    runs = {name: [workdir / f"seed_{seed}" / name for seed in study.seeds] for name in _in_order(study.variants)}
-    looks = curves.styles({name: study.variants[name].to_dict() for name in runs})
+    runs = {name: [workdir / f"seed_{seed}" / name for seed in study.seeds] for name in variants}
+    looks = curves.styles(variants)
     curves.draw(workdir / "study.png", runs, looks, study.variant_jobs[0])
     shown = ["![Curves, a line for each variant](study.png)"]
     if study.variant_jobs[0] == "train" and curves.watched_scores(runs):

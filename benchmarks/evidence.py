@@ -81,16 +81,21 @@ def draw_post_training(panel: Axes, after_rear: dict[str, list[dict]], after_ar:
     finish_panel(panel, "post-training, no guidance", "distance from reconstructions (less is better)")
 
 
+def show_image(panel: Axes, image: np.ndarray, name: str) -> None:
+    """An image (uint8 [H, W, 3]) with its name on the left, without axes."""
+    panel.imshow(image, interpolation="nearest")
+    panel.set_ylabel(name, rotation=0, ha="right", va="center")
+    panel.set_xticks([])
+    panel.set_yticks([])
+
+
 def draw_samples(panels: Sequence[Axes], runs: dict[str, Path], guidance: str) -> None:
     """Name -> a folder of samples at several scales: a row of the first two samples of each class."""
     for panel, (name, run) in zip(panels, runs.items(), strict=True):
         with np.load(run / "sweep" / f"{guidance}_1" / "samples.npz") as samples:
             images, labels = samples["arr_0"], samples["labels"]
         first = [place for label in np.unique(labels) for place in np.flatnonzero(labels == label)[:2]]
-        panel.imshow(np.concatenate(images[first], axis=1), interpolation="nearest")
-        panel.set_ylabel(name, rotation=0, ha="right", va="center")
-        panel.set_xticks([])
-        panel.set_yticks([])
+        show_image(panel, np.concatenate(images[first], axis=1), name)
 
 
 def draw_all(rear: Path, long: Path, after_ar: Path, to: Path) -> None:

@@ -9,6 +9,7 @@ column is a map. Samples are those of the first seed.
 import argparse
 from pathlib import Path
 
+import evidence
 import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
@@ -18,7 +19,6 @@ from rear_jax.config import files
 from rear_jax.data.sources import open_split
 from rear_jax.runtime.figures import save_figure
 
-NAMES = {"ar": "AR", "rear": "reAR"}
 COLUMNS, ROWS = 14, 2  # maps, and images of each
 
 
@@ -44,15 +44,12 @@ def draw(config: str, study: Path, guidance: str, to: Path) -> None:
     images, reconstructed, labels = real_images(files.load(config), study / "tokenizer")
     classes = np.unique(labels)
     blocks = {"held out": grid(images, labels, classes), "tokenizer": grid(reconstructed, labels, classes)}
-    for variant, name in NAMES.items():
+    for variant in ("ar", "rear"):
         with np.load(study / "seed_0" / variant / "sweep" / f"{guidance}_1" / "samples.npz") as samples:
-            blocks[name] = grid(samples["arr_0"], samples["labels"], classes)
+            blocks[evidence.NAMES[variant]] = grid(samples["arr_0"], samples["labels"], classes)
     figure = Figure(figsize=(12.0, 7.2), layout="constrained")
     for panel, (name, block) in zip(figure.subplots(len(blocks), 1), blocks.items(), strict=True):
-        panel.imshow(block, interpolation="nearest")
-        panel.set_ylabel(name, rotation=0, ha="right", va="center")
-        panel.set_xticks([])
-        panel.set_yticks([])
+        evidence.show_image(panel, block, name)
     save_figure(to, figure)
 
 

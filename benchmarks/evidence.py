@@ -1,11 +1,12 @@
-"""Draws the pictures of docs/evidence.md: what reAR and VA-π give, from the workdirs of three studies.
+"""Draws the pictures of docs/evidence.md: what reAR and VA-π give, from the workdirs of four studies.
 
-    python benchmarks/evidence.py STUDY_REAR STUDY_VA_PI_LONG STUDY_VA_PI_AFTER_AR [--to=docs]
+    python benchmarks/evidence.py STUDY_REAR STUDY_REAR_ALL STUDY_VA_PI_LONG STUDY_VA_PI_AFTER_AR [--to=docs]
 
-The first is that of configs/study_rear.py, the others are those of configs/study_va_pi.py with :long and :after_ar. The
-distance is that of samples from held-out images after the tokenizer: it is what the generator alone loses. Dots are
-seeds. Samples are the first two of each class, with the first seed: of plain AR and reAR at guidance 3 in evidence.png,
-and of the parts of VA-π without guidance in evidence_va_pi.png.
+The first two are those of configs/study_rear.py, without and with :all, the others those of configs/study_va_pi.py with
+:long and :after_ar. The distance is that of samples from held-out images after the tokenizer: it is what the generator
+alone loses. Dots are seeds, and so are the edges of bands. Samples are the first two of each class, with the first
+seed: of plain AR and reAR at guidance 3 in evidence.png, and of the parts of VA-π without guidance in
+evidence_va_pi.png.
 """
 
 import argparse
@@ -60,14 +61,16 @@ def draw_parts(panel: Axes, found: dict[str, list[dict]]) -> None:
     finish_panel(panel, "objectives, each at its best guidance", "distance from reconstructions (less is better)")
 
 
-def draw_guidance(panel: Axes, found: dict[str, list[dict]]) -> None:
-    """The distance against the scale of guidance, for plain AR and reAR."""
-    titles = [title for title in found["ar"][0] if title == UNGUIDED or title.startswith("Samples at guidance")]
-    scales = [1.0 if title == UNGUIDED else float(title.split()[3].rstrip(",")) for title in titles]
-    for name, color in COLORS.items():
-        seeds = [distances(found[name], title) for title in titles]
-        panel.plot(scales, [statistics.fmean(values) for values in seeds], color=color, marker="o", label=NAMES[name])
-        panel.fill_between(scales, list(map(min, seeds)), list(map(max, seeds)), color=color, alpha=0.2)
+def draw_guidance(panel: Axes, studies: dict[str, tuple[dict[str, list[dict]], str]]) -> None:
+    """The distance against the scale of guidance, for plain AR and reAR; training images -> a study, style of line."""
+    for images, (found, style) in studies.items():
+        titles = [title for title in found["ar"][0] if title == UNGUIDED or title.startswith("Samples at guidance")]
+        scales = [1.0 if title == UNGUIDED else float(title.split()[3].rstrip(",")) for title in titles]
+        for variant, color in COLORS.items():
+            seeds = [distances(found[variant], title) for title in titles]
+            means = [statistics.fmean(values) for values in seeds]
+            panel.plot(scales, means, style, color=color, marker="o", label=f"{NAMES[variant]}, {images} images")
+            panel.fill_between(scales, list(map(min, seeds)), list(map(max, seeds)), color=color, alpha=0.2)
     panel.set_ylim(bottom=0)
     panel.legend(fontsize=8)
     finish_panel(panel, "distance against guidance", "scale of guidance")
@@ -98,17 +101,17 @@ def draw_samples(panels: Sequence[Axes], runs: dict[str, Path], guidance: str) -
         show_image(panel, np.concatenate(images[first], axis=1), name)
 
 
-def draw_all(rear: Path, long: Path, after_ar: Path, to: Path) -> None:
+def draw_all(few: Path, every: Path, long: Path, after_ar: Path, to: Path) -> None:
     """Both pictures."""
     figure = Figure(figsize=(12.0, 4.5), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=(3.0, 1.5))
     panels = above.subplots(1, 3)
-    found = results(rear)
+    found = results(few)
     draw_parts(panels[0], found)
-    draw_guidance(panels[1], found)
+    draw_guidance(panels[1], {"1200": (found, "-"), "12 000": (results(every), "--")})
     draw_post_training(panels[2], results(long), results(after_ar))
     below.suptitle("samples at guidance 3", fontsize=10)
-    draw_samples(below.subplots(2, 1), {NAMES[name]: rear / "seed_0" / name for name in COLORS}, "3")
+    draw_samples(below.subplots(2, 1), {NAMES[name]: few / "seed_0" / name for name in COLORS}, "3")
     save_figure(to / "evidence.png", figure)
 
     figure = Figure(figsize=(12.0, 2.4), layout="constrained")
@@ -118,7 +121,7 @@ def draw_all(rear: Path, long: Path, after_ar: Path, to: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("rear", "long", "after_ar"):
+    for name in ("few", "every", "long", "after_ar"):
         parser.add_argument(name, type=Path, help="workdir of a study")
     parser.add_argument("--to", type=Path, default=Path("docs"), help="a folder")
     draw_all(**vars(parser.parse_args()))

@@ -6,6 +6,8 @@ Each kind that was found by hand has a test here; `test_damaged_files.py` change
 import io
 import os
 import struct
+import time
+import tracemalloc
 import zipfile
 from typing import Any
 
@@ -209,6 +211,35 @@ def test_weights_are_finite(value):
     changed[2, 3] = value
     with pytest.raises(RearError, match="w is not finite"):
         layout.from_torch({"w": changed}, {"w": VALUES}, lambda path: layout.TorchName(path[0]))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("shape", [(), (7,), (3_000_000,), (1500, 2000), (3, 3, 300, 400)])
+@pytest.mark.parametrize("view", ["whole", "transposed", "every second"])
+def test_one_nan_is_found_in_every_layout(shape, dtype, view):
+    whole = np.zeros(shape, dtype)
+    value = {"whole": whole, "transposed": whole.T, "every second": whole[..., ::2] if shape else whole}[view]
+    layout.require_finite(value, "w", "x.pt")
+    value[(-1,) * value.ndim] = np.nan
+    with pytest.raises(RearError, match=r"x\.pt: w is not finite"):
+        layout.require_finite(value, "w", "x.pt")
+
+
+def test_an_empty_tensor_is_finite():
+    layout.require_finite(np.zeros((0, 4), np.float32), "w", "x.pt")
+
+
+def test_the_search_for_nan_takes_little_memory_and_time():
+    """A long vector is not searched value by value, and a view in another order is not copied."""
+    value = np.zeros((4000, 16_000), np.float32).T
+    tracemalloc.start()
+    since = time.perf_counter()
+    layout.require_finite(value, "w", "x.pt")
+    layout.require_finite(np.zeros(4_000_000, np.float16), "w", "x.pt")
+    seconds, (_, peak) = time.perf_counter() - since, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 32 * 2**20
+    assert seconds < 2
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])

@@ -92,6 +92,7 @@ _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _FLOAT8 = {np.dtype(t) for t in (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)}
 LINEAR = (1, 0)  # PyTorch [out, in] -> Flax [in, out]
 BATCH_NORM = ("weight", "bias", "running_mean", "running_var")  # tensors of PyTorch's layer
+_VALUES_AT_ONCE = 1 << 20  # that are searched for NaN
 CONV = (2, 3, 1, 0)  # PyTorch [out, in, kh, kw] -> Flax [kh, kw, in, out]
 
 
@@ -173,8 +174,9 @@ def is_float(dtype: np.dtype) -> bool:
 
 
 def require_finite(value: np.ndarray, key: str, source: str) -> None:
-    """Raises RearError where a tensor has a value that is NaN or infinite; slice after slice, to save memory."""
-    if not all(np.isfinite(part).all() for part in np.atleast_1d(value)):
+    """Raises RearError where a tensor has a value that is NaN or infinite; part after part, to save memory."""
+    flags = ("external_loop", "buffered", "zerosize_ok")
+    if not all(np.isfinite(part).all() for part in np.nditer(value, flags, order="K", buffersize=_VALUES_AT_ONCE)):
         raise RearError(f"{source}: {key} is not finite (NaN or infinite); fetch the file again.")
 
 

@@ -90,9 +90,9 @@ class Layout:
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _FLOAT8 = {np.dtype(t) for t in (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)}
+_VALUES_AT_ONCE = 1 << 20  # that are searched for NaN
 LINEAR = (1, 0)  # PyTorch [out, in] -> Flax [in, out]
 BATCH_NORM = ("weight", "bias", "running_mean", "running_var")  # tensors of PyTorch's layer
-_VALUES_AT_ONCE = 1 << 20  # that are searched for NaN
 CONV = (2, 3, 1, 0)  # PyTorch [out, in, kh, kw] -> Flax [kh, kw, in, out]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rear_jax.errors import RearError
+from rear_jax.runtime import checkpoints as checkpoint_files
 from rear_jax.runtime import checksums
 from rear_jax.runtime.checkpoints import Checkpoints, Saved, abstract
 from rear_jax.training.state import TrainState
@@ -33,6 +34,13 @@ def test_finite_parameters_are_read(tmp_path):
     step, params = saved(tmp_path, PARAMS).restore_params(like())
     assert step == 1
     assert params["layer"]["kernel"].sum() == 15
+
+
+@pytest.mark.parametrize(("values", "gigabytes"), [(0, 1), (10, 1), (249_999_999, 1), (250_000_000, 2), (10**9, 5)])
+def test_the_largest_array_can_be_read_and_not_much_more(monkeypatch, values, gigabytes):
+    sizes = {"largest": jax.ShapeDtypeStruct((values,), jnp.float32), "step": jax.ShapeDtypeStruct((), jnp.int32)}
+    monkeypatch.setattr(checkpoint_files, "_saved_tree", lambda _: sizes)
+    assert checkpoint_files._gigabytes_at_once(None) == gigabytes  # orbax refuses an array of as many bytes as that
 
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])

@@ -81,7 +81,8 @@ def noise_in_bfloat16(shape: tuple[int, ...], seed: int) -> np.ndarray:
 def test_a_janus_of_full_size_goes_out_onto_its_own_file(tmp_path):
     """4.2 GB in bfloat16, of which the generator becomes 5.9 GB in float32.
 
-    Reading the file takes 6.6 GB. More is what orbax needs to write and to read 5.9 GB. The export adds nothing to it.
+    Reading the file takes 6.6 GB. More is what orbax needs: 10.0 GB to write 5.9 GB, and 8.6 GB to read them.
+    The export adds nothing to it.
     """
     config = load(toy.ROOT / "configs" / "va_pi_janus_pro_1b.py")
     shapes = {key: tensor.shape for key, tensor in toy_janus.shapes(config).items()} | OTHERS
@@ -99,4 +100,5 @@ def test_a_janus_of_full_size_goes_out_onto_its_own_file(tmp_path):
     assert list(found) == list(shapes)
     for seed, (key, shape) in enumerate(shapes.items()):
         assert np.array_equal(found[key].view(np.uint16), noise_in_bfloat16(shape, seed).view(np.uint16)), key
-    assert max(peaks) < 1.75 * read, f"{[peak / 1e9 for peak in peaks]} GB for {read / 1e9:.1f} GB of weights"
+    assert peaks[0] < 1.75 * read, f"{peaks[0] / 1e9} GB to convert {read / 1e9:.1f} GB of weights"
+    assert peaks[1] < 1.55 * read, f"{peaks[1] / 1e9} GB to export {read / 1e9:.1f} GB of weights"

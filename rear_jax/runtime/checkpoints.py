@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -218,8 +219,8 @@ class Checkpoints(Saved):
 
         def read(folder: epath.Path) -> tuple[Any, dict]:
             self._refuse_other_state(folder, like, record)
-            state = ocp.StandardCheckpointHandler().restore(folder / STATE, args=ocp.args.StandardRestore(like))
-            return state, _read_checksums(folder)
+            handler = ocp.StandardCheckpointHandler(restore_concurrent_gb=_gigabytes_at_once(folder / STATE))
+            return handler.restore(folder / STATE, args=ocp.args.StandardRestore(like)), _read_checksums(folder)
 
         step, (state, _) = self._newest_readable(read, distributed.everywhere, lambda found: _changed(*found))
         self._set_aside([later for later in self.steps() if later > step], step)
@@ -232,9 +233,11 @@ class Checkpoints(Saved):
         restore_args = ocp.checkpoint_utils.construct_restore_args({name: like})
         args = ocp.args.PyTreeRestore({name: like}, restore_args=restore_args, partial_restore=True)
         self.refuse_other_params(like, ema=ema)
+        folder = self._path(step)
         with self._reading(step):
-            params = self._manager.restore(step, args=ocp.args.Composite(state=args))[STATE][name]
-            kept = _read_checksums(self._path(step))
+            handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_gigabytes_at_once(folder / STATE))
+            params = handler.restore(folder / STATE, args=args)[name]
+            kept = _read_checksums(folder)
         if changed := _changed({name: params}, kept):
             raise self._unreadable(step, ValueError(changed))
         self._require_finite(params, step)
@@ -305,6 +308,15 @@ def _changed(tree: Any, kept: dict) -> str:
 def _saved_tree(state: epath.Path) -> dict:
     """What a saved state is made of: names, shapes and dtypes."""
     return ocp.PyTreeCheckpointHandler().metadata(state).tree
+
+
+def _gigabytes_at_once(state: epath.Path) -> int:
+    """How much of a saved state orbax may read at a time, to save memory: its largest array fits, all do not.
+
+    What is being read lies in memory two or three times: as it was packed, unpacked, and where it belongs.
+    """
+    arrays = jax.tree.leaves(_saved_tree(state))
+    return 1 + max((math.prod(one.shape) * one.dtype.itemsize for one in arrays), default=0) // 10**9
 
 
 def _other_entries(state: epath.Path, like: Any, *, partial: bool = False) -> str:

@@ -124,6 +124,6 @@ SLOW = [  # (beginning, what is repeated): each makes some plain expression, or 
 @pytest.mark.parametrize("end", ["", "é"])
 def test_no_text_takes_long(start, part, end):
     text = start + part * (10_000 // len(part)) + end
-    since = time.perf_counter()
+    since = time.process_time()
     clean(text)
-    assert time.perf_counter() - since < 1
+    assert time.process_time() - since < 1
